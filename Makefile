@@ -1,0 +1,71 @@
+# Each target works alone on a machine with Python 3.11+ and make: it makes .venv, installs what it needs, runs.
+PYTHON ?= python3
+PROMPT ?= a red apple on a blue background
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+QUIET := $(if $(CI),-q)
+# Stamps say which installs are done; they are out of date once the pins change.
+MADE := $(VENV)/.made
+CORE := $(VENV)/.installed-core
+DEV := $(VENV)/.installed-dev
+PINS := pyproject.toml constraints.txt
+
+export PROMPT
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test slow lint format types wheel-check check hooks clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1 \t\2/' | expand -t 22
+
+demo: $(CORE) ## draw PROMPT by plain decoding and by Hawk from one seed, side by side, into ./demo/
+	$(BIN)/hawk compare "$$PROMPT" -o demo/
+
+test: $(DEV) ## fast tests (more pytest options in ARGS)
+	$(BIN)/python -m pytest -q $(ARGS)
+
+slow: $(DEV) ## every test, the slow ones too
+	$(BIN)/python -m pytest -q -m "slow or not slow" $(ARGS)
+
+lint: $(DEV) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(DEV) ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(DEV) ## mypy on src/hawk
+	$(BIN)/mypy
+
+wheel-check: $(DEV) ## build sdist and wheel, install the wheel in a fresh environment, draw an image with it
+	$(BIN)/python scripts/wheel_check.py
+
+check: ## all that CI runs
+	bash .ci/run
+
+hooks: $(DEV) ## install the pre-commit hooks
+	$(PIP) install $(QUIET) -c constraints.txt pre-commit
+	$(BIN)/pre-commit install
+
+clean: ## remove what make and the tools made, .venv too
+	rm -rf $(VENV) demo dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp, not bin/python: a venv cut short must not pass for a finished one.
+$(MADE):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo 'hawk needs Python 3.11 or newer, and "$(PYTHON)" is not; try: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)' >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(CORE): $(PINS) | $(MADE)
+	$(PIP) install $(QUIET) -c constraints.txt -e .
+	@touch $@
+
+$(DEV): $(PINS) | $(MADE)
+	$(PIP) install $(QUIET) -c constraints.txt -e '.[dev,train]'
+	@touch $(CORE) $@

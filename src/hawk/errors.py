@@ -1,0 +1,5 @@
+"""The one exception type that Hawk raises for input a person can mend."""
+
+
+class HawkError(ValueError):
+    """Bad input: the message is one line that says what is wrong and what would be right."""

@@ -3,7 +3,7 @@
     leaves <- verify <- decode <- pipeline, training, evaluation, benchmark <- server, cluster <- cli
     leaves <- targets, drafters (never each other)
 
-All of it is read from the source with `ast`: an import inside a function or under TYPE_CHECKING counts as well.
+All of it is read from the source with `ast`: an import inside a function or under TYPE_CHECKING counts too.
 """
 
 import ast
@@ -44,7 +44,7 @@ HEAVY = frozenset(
 
 @dataclass(frozen=True)
 class Import:
-    """One import statement: of the dotted `name`, in `line`, `at_load` if it runs when the module is loaded."""
+    """One import: of the dotted `name`, in `line`; `at_load` if it runs when the module is loaded."""
 
     name: str
     line: int

@@ -1,0 +1,1 @@
+"""Training: captioned images, the image tokenizer, the target and the drafters."""

@@ -1,0 +1,222 @@
+"""Captions a stranger would type: articles, styles, placements, backgrounds, in lower case, at most 20 words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hawk.training.sprites import SpriteRecord
+
+MAX_WORDS = 20
+
+
+@dataclass(frozen=True)
+class StyleWords:
+    """How people name a style: before the object, as a medium, after the object."""
+
+    adjectives: tuple[str, ...]  # "3d" cat
+    mediums: tuple[str, ...]  # "3d render" of a cat; cat "3d render"
+    endings: tuple[str, ...]  # a cat "in 3d"; one that starts with a comma closes the caption's object
+
+
+@dataclass(frozen=True)
+class CaptionOdds:
+    """How often a caption says what."""
+
+    style_told: float = 0.7
+    label: float = 0.64
+    synonym: float = 0.27  # the rest of the names are made of tags
+    bare: float = 0.4  # "cat" rather than "a cat"
+
+
+@dataclass(frozen=True)
+class Telling:
+    """What a caption has to tell beside the object: empty strings are left unsaid."""
+
+    size: str = ""  # "small"
+    place: str = ""  # "on the left"
+    background: str = ""  # "blue"
+
+
+STYLES: dict[str, StyleWords] = {
+    "noto": StyleWords(("noto",), ("noto emoji",), (", noto style", "in noto style")),
+    "blob": StyleWords(("blob", "noto blob"), ("blob emoji",), (", blob style", "in blob emoji style")),
+    "flat": StyleWords(
+        ("flat",), ("flat emoji", "flat illustration", "flat icon"), (", flat style", "in flat style", ", flat design")
+    ),
+    "gradient": StyleWords(
+        ("gradient", "glossy"), ("gradient emoji", "gradient icon"), (", gradient style", "in gradient style")
+    ),
+    "3d": StyleWords(
+        ("3d",), ("3d render", "3d emoji", "3d icon", "3d model"), ("in 3d", ", 3d", ", 3d style", "in 3d style", ", 3d render")
+    ),
+    "twemoji": StyleWords(("twemoji",), ("twemoji",), (", twemoji style", "in twemoji style", ", twemoji")),
+    "emojione": StyleWords(("emojione",), ("emojione emoji",), (", emojione style", "in emojione style")),
+    "firefox": StyleWords(("firefox",), ("firefox emoji",), (", firefox style", "in firefox style")),
+    "line": StyleWords(
+        ("line", "outlined"), ("line icon", "line drawing", "outline icon"), (", line style", "in line style", ", outlined")
+    ),
+    "icon": StyleWords(("simple",), ("flat color icon", "simple icon", "app icon"), (", icon style", ", simple icon")),
+    "clip art": StyleWords(
+        ("clip art", "clipart"), ("clip art", "clipart", "clip art drawing"), (", clip art", "in clip art style", ", clipart")
+    ),
+}
+UNTOLD_MEDIUMS = ("emoji", "icon", "picture", "image", "drawing", "illustration")
+
+UNCOUNTABLE = frozenset(
+    """rice bread bacon cheese butter salt milk honey water fire rain snow fog soap money music hair ice mate spaghetti
+    sushi broccoli garlic ginger tofu corn popcorn chocolate thread yarn toast beer wine tea coffee juice luggage furniture
+    clothing mail lightning sand grass wood oil gold bamboo seaweed ramen meat food pasta santa halloween christmas soccer
+    tennis golf baseball basketball volleyball badminton hockey football boxing fencing skiing swimming softball lacrosse
+    sumo judo karate art work weather love anger sleep traffic night space earth saturn jupiter mars venus japan japanese
+    dna rugby cricket""".split()
+)
+NO_ARTICLE = re.compile(
+    r"^(thumbs (up|down)|mount fuji|santa claus|mrs claus|mx claus|tokyo tower|sparkles|fireworks|statue of liberty$)"
+    r"|\b(raised|folded) hands$|^(see|hear|speak) no evil$|^(no|one|two|three) |^the "
+)
+SINGULAR_S = re.compile(
+    r"(ss|us|is|as)$|^(lens|news|series|species|chess|atlas|christmas|gas|mars|dumplings?|tennis|canvas|bus|claus|always)$"
+)
+PLURALS = frozenset("people men women teeth feet children mice fries geese sheep deer".split()) - {"sheep", "deer"}
+HEAD_END = re.compile(r" (with|of|in|on|at|and|for|behind|without|wearing|holding|over|showing|under|to|from|getting|feeding) ")
+SHORT_ENDINGS = re.compile(r" (face|symbol|sign)$")
+COLOUR_START = re.compile(r"^(red|orange|yellow|green|blue|purple|pink|brown|black|white|gr[ae]y) (?!heart|circle|square|diamond)")
+
+
+def is_plural(name: str) -> bool:
+    """Whether a name takes no "a" since its head noun is plural: "grapes", "people holding hands"."""
+    words = HEAD_END.split(name)[0].split()
+    if words[0] in PLURALS:
+        return True
+    head = words[-1]
+    return head in PLURALS or (head.endswith("s") and not SINGULAR_S.search(head) and not head.endswith("'s"))
+
+
+def is_uncountable(name: str) -> bool:
+    """Whether the name's head noun takes no "a": "bread", "cooked rice"."""
+    return HEAD_END.split(name)[0].split()[-1] in UNCOUNTABLE
+
+
+def indefinite(words: str) -> str:
+    """ "a" or "an", by the sound of the first word."""
+    if re.match(r"(uni|ufo|use|util|ukul|eu|one\b|once)", words):
+        return "a"
+    return "an" if re.match(r"([aeiou]|hour|heir|honest|x-ray|mri\b|sos\b|atm\b)", words) else "a"
+
+
+def with_article(name: str, adjective: str = "") -> str:
+    """The name as a noun phrase: "a cat", "an apple", "grapes", "a small cat"; a bare name where English wants none."""
+    words = f"{adjective} {name}".strip()
+    if is_plural(name) or is_uncountable(name) or NO_ARTICLE.search(name):
+        return words
+    return f"{indefinite(words)} {words}"
+
+
+def short_forms(record: SpriteRecord) -> tuple[str, ...]:
+    """Shorter ways to say the label: "cat face" -> "cat"; "red apple" -> "apple"."""
+    short = SHORT_ENDINGS.sub("", record.name)
+    if record.name.endswith(" face") and short not in record.tags:
+        short = record.name  # "grinning face" is no grinning, but "cat face" is a cat
+    without_colour = COLOUR_START.sub("", short)
+    return tuple(name for name in dict.fromkeys((short, without_colour)) if name != record.name)
+
+
+def object_name(record: SpriteRecord, rng: np.random.Generator, odds: CaptionOdds | None = None) -> str:
+    """One way to name the object: mostly the label; else a short form, a synonym, or a tag."""
+    odds = odds or CaptionOdds()
+    draw = rng.random()
+    others = short_forms(record) + record.names[1:]
+    if draw < odds.label or (draw < odds.label + odds.synonym and not others) or not (record.tags or others):
+        return record.name
+    if draw < odds.label + odds.synonym or not record.tags:
+        return pick(others, rng)
+    tag = pick(record.tags, rng)
+    if tag in record.name.split() or len(tag.split()) > 2:
+        return record.name
+    if record.name.endswith(" face"):
+        return f"{tag} face"
+    return f"{record.name} {tag}" if rng.random() < 0.4 else tag
+
+
+def caption_for(
+    record: SpriteRecord, rng: np.random.Generator, telling: Telling | None = None, odds: CaptionOdds | None = None
+) -> str:
+    """A caption for one object, lower case, at most `MAX_WORDS` words."""
+    telling, odds = telling or Telling(), odds or CaptionOdds()
+    name = object_name(record, rng, odds)
+    if len(name.split()) > 6:
+        name = record.name
+    core = _styled(name, STYLES[record.style], rng, telling, odds)
+    return fitted(core + background_phrase(telling.background, rng), fallback=f"{with_article(record.name)}")
+
+
+def _styled(name: str, style: StyleWords, rng: np.random.Generator, telling: Telling, odds: CaptionOdds) -> str:
+    bare = rng.random() < odds.bare
+    phrase = f"{telling.size} {name}".strip() if bare else with_article(name, telling.size)
+    place = f" {telling.place}" if telling.place else ""
+    if rng.random() >= odds.style_told:
+        if rng.random() < 0.75:
+            return phrase + place
+        medium = pick(UNTOLD_MEDIUMS, rng)
+        if bare:
+            return f"{phrase} {medium}{place}"
+        return f"{pick((indefinite(medium) + ' ', ''), rng)}{medium} of {phrase}{place}"
+    form = rng.integers(4)
+    if form == 0:
+        adjective = f"{telling.size} {pick(style.adjectives, rng)}".strip()
+        return (f"{adjective} {name}" if bare else with_article(name, adjective)) + place
+    if form == 1:
+        medium = pick(style.mediums, rng)
+        if bare:
+            return f"{phrase} {medium}{place}"
+        return f"{pick((indefinite(medium) + ' ', ''), rng)}{medium} of {phrase}{place}"
+    return join_ending(phrase + place, pick(style.endings, rng))
+
+
+def pair_caption(
+    records: Sequence[SpriteRecord], joints: Sequence[str], background: str, rng: np.random.Generator
+) -> str:
+    """A caption for a two-object scene. `joints` are the words between the objects and after the second one."""
+    first, second = (with_article(record.name) for record in records)
+    scene = f"{first} {joints[0]} {second}" + (f" {joints[1]}" if joints[1] else "")
+    style = STYLES[records[0].style]
+    if rng.random() < CaptionOdds().style_told:
+        told = (
+            join_ending(scene, pick(style.endings, rng))
+            if rng.random() < 0.7
+            else f"{pick(style.mediums, rng)} of {scene}"
+        )
+        scene = fitted(told, fallback=scene)
+    return fitted(scene + background_phrase(background, rng), fallback=scene)
+
+
+def background_phrase(colour: str, rng: np.random.Generator) -> str:
+    """ " on a blue background" and its like; "" for an untold background."""
+    if not colour:
+        return ""
+    article = indefinite(colour)
+    form = rng.random()
+    if form < 0.55:
+        return f" on {article} {colour} background"
+    if form < 0.75:
+        return f" with {article} {colour} background"
+    return f", {colour} background" if form < 0.92 else f" on {colour}"
+
+
+def join_ending(phrase: str, ending: str) -> str:
+    """Join a style ending to an object: ", 3d style" without a blank, "in 3d" with one."""
+    return phrase + ending if ending.startswith(",") else f"{phrase} {ending}"
+
+
+def fitted(caption: str, fallback: str) -> str:
+    """The caption, or the fallback where it has more than `MAX_WORDS` words."""
+    return caption if len(caption.split()) <= MAX_WORDS else fallback
+
+
+def pick(choices: Sequence[str], rng: np.random.Generator) -> str:
+    """One of the choices, each equally likely."""
+    return choices[int(rng.integers(len(choices)))]

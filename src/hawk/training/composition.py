@@ -1,0 +1,201 @@
+"""Sprites -> training images: a background, a size and a place, all of which the caption tells."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hawk.training.captions import Telling, caption_for, pair_caption, pick
+from hawk.training.sprites import SPRITE_SIZE, SpriteRecord, SpriteSet
+
+WHITE = (255, 255, 255)
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "red": (220, 45, 45),
+    "orange": (245, 145, 40),
+    "yellow": (250, 215, 70),
+    "green": (50, 160, 80),
+    "light green": (170, 225, 155),
+    "blue": (45, 100, 215),
+    "light blue": (155, 210, 245),
+    "dark blue": (25, 40, 95),
+    "purple": (130, 75, 185),
+    "pink": (250, 165, 200),
+    "brown": (125, 82, 50),
+    "gray": (145, 145, 145),
+    "black": (0, 0, 0),
+    "beige": (240, 225, 195),
+}
+COLOUR_SYNONYMS = {"gray": ("gray", "grey"), "light blue": ("light blue", "sky blue"), "dark blue": ("dark blue", "navy blue")}
+DARK = ("red", "green", "blue", "dark blue", "purple", "brown", "gray", "black")
+# Mirroring would turn these into something else, or make text and dials unreadable.
+NOT_MIRRORED = re.compile(
+    r"\b(left|right|arrows?|letters?|sign|symbol|clock|watch|calendar|text|abcd?|numbers?|numerals?|atm|questions?|dollar|yen|euro"
+    r"|pound|keyboard|newspaper|notes?|score|map|globe|moon|quarter|ok|soon|back|top|zzz|hundred|dice?|license|id|hotel|hospital"
+    r"|store|school|bank|office|backhand|mark|percent|die|chart|book|books|page|paper|memo|label|card|ticket|jack|queen|king"
+    r"|japanese|sos|cool|free|new|up|vs|earth|check|infinity|thermometer|stopwatch|abacus|mahjong|file|terminal|stop)\b|'s "
+)
+
+
+@dataclass(frozen=True)
+class ComposeOdds:
+    """How often a composed image shows what. The rest of the backgrounds are named colours, always told."""
+
+    white_untold: float = 0.40
+    white_told: float = 0.12
+    centred: float = 0.65
+    pair: float = 0.08
+    mirrored: float = 0.5
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an object goes: its frame's scale and centre (x, y), as fractions of the image; and the words for it."""
+
+    scale: float
+    x: float
+    y: float
+    size: str = ""
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class ComposedImage:
+    """One training pair. `rgb` is uint8 [128, 128, 3]; `background` its exact constant background colour."""
+
+    rgb: NDArray[np.uint8]
+    caption: str
+    background: tuple[int, int, int]
+
+
+def compose(sprites: SpriteSet, index: int, rng: np.random.Generator, augment: bool = True) -> ComposedImage:
+    """Image and caption of a sprite: a pure function of the index and the generator's state.
+
+    Without `augment` the object fills the frame, on white (on gray if it is nearly white itself).
+    """
+    record, sprite = sprites.records[index], sprites.rgba[index]
+    if not augment:
+        name = "gray" if record.dark_background_only else ""
+        colour = BACKGROUNDS.get(name, WHITE)
+        return ComposedImage(_on_colour([(sprite, FULL)], colour), caption_for(record, rng, Telling(background=name)), colour)
+    odds = ComposeOdds()
+    if rng.random() < odds.pair:
+        partner = _partner(sprites, index, rng)
+        if partner is not None:
+            return _compose_pair(sprites, (index, partner), rng, odds)
+    told, colour = _choose_background([(record, sprite)], rng, odds)
+    placement = choose_placement(rng, odds)
+    if rng.random() < odds.mirrored and not NOT_MIRRORED.search(" ".join(record.names)):
+        sprite = sprite[:, ::-1]
+    telling = Telling(placement.size, placement.place, told)
+    return ComposedImage(_on_colour([(sprite, placement)], colour), caption_for(record, rng, telling), colour)
+
+
+FULL = Placement(1.0, 0.5, 0.5)
+
+
+def choose_placement(rng: np.random.Generator, odds: ComposeOdds) -> Placement:
+    """Mostly centred and untold; else a size, a side or a corner, told."""
+    if rng.random() < odds.centred:
+        scale = rng.uniform(0.84, 1.0)
+        slack = (1 - scale) / 2
+        return Placement(scale, 0.5 + rng.uniform(-slack, slack), 0.5 + rng.uniform(-slack, slack))
+    kind = rng.random()
+    if kind < 0.1:
+        return Placement(1.0, 0.5, 0.5, size=pick(("large", "big"), rng))
+    if kind < 0.35:
+        size = pick(("small", "small", "tiny", "little"), rng)
+        scale = rng.uniform(0.3, 0.36) if size == "tiny" else rng.uniform(0.36, 0.48)
+        return Placement(scale, 0.5 + rng.uniform(-0.02, 0.02), 0.5 + rng.uniform(-0.02, 0.02), size=size)
+    scale = rng.uniform(0.4, 0.52)
+    near, far = rng.uniform(0.27, 0.3), rng.uniform(0.7, 0.73)
+    size = "small" if rng.random() < 0.4 else ""
+    if kind < 0.8:
+        x, y, words = [
+            (near, 0.5, ("on the left", "on the left side", "to the left")),
+            (far, 0.5, ("on the right", "on the right side", "to the right")),
+            (0.5, near, ("at the top", "in the upper half")),
+            (0.5, far, ("at the bottom", "in the lower half")),
+        ][int(rng.integers(4))]
+        return Placement(scale, x, y, size, pick(words, rng))
+    right, bottom = rng.integers(2), rng.integers(2)
+    corner = f"{('top', 'bottom')[bottom]} {('left', 'right')[right]}"
+    place = pick((f"in the {corner} corner", f"in the {corner}"), rng)
+    return Placement(scale, (near, far)[right], (near, far)[bottom], size, place)
+
+
+def _partner(sprites: SpriteSet, index: int, rng: np.random.Generator) -> int | None:
+    """Another sprite of the same style to share a scene with; None where names are too long to tell both."""
+    first = sprites.records[index]
+    peers = sprites.by_style[first.style]
+    second = int(peers[int(rng.integers(len(peers)))])
+    if len(first.name.split()) > 3 or len(sprites.records[second].name.split()) > 3:
+        return None
+    return None if sprites.records[second].name == first.name else second
+
+
+def _compose_pair(
+    sprites: SpriteSet, pair: tuple[int, int], rng: np.random.Generator, odds: ComposeOdds
+) -> ComposedImage:
+    records = [sprites.records[i] for i in pair]
+    objects = [sprites.rgba[i] for i in pair]
+    told, colour = _choose_background(list(zip(records, objects, strict=True)), rng, odds)
+    scale = rng.uniform(0.44, 0.5)
+    if rng.random() < 0.75:
+        spots = (Placement(scale, 0.26, 0.5), Placement(scale, 0.74, 0.5))
+        joints = [("and", ""), ("and", ""), ("next to", ""), ("on the left and", "on the right")][int(rng.integers(4))]
+    else:
+        spots = (Placement(scale, 0.5, 0.26), Placement(scale, 0.5, 0.74))
+        joints = [("above", ""), ("on top and", "below"), ("over", "")][int(rng.integers(3))]
+    caption = pair_caption(records, joints, told, rng)
+    return ComposedImage(_on_colour(list(zip(objects, spots, strict=True)), colour), caption, colour)
+
+
+def _choose_background(
+    objects: list[tuple[SpriteRecord, NDArray[np.uint8]]], rng: np.random.Generator, odds: ComposeOdds
+) -> tuple[str, tuple[int, int, int]]:
+    """(words, colour): words are "" for an untold white background. A colour that swallows an object is not chosen."""
+    draw = rng.random()
+    pale = any(record.dark_background_only for record, _ in objects)
+    if draw < odds.white_untold + odds.white_told and not pale:
+        return ("" if draw < odds.white_untold else "white"), WHITE
+    names = DARK if pale else tuple(BACKGROUNDS)
+    order = [names[i] for i in rng.permutation(len(names))]
+    safe = [name for name in order if not any(swallows(BACKGROUNDS[name], sprite) for _, sprite in objects)]
+    name = (safe or order)[0]
+    return pick(COLOUR_SYNONYMS.get(name, (name,)), rng), BACKGROUNDS[name]
+
+
+def swallows(colour: tuple[int, int, int], sprite: NDArray[np.uint8]) -> bool:
+    """Whether a third of the object's pixels are so near to the background colour that its shape is lost."""
+    thinned = sprite[::4, ::4].reshape(-1, 4)
+    visible = thinned[thinned[:, 3] > 127][:, :3].astype(np.int32)
+    if len(visible) == 0:
+        return False
+    near = np.square(visible - np.array(colour, np.int32)).sum(axis=1) < 60**2
+    return float(near.mean()) > 0.33
+
+
+def _on_colour(
+    objects: list[tuple[NDArray[np.uint8], Placement]], colour: tuple[int, int, int]
+) -> NDArray[np.uint8]:
+    """Objects over a constant colour; pixels that no object touches have exactly that colour."""
+    canvas = np.empty((SPRITE_SIZE, SPRITE_SIZE, 3), np.uint16)
+    canvas[:] = colour
+    for sprite, placement in objects:
+        side = round(SPRITE_SIZE * placement.scale)
+        image = Image.fromarray(np.ascontiguousarray(sprite)).convert("RGBa")  # premultiplied: no dark fringes
+        if side != SPRITE_SIZE:
+            image = image.resize((side, side), Image.Resampling.LANCZOS)
+        layer = np.asarray(image).astype(np.uint16)
+        left, top = (
+            min(max(round(SPRITE_SIZE * centre - side / 2), 0), SPRITE_SIZE - side)
+            for centre in (placement.x, placement.y)
+        )
+        under = canvas[top : top + side, left : left + side]
+        alpha = layer[..., 3:]
+        under[:] = np.minimum(layer[..., :3] + (under * (255 - alpha) + 127) // 255, 255)
+    return canvas.astype(np.uint8)

@@ -1,0 +1,46 @@
+"""Sprites: what a data set holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+SPRITE_SIZE = 128
+
+Split = Literal["train", "held-out"]
+
+
+@dataclass(frozen=True)
+class SpriteRecord:
+    """What one sprite shows. `dark_background_only`: nearly white, so it would vanish on white."""
+
+    key: str
+    name: str
+    names: tuple[str, ...]
+    tags: tuple[str, ...]
+    style: str
+    source: str
+    licence: str
+    split: Split
+    dark_background_only: bool = False
+
+
+@dataclass(frozen=True)
+class SpriteSet:
+    """All sprites of a split: `rgba` is uint8 [N, 128, 128, 4] (not premultiplied), `records` its N records."""
+
+    rgba: NDArray[np.uint8]
+    records: tuple[SpriteRecord, ...]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @cached_property
+    def by_style(self) -> dict[str, NDArray[np.intp]]:
+        """Row numbers of each style's sprites."""
+        styles = np.array([record.style for record in self.records])
+        return {str(style): np.flatnonzero(styles == style) for style in np.unique(styles)}

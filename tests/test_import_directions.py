@@ -22,6 +22,7 @@ MAX_LINES = 450
 LEAVES = frozenset({"errors", "grid", "layers", "cache", "sampling", "tree"})
 DECODER = LEAVES | {"verify", "decode"}
 MODELS = frozenset({"targets", "drafters"})
+PICTURES = frozenset({"contact_sheet"})  # draws for people; knows nothing of decoding
 MIDDLE = frozenset({"pipeline", "training", "evaluation", "benchmark"})
 TOP = frozenset({"server", "cluster", "cli", "__main__"})
 
@@ -31,8 +32,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "verify": LEAVES,
     "decode": LEAVES | {"verify"},
     **dict.fromkeys(MODELS, LEAVES),
-    **dict.fromkeys(MIDDLE, DECODER | MODELS | MIDDLE),
-    **dict.fromkeys(TOP, DECODER | MODELS | MIDDLE | TOP),
+    **dict.fromkeys(PICTURES, LEAVES),
+    **dict.fromkeys(MIDDLE, DECODER | MODELS | PICTURES | MIDDLE),
+    **dict.fromkeys(TOP, DECODER | MODELS | PICTURES | MIDDLE | TOP),
 }
 # The command line starts fast: of hawk it loads only this before a command is called.
 CLI_MAY_LOAD_AT_ONCE = frozenset({"errors", "cli"})

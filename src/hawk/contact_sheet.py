@@ -30,7 +30,9 @@ def contact_sheet(
         HawkError: no image, unequal shapes, a caption missing, or fewer than one column.
     """
     if not images or len(images) != len(captions) or len({image.shape for image in images}) != 1:
-        raise HawkError(f"a sheet needs images of one shape, each with a caption: got {len(images)} and {len(captions)}")
+        raise HawkError(
+            f"a sheet needs images of one shape, each with a caption: got {len(images)} and {len(captions)}"
+        )
     if columns < 1 or scale < 1:
         raise HawkError(f"columns is {columns} and scale is {scale}: both must be at least 1")
     font = ImageFont.load_default(FONT_SIZE)

@@ -1,4 +1,4 @@
-"""Captions a stranger would type: articles, styles, placements, backgrounds, in lower case, at most 20 words."""
+"""Captions a stranger would type: articles, styles, places, backgrounds; lower case, at most 20 words."""
 
 from __future__ import annotations
 
@@ -45,84 +45,126 @@ STYLES: dict[str, StyleWords] = {
     "noto": StyleWords(("noto",), ("noto emoji",), (", noto style", "in noto style")),
     "blob": StyleWords(("blob", "noto blob"), ("blob emoji",), (", blob style", "in blob emoji style")),
     "flat": StyleWords(
-        ("flat",), ("flat emoji", "flat illustration", "flat icon"), (", flat style", "in flat style", ", flat design")
+        ("flat",),
+        ("flat emoji", "flat illustration", "flat icon"),
+        (", flat style", "in flat style", ", flat design"),
     ),
     "gradient": StyleWords(
         ("gradient", "glossy"), ("gradient emoji", "gradient icon"), (", gradient style", "in gradient style")
     ),
     "3d": StyleWords(
-        ("3d",), ("3d render", "3d emoji", "3d icon", "3d model"), ("in 3d", ", 3d", ", 3d style", "in 3d style", ", 3d render")
+        ("3d",),
+        ("3d render", "3d emoji", "3d icon", "3d model"),
+        ("in 3d", ", 3d", ", 3d style", "in 3d style", ", 3d render"),
     ),
     "twemoji": StyleWords(("twemoji",), ("twemoji",), (", twemoji style", "in twemoji style", ", twemoji")),
     "emojione": StyleWords(("emojione",), ("emojione emoji",), (", emojione style", "in emojione style")),
     "firefox": StyleWords(("firefox",), ("firefox emoji",), (", firefox style", "in firefox style")),
     "line": StyleWords(
-        ("line", "outlined"), ("line icon", "line drawing", "outline icon"), (", line style", "in line style", ", outlined")
+        ("line", "outlined"),
+        ("line icon", "line drawing", "outline icon"),
+        (", line style", "in line style", ", outlined"),
     ),
-    "icon": StyleWords(("simple",), ("flat color icon", "simple icon", "app icon"), (", icon style", ", simple icon")),
+    "icon": StyleWords(
+        ("simple",), ("flat color icon", "simple icon", "app icon"), (", icon style", ", simple icon")
+    ),
     "clip art": StyleWords(
-        ("clip art", "clipart"), ("clip art", "clipart", "clip art drawing"), (", clip art", "in clip art style", ", clipart")
+        ("clip art", "clipart"),
+        ("clip art", "clipart", "clip art drawing"),
+        (", clip art", "in clip art style", ", clipart"),
     ),
 }
 UNTOLD_MEDIUMS = ("emoji", "icon", "picture", "image", "drawing", "illustration")
 
 UNCOUNTABLE = frozenset(
-    """rice bread bacon cheese butter salt milk honey water fire rain snow fog soap money music hair ice mate spaghetti
-    sushi broccoli garlic ginger tofu corn popcorn chocolate thread yarn toast beer wine tea coffee juice luggage furniture
-    clothing mail lightning sand grass wood oil gold bamboo seaweed ramen meat food pasta santa halloween christmas soccer
-    tennis golf baseball basketball volleyball badminton hockey football boxing fencing skiing swimming softball lacrosse
-    sumo judo karate art work weather love anger sleep traffic night space earth saturn jupiter mars venus japan japanese
-    dna rugby cricket""".split()
+    {"rice", "bread", "bacon", "cheese", "butter", "salt", "milk", "honey", "water", "fire", "rain",
+     "snow", "fog", "soap", "money", "music", "hair", "ice", "mate", "spaghetti", "sushi", "broccoli",
+     "garlic", "ginger", "tofu", "corn", "popcorn", "toast", "beer", "wine", "coffee", "tea", "juice",
+     "luggage", "furniture", "lasagna", "paprika", "salami", "clothing", "mail", "sand", "grass", "wood",
+     "oil", "gold", "bamboo", "seaweed", "ramen", "meat", "food", "pasta", "santa", "halloween",
+     "christmas", "soccer", "golf", "cricket", "rugby", "saturn", "jupiter", "mars", "venus", "japan",
+     "dna", "lemonade", "sunshine", "chess", "paper", "curry", "africa", "australia", "ink", "paint",
+     "pudding", "shaved-ice", "flan"}
+)  # fmt: skip
+NO_ARTICLE = frozenset(
+    {"thumbs up", "thumbs down", "mount fuji", "santa claus", "mrs claus", "mx claus", "tokyo tower",
+     "father christmas", "statue of liberty", "raised hands", "see no evil", "hear no evil", "speak no evil",
+     "table tennis", "night with stars", "money with wings", "meat on bone", "corn on the cob",
+     "hundred points", "eiffel tower"}
+)  # fmt: skip
+SINGULAR_S = frozenset(
+    {"lens", "news", "series", "species", "atlas", "christmas", "gas", "mars", "tennis", "canvas",
+     "iris", "rhinoceros", "mantis", "fleur-de-lis"}
+)  # fmt: skip
+PLURALS = frozenset(
+    {"people", "men", "women", "teeth", "feet", "children", "mice", "fries", "geese", "two"}
+)  # fmt: skip
+SINGULAR_START = frozenset(
+    {"person", "man", "woman", "boy", "girl", "child", "baby", "face", "leaf", "woman's", "man's"}
+)  # fmt: skip
+GERUND_NOUNS = frozenset(
+    {"ring", "king", "wing", "painting", "building", "seedling", "dumpling", "earring", "wedding"}
+)  # fmt: skip
+TWO_COLOURS = re.compile(r"^\w+ and (white|yellow|pink) (?=\w)")
+HEAD_END = re.compile(
+    r" (with|of|in|on|at|and|for|behind|without|over|under|to|from"
+    r"|wearing|holding|showing|getting|feeding|pointing|playing|riding|taking|opening) "
 )
-NO_ARTICLE = re.compile(
-    r"^(thumbs (up|down)|mount fuji|santa claus|mrs claus|mx claus|tokyo tower|sparkles|fireworks|statue of liberty$)"
-    r"|\b(raised|folded) hands$|^(see|hear|speak) no evil$|^(no|one|two|three) |^the "
+COLOUR_START = re.compile(
+    r"^(red|orange|yellow|green|blue|purple|pink|brown|black|white|gr[ae]y) "
+    r"(?=apple|cat|bird|book|car|mushroom|envelope|flag|flower|telephone|rose|hat|pin|balloon|wine glass)"
 )
-SINGULAR_S = re.compile(
-    r"(ss|us|is|as)$|^(lens|news|series|species|chess|atlas|christmas|gas|mars|dumplings?|tennis|canvas|bus|claus|always)$"
-)
-PLURALS = frozenset("people men women teeth feet children mice fries geese sheep deer".split()) - {"sheep", "deer"}
-HEAD_END = re.compile(r" (with|of|in|on|at|and|for|behind|without|wearing|holding|over|showing|under|to|from|getting|feeding) ")
-SHORT_ENDINGS = re.compile(r" (face|symbol|sign)$")
-COLOUR_START = re.compile(r"^(red|orange|yellow|green|blue|purple|pink|brown|black|white|gr[ae]y) (?!heart|circle|square|diamond)")
+ANIMAL_FACES = frozenset(
+    {"cat", "dog", "monkey", "horse", "cow", "pig", "tiger", "rabbit", "mouse", "dragon", "fox", "bear",
+     "panda", "koala", "hamster", "wolf", "frog", "lion", "polar bear", "unicorn", "chicken", "bird"}
+)  # fmt: skip
+
+
+def _head(name: str) -> list[str]:
+    """The words up to the head noun: "a black and white bag of nuts" -> ["bag"]."""
+    return HEAD_END.split(TWO_COLOURS.sub("", name))[0].split()
 
 
 def is_plural(name: str) -> bool:
     """Whether a name takes no "a" since its head noun is plural: "grapes", "people holding hands"."""
-    words = HEAD_END.split(name)[0].split()
-    if words[0] in PLURALS:
-        return True
+    words = _head(name)
+    if words[0] in PLURALS or words[0] in SINGULAR_START:
+        return words[0] in PLURALS
     head = words[-1]
-    return head in PLURALS or (head.endswith("s") and not SINGULAR_S.search(head) and not head.endswith("'s"))
+    if head in PLURALS:
+        return True
+    return head.endswith("s") and not head.endswith(("ss", "us", "'s")) and head not in SINGULAR_S
 
 
 def is_uncountable(name: str) -> bool:
-    """Whether the name's head noun takes no "a": "bread", "cooked rice"."""
-    return HEAD_END.split(name)[0].split()[-1] in UNCOUNTABLE
+    """Whether the name takes no "a" though singular: "bread", "cooked rice", "surfing"."""
+    words = _head(name)
+    gerund = len(words) == 1 and words[0].endswith("ing") and words[0] not in GERUND_NOUNS
+    return gerund or name in NO_ARTICLE or (words[-1] in UNCOUNTABLE and words[0] not in SINGULAR_START)
 
 
 def indefinite(words: str) -> str:
     """ "a" or "an", by the sound of the first word."""
-    if re.match(r"(uni|ufo|use|util|ukul|eu|one\b|once)", words):
+    if re.match(r"(uni|ufo|usb|use|util|ukul|eu|ewe|one\b|one-|once)", words):
         return "a"
-    return "an" if re.match(r"([aeiou]|hour|heir|honest|x-ray|mri\b|sos\b|atm\b)", words) else "a"
+    return "an" if re.match(r"([aeiou]|hour|heir|honest|x-ray|xray|sos\b|suv\b|lcd\b)", words) else "a"
 
 
 def with_article(name: str, adjective: str = "") -> str:
-    """The name as a noun phrase: "a cat", "an apple", "grapes", "a small cat"; a bare name where English wants none."""
+    """The name as a noun phrase: "a cat", "an apple", "grapes", "a small cat"."""
     words = f"{adjective} {name}".strip()
-    if is_plural(name) or is_uncountable(name) or NO_ARTICLE.search(name):
+    if is_plural(name) or is_uncountable(name):
         return words
     return f"{indefinite(words)} {words}"
 
 
 def short_forms(record: SpriteRecord) -> tuple[str, ...]:
     """Shorter ways to say the label: "cat face" -> "cat"; "red apple" -> "apple"."""
-    short = SHORT_ENDINGS.sub("", record.name)
-    if record.name.endswith(" face") and short not in record.tags:
+    short = record.name.removesuffix(" face")
+    if short not in ANIMAL_FACES:
         short = record.name  # "grinning face" is no grinning, but "cat face" is a cat
     without_colour = COLOUR_START.sub("", short)
-    return tuple(name for name in dict.fromkeys((short, without_colour)) if name != record.name)
+    return tuple(name for name in dict.fromkeys((short, without_colour)) if name not in record.names)
 
 
 def object_name(record: SpriteRecord, rng: np.random.Generator, odds: CaptionOdds | None = None) -> str:
@@ -139,11 +181,14 @@ def object_name(record: SpriteRecord, rng: np.random.Generator, odds: CaptionOdd
         return record.name
     if record.name.endswith(" face"):
         return f"{tag} face"
-    return f"{record.name} {tag}" if rng.random() < 0.4 else tag
+    return f"{record.name} {tag}" if len(record.name.split()) < 3 else record.name
 
 
 def caption_for(
-    record: SpriteRecord, rng: np.random.Generator, telling: Telling | None = None, odds: CaptionOdds | None = None
+    record: SpriteRecord,
+    rng: np.random.Generator,
+    telling: Telling | None = None,
+    odds: CaptionOdds | None = None,
 ) -> str:
     """A caption for one object, lower case, at most `MAX_WORDS` words."""
     telling, odds = telling or Telling(), odds or CaptionOdds()
@@ -151,17 +196,22 @@ def caption_for(
     if len(name.split()) > 6:
         name = record.name
     core = _styled(name, STYLES[record.style], rng, telling, odds)
-    return fitted(core + background_phrase(telling.background, rng), fallback=f"{with_article(record.name)}")
+    plain = with_article(record.name, telling.size) + (f" {telling.place}" if telling.place else "")
+    plain += f" on {telling.background}" if telling.background else ""
+    return fitted(core + background_phrase(telling.background, rng), fallback=plain)
 
 
-def _styled(name: str, style: StyleWords, rng: np.random.Generator, telling: Telling, odds: CaptionOdds) -> str:
+def _styled(
+    name: str, style: StyleWords, rng: np.random.Generator, telling: Telling, odds: CaptionOdds
+) -> str:
     bare = rng.random() < odds.bare
     phrase = f"{telling.size} {name}".strip() if bare else with_article(name, telling.size)
     place = f" {telling.place}" if telling.place else ""
     if rng.random() >= odds.style_told:
         if rng.random() < 0.75:
             return phrase + place
-        medium = pick(UNTOLD_MEDIUMS, rng)
+        mediums = UNTOLD_MEDIUMS if style is not STYLES["clip art"] else UNTOLD_MEDIUMS[1:]
+        medium = pick(mediums, rng)
         if bare:
             return f"{phrase} {medium}{place}"
         return f"{pick((indefinite(medium) + ' ', ''), rng)}{medium} of {phrase}{place}"
@@ -180,7 +230,7 @@ def _styled(name: str, style: StyleWords, rng: np.random.Generator, telling: Tel
 def pair_caption(
     records: Sequence[SpriteRecord], joints: Sequence[str], background: str, rng: np.random.Generator
 ) -> str:
-    """A caption for a two-object scene. `joints` are the words between the objects and after the second one."""
+    """A caption for a two-object scene; `joints` are the words between the objects and after the second."""
     first, second = (with_article(record.name) for record in records)
     scene = f"{first} {joints[0]} {second}" + (f" {joints[1]}" if joints[1] else "")
     style = STYLES[records[0].style]
@@ -190,8 +240,11 @@ def pair_caption(
             if rng.random() < 0.7
             else f"{pick(style.mediums, rng)} of {scene}"
         )
-        scene = fitted(told, fallback=scene)
-    return fitted(scene + background_phrase(background, rng), fallback=scene)
+        scene = told if len(told.split()) <= MAX_WORDS - 3 else scene  # room for a background
+    return fitted(
+        scene + background_phrase(background, rng),
+        fallback=scene + (f" on {background}" if background else ""),
+    )
 
 
 def background_phrase(colour: str, rng: np.random.Generator) -> str:

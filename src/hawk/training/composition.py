@@ -29,14 +29,19 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "black": (0, 0, 0),
     "beige": (240, 225, 195),
 }
-COLOUR_SYNONYMS = {"gray": ("gray", "grey"), "light blue": ("light blue", "sky blue"), "dark blue": ("dark blue", "navy blue")}
+COLOUR_SYNONYMS = {
+    "gray": ("gray", "grey"),
+    "light blue": ("light blue", "sky blue"),
+    "dark blue": ("dark blue", "navy blue"),
+}
 DARK = ("red", "green", "blue", "dark blue", "purple", "brown", "gray", "black")
 # Mirroring would turn these into something else, or make text and dials unreadable.
 NOT_MIRRORED = re.compile(
-    r"\b(left|right|arrows?|letters?|sign|symbol|clock|watch|calendar|text|abcd?|numbers?|numerals?|atm|questions?|dollar|yen|euro"
-    r"|pound|keyboard|newspaper|notes?|score|map|globe|moon|quarter|ok|soon|back|top|zzz|hundred|dice?|license|id|hotel|hospital"
-    r"|store|school|bank|office|backhand|mark|percent|die|chart|book|books|page|paper|memo|label|card|ticket|jack|queen|king"
-    r"|japanese|sos|cool|free|new|up|vs|earth|check|infinity|thermometer|stopwatch|abacus|mahjong|file|terminal|stop)\b|'s "
+    r"\b(left|right|arrows?|letters?|sign|symbol|clock|watch|calendar|text|abcd?|numbers?|numerals?|atm"
+    r"|questions?|dollar|yen|euro|pound|keyboard|newspaper|notes?|score|map|globe|moon|quarter|ok|soon|back|top"
+    r"|zzz|hundred|dice?|license|id|hotel|hospital|store|school|bank|office|mark|percent|chart|books?|page|paper"
+    r"|memo|label|card|ticket|jack|queen|king|japanese|sos|cool|free|new|up|vs|earth|check|infinity|thermometer"
+    r"|stopwatch|abacus|mahjong|file|terminal|stop|medal|america|australia|africa|europe|dvd|ball)\b|'s "
 )
 
 
@@ -53,7 +58,7 @@ class ComposeOdds:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an object goes: its frame's scale and centre (x, y), as fractions of the image; and the words for it."""
+    """Where an object goes: its frame's scale and centre (x, y), as fractions of the image; and its words."""
 
     scale: float
     x: float
@@ -80,7 +85,9 @@ def compose(sprites: SpriteSet, index: int, rng: np.random.Generator, augment: b
     if not augment:
         name = "gray" if record.dark_background_only else ""
         colour = BACKGROUNDS.get(name, WHITE)
-        return ComposedImage(_on_colour([(sprite, FULL)], colour), caption_for(record, rng, Telling(background=name)), colour)
+        return ComposedImage(
+            _on_colour([(sprite, FULL)], colour), caption_for(record, rng, Telling(background=name)), colour
+        )
     odds = ComposeOdds()
     if rng.random() < odds.pair:
         partner = _partner(sprites, index, rng)
@@ -143,10 +150,12 @@ def _compose_pair(
     records = [sprites.records[i] for i in pair]
     objects = [sprites.rgba[i] for i in pair]
     told, colour = _choose_background(list(zip(records, objects, strict=True)), rng, odds)
-    scale = rng.uniform(0.44, 0.5)
+    scale = rng.uniform(0.42, 0.48)
     if rng.random() < 0.75:
         spots = (Placement(scale, 0.26, 0.5), Placement(scale, 0.74, 0.5))
-        joints = [("and", ""), ("and", ""), ("next to", ""), ("on the left and", "on the right")][int(rng.integers(4))]
+        joints = [("and", ""), ("and", ""), ("next to", ""), ("on the left and", "on the right")][
+            int(rng.integers(4))
+        ]
     else:
         spots = (Placement(scale, 0.5, 0.26), Placement(scale, 0.5, 0.74))
         joints = [("above", ""), ("on top and", "below"), ("over", "")][int(rng.integers(3))]
@@ -157,7 +166,7 @@ def _compose_pair(
 def _choose_background(
     objects: list[tuple[SpriteRecord, NDArray[np.uint8]]], rng: np.random.Generator, odds: ComposeOdds
 ) -> tuple[str, tuple[int, int, int]]:
-    """(words, colour): words are "" for an untold white background. A colour that swallows an object is not chosen."""
+    """(words, colour), "" for an untold white background. No colour that swallows an object is chosen."""
     draw = rng.random()
     pale = any(record.dark_background_only for record, _ in objects)
     if draw < odds.white_untold + odds.white_told and not pale:
@@ -187,9 +196,11 @@ def _on_colour(
     canvas[:] = colour
     for sprite, placement in objects:
         side = round(SPRITE_SIZE * placement.scale)
-        image = Image.fromarray(np.ascontiguousarray(sprite)).convert("RGBa")  # premultiplied: no dark fringes
+        image = Image.fromarray(np.ascontiguousarray(sprite)).convert(
+            "RGBa"
+        )  # premultiplied: no dark fringes
         if side != SPRITE_SIZE:
-            image = image.resize((side, side), Image.Resampling.LANCZOS)
+            image = image.resize((side, side), Image.Resampling.HAMMING)
         layer = np.asarray(image).astype(np.uint16)
         left, top = (
             min(max(round(SPRITE_SIZE * centre - side / 2), 0), SPRITE_SIZE - side)

@@ -1,4 +1,4 @@
-"""Captioned images: public pictures -> RGBA sprites in checksummed webdataset shards, and reading them back."""
+"""Captioned images: public pictures -> RGBA sprites in checksummed webdataset shards, and back."""
 
 from __future__ import annotations
 
@@ -22,16 +22,34 @@ from tqdm import tqdm
 from hawk.errors import HawkError
 from hawk.training.composition import ComposedImage, compose
 from hawk.training.naming import Vocabulary, name_icon, read_vocabulary
-from hawk.training.sources import EMOJIBASE, Source, chosen_sources, fetch_archive, file_sha256, raw_icons
+from hawk.training.sources import (
+    EMOJIBASE,
+    Archive,
+    Source,
+    chosen_sources,
+    fetch_archive,
+    file_sha256,
+    raw_icons,
+)
 from hawk.training.sprites import SPRITE_SIZE, Split, SpriteRecord, SpriteSet
 
-__all__ = ["BuildReport", "ComposedImage", "SpriteRecord", "SpriteSet", "build_dataset", "compose", "load_sprites"]
+__all__ = [
+    "BuildReport",
+    "ComposedImage",
+    "SpriteRecord",
+    "SpriteSet",
+    "build_dataset",
+    "compose",
+    "load_sprites",
+]
 
 MARGIN = 4
 SHARD_SIZE = 1000
 HELD_OUT_PERCENT = 3
-RENDER_VERSION = 1  # part of every shard's fingerprint: raise it when rendering or the JSON changes
+RENDER_VERSION = 3  # part of every shard's fingerprint: raise it when rendering or the JSON changes
 MIN_COVER = 0.02
+MAX_CLIP_ART_COVER = 0.8
+
 
 @dataclass(frozen=True)
 class SpriteJob:
@@ -64,7 +82,7 @@ class BuildReport:
 
 
 def split_of(style: str, name: str) -> Split:
-    """"held-out" for a fixed 3 % of (style, concept) pairs; the concept still occurs in other styles."""
+    """ "held-out" for a fixed 3 % of (style, concept) pairs; the concept still occurs in other styles."""
     digest = hashlib.sha256(f"{style}\n{name}".encode()).digest()
     return "held-out" if int.from_bytes(digest[:4], "big") % 100 < HELD_OUT_PERCENT else "train"
 
@@ -89,9 +107,11 @@ def plan_source(source: Source, archive_path: Path, vocabulary: Vocabulary) -> I
         yield SpriteJob(record, icon.payload, icon.is_svg)
 
 
-def plan(sources: Sequence[Source], cache: Path, limit: int | None) -> list[SpriteJob]:
-    """All pictures to render, in an order that mixes the sources (by hash of the key), so that `limit` does too."""
-    vocabulary = read_vocabulary(fetch_archive(EMOJIBASE, cache))
+def plan(
+    sources: Sequence[Source], cache: Path, limit: int | None = None, labels: Archive = EMOJIBASE
+) -> list[SpriteJob]:
+    """All pictures to render, in an order that mixes the sources (by hash of the key): so does `limit`."""
+    vocabulary = read_vocabulary(fetch_archive(labels, cache))
     jobs = [
         job
         for source in tqdm(sources, desc="sources", unit="source")
@@ -107,7 +127,9 @@ def render_sprite(payload: bytes, is_svg: bool) -> Image.Image:
         import resvg_py
 
         box = SPRITE_SIZE * 2
-        payload = resvg_py.svg_to_bytes(svg_string=payload.decode(), width=box, height=box, skip_system_fonts=True)
+        payload = resvg_py.svg_to_bytes(
+            svg_string=payload.decode(), width=box, height=box, dpi=96, skip_system_fonts=True
+        )
     image = Image.open(io.BytesIO(payload)).convert("RGBA")
     visible = image.getchannel("A").point(lambda alpha: 255 if alpha > 8 else 0).getbbox()
     sprite = Image.new("RGBA", (SPRITE_SIZE, SPRITE_SIZE))
@@ -116,8 +138,9 @@ def render_sprite(payload: bytes, is_svg: bool) -> Image.Image:
     image = image.crop(visible)
     scale = (SPRITE_SIZE - 2 * MARGIN) / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
-    # Premultiplied while scaling, so that the colour of invisible pixels does not bleed into the edge.
-    resized = image.convert("RGBa").resize((width, height), Image.Resampling.LANCZOS).convert("RGBA")
+    # Premultiplied, so that the colour of invisible pixels does not bleed into the edge; Hamming, since a
+    # filter with negative lobes would ring: a faint halo on backgrounds that have to be constant.
+    resized = image.convert("RGBa").resize((width, height), Image.Resampling.HAMMING).convert("RGBA")
     sprite.paste(resized, ((SPRITE_SIZE - width) // 2, (SPRITE_SIZE - height) // 2))
     return sprite
 
@@ -135,12 +158,17 @@ def render_job(job: SpriteJob) -> Rendered:
         sprite = render_sprite(job.payload, job.is_svg)
     except (ValueError, OSError) as error:
         return Rendered(job.record, b"", f"unreadable ({type(error).__name__})")
-    except BaseException as panic:  # resvg's Rust panics derive from BaseException and have no importable type
+    except (
+        BaseException
+    ) as panic:  # resvg's Rust panics derive from BaseException and have no importable type
         if type(panic).__name__ != "PanicException":
             raise
         return Rendered(job.record, b"", "renderer panic")
-    if float((np.asarray(sprite)[..., 3] > 127).mean()) < MIN_COVER:
+    cover = float((np.asarray(sprite)[..., 3] > 127).mean())
+    if cover < MIN_COVER:
         return Rendered(job.record, b"", "nearly empty")
+    if cover > MAX_CLIP_ART_COVER and job.record.style == "clip art":
+        return Rendered(job.record, b"", "a scene, not an object")
     record = SpriteRecord(**{**asdict(job.record), "dark_background_only": is_pale(sprite)})
     buffer = io.BytesIO()
     sprite.save(buffer, "PNG", compress_level=6)
@@ -165,6 +193,8 @@ def build_dataset(
     """
     if limit is not None and limit < 1:
         raise HawkError(f"limit is {limit}: give a positive number of pictures")
+    if workers < 0:
+        raise HawkError(f"workers is {workers}: give 0 or more processes")
     chosen = chosen_sources(None if sources is None else tuple(sources))
     out.mkdir(parents=True, exist_ok=True)
     jobs = plan(chosen, out / "cache", limit)
@@ -172,14 +202,18 @@ def build_dataset(
     return write_shards(out, jobs, versions, workers)
 
 
-def write_shards(out: Path, jobs: Sequence[SpriteJob], versions: dict[str, str], workers: int) -> BuildReport:
+def write_shards(
+    out: Path, jobs: Sequence[SpriteJob], versions: dict[str, str], workers: int, shard_size: int = SHARD_SIZE
+) -> BuildReport:
     """Render `jobs` into shards, keeping the shards that an earlier run finished."""
-    chunks = [jobs[start : start + SHARD_SIZE] for start in range(0, len(jobs), SHARD_SIZE)]
+    chunks = [jobs[start : start + shard_size] for start in range(0, len(jobs), shard_size)]
     finished = _finished_shards(out)
     shards: list[dict[str, Any]] = []
     kept = 0
     pool = (
-        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_quiet_renderer) if workers else None
+        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_quiet_renderer)
+        if workers
+        else None
     )
     try:
         with tqdm(total=len(jobs), desc="rendering", unit="image") as bar:
@@ -191,7 +225,9 @@ def write_shards(out: Path, jobs: Sequence[SpriteJob], versions: dict[str, str],
                     bar.update(len(chunk))
                 else:
                     rendered: list[Rendered] = []
-                    for result in pool.map(render_job, chunk, chunksize=16) if pool else map(render_job, chunk):
+                    for result in (
+                        pool.map(render_job, chunk, chunksize=16) if pool else map(render_job, chunk)
+                    ):
                         rendered.append(result)
                         bar.update()
                     shard = _write_shard(out / name, rendered) | {"inputs_sha256": fingerprint}
@@ -200,6 +236,10 @@ def write_shards(out: Path, jobs: Sequence[SpriteJob], versions: dict[str, str],
     finally:
         if pool is not None:
             pool.shutdown(cancel_futures=True)
+    written = {shard["file"] for shard in shards}
+    for old in out.glob("sprites-*.tar"):  # of an earlier, larger build
+        if old.name not in written:
+            old.unlink()
     return _report(out, shards, kept)
 
 
@@ -209,7 +249,9 @@ def _report(out: Path, shards: Sequence[dict[str, Any]], kept: int) -> BuildRepo
     for shard in shards:
         per_source.update(shard["per_source"])
         skipped.update(shard["skipped"])
-    return BuildReport(out, per_source.total(), len(shards), kept, dict(sorted(per_source.items())), dict(skipped))
+    return BuildReport(
+        out, per_source.total(), len(shards), kept, dict(sorted(per_source.items())), dict(skipped)
+    )
 
 
 def _fingerprint(chunk: Iterable[SpriteJob]) -> str:
@@ -251,7 +293,9 @@ def _write_shard(path: Path, rendered: Sequence[Rendered]) -> dict[str, Any]:
     }
 
 
-def _write_index(out: Path, shards: Sequence[dict[str, Any]], versions: dict[str, str], complete: bool) -> None:
+def _write_index(
+    out: Path, shards: Sequence[dict[str, Any]], versions: dict[str, str], complete: bool
+) -> None:
     report = _report(out, shards, 0)
     index = {
         "format": "hawk-sprites-1",
@@ -290,13 +334,15 @@ def load_sprites(data_dir: Path, split: str | None = None) -> SpriteSet:
     The first call decodes the shards into `sprites.npy`; later ones map that file into memory.
 
     Raises:
-        HawkError: there is no dataset, it is unfinished, a shard is missing or corrupted, the split is unknown.
+        HawkError: no dataset, an unfinished one, a shard missing or corrupted, an unknown split.
     """
     if split not in (None, "train", "held-out"):
         raise HawkError(f"unknown split {split!r}: choose 'train' or 'held-out'")
     index = _read_index(data_dir)
     if not index["complete"]:
-        raise HawkError(f"the dataset in {data_dir} is unfinished: run `hawk data build --out {data_dir}` again")
+        raise HawkError(
+            f"the dataset in {data_dir} is unfinished: run `hawk data build --out {data_dir}` again"
+        )
     for shard in index["shards"]:
         path = data_dir / shard["file"]
         if not path.exists() or file_sha256(path) != shard["sha256"]:
@@ -335,7 +381,9 @@ def _decoded_cache(data_dir: Path, index: dict[str, Any]) -> list[SpriteRecord]:
 def _samples(data_dir: Path, index: dict[str, Any]) -> Iterator[tuple[SpriteRecord, bytes]]:
     for shard in index["shards"]:
         with tarfile.open(data_dir / shard["file"]) as tar:
-            contents = {m.name: file.read() for m in tar.getmembers() if (file := tar.extractfile(m)) is not None}
+            contents = {
+                m.name: file.read() for m in tar.getmembers() if (file := tar.extractfile(m)) is not None
+            }
         for name, text in contents.items():
             if name.endswith(".json"):
                 yield _record(json.loads(text)), contents[name.removesuffix(".json") + ".png"]

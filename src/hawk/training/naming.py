@@ -1,4 +1,4 @@
-"""What a picture shows, in plain words: package names, code points and file names -> label, synonyms, tags."""
+"""What a picture shows, in plain words: package slugs, code points, file names -> label, synonyms, tags."""
 
 from __future__ import annotations
 
@@ -6,125 +6,14 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from hawk.errors import HawkError
 from hawk.training.sources import RawIcon, Source, read_member
+from hawk.training.tables import NameTables, read_tables
 
 MAX_NAME_WORDS = 9
-
-# Emojibase subgroups whose pictures are letters, arrows, buttons or near-copies of one another.
-DROPPED_SUBGROUPS = frozenset(
-    {"family", "skin-tone", "hair-style", "transport-sign", "arrow", "zodiac", "av-symbol", "gender", "math",
-     "currency", "keycap", "alphanum", "flag", "country-flag", "subdivision-flag", "religion", "person-symbol"}
-)  # fmt: skip
-KEPT_FROM_DROPPED = frozenset(
-    {"no entry", "prohibited", "yin yang", "peace symbol", "atom symbol", "star of david", "infinity", "star and crescent",
-     "heavy dollar sign", "footprints", "bust in silhouette", "pirate flag", "chequered flag", "rainbow flag",
-     "white flag", "black flag", "triangular flag", "person with headscarf", "multiply", "plus", "fingerprint", "latin cross",
-     "orthodox cross", "menorah", "om", "no smoking"}
-)  # fmt: skip
-DROPPED_LABELS = frozenset(
-    {"wavy dash", "curly loop", "double curly loop", "part alternation mark", "copyright", "registered", "trade mark",
-     "japanese symbol for beginner", "name badge", "medical symbol", "diamond with a dot", "radio button",
-     "white medium square", "black medium square", "white medium-small square", "black medium-small square",
-     "white small square", "black small square", "white square button", "black square button", "currency exchange",
-     "exclamation question mark", "shibuya 109 department store"}
-)  # fmt: skip
-RENAMED = {
-    "black large square": "black square",
-    "white large square": "white square",
-    "heavy dollar sign": "dollar sign",
-    "large blue diamond": "blue diamond",
-    "large orange diamond": "orange diamond",
-    "latin cross": "cross",
-    "multiply": "multiplication sign",
-    "plus": "plus sign",
-    "om": "om symbol",
-    "soon arrow": "arrow",
-    "hollow red circle": "red ring",
-    "red triangle pointed up": "red triangle",
-    "red triangle pointed down": "red triangle pointing down",
-    "piata": "pinata",
-    "o button (blood type)": "o button",
-    "jack-o-lantern": "halloween pumpkin",
-    "sun": "sun",
-}
-DROPPED_ICONIFY = re.compile(
-    r"skin-tone|-(light|medium|dark|medium-light|medium-dark)$|^flag-for|^flag-|family|letter-|keycap|digit-|unknown-flag"
-    r"|(^|-)(button|pound-symbol|arrow)$|regional-indicator"
-)
-# Icons of the flat-color set that show a thing rather than a brand, an arrow or an office abstraction.
-FLAT_COLOR_KEPT = frozenset(
-    """address-book alarm-clock area-chart automotive bar-chart binoculars biohazard biotech bookmark briefcase
-    businessman businesswoman calculator calendar camcorder camera candle-sticks cell-phone checkmark clapperboard clock
-    command-line comments compact-camera conference-call cursor customer-support dam database diploma-1 display document
-    doughnut-chart electricity electronics empty-battery empty-trash engineering factory file filing-cabinet film
-    film-reel flash-on flow-chart folder full-battery full-trash gallery globe graduation-cap headset high-battery home
-    idea image-file info integrated-webcam key landscape library like line-chart link lock low-battery manager
-    middle-battery money-transfer music news night-landscape no-video old-time-camera opened-folder package panorama
-    phone photo-reel picture pie-chart plus podium-with-audience podium-with-speaker podium-without-speaker portrait-mode
-    print puzzle radar-plot reading reading-ebook ruler safe scatter-plot search self-service-kiosk selfie services
-    shipped shop sim-card smartphone-tablet speaker stack-of-photos statistics support todo-list touchscreen-smartphone
-    tree-structure two-smartphones unlock video-call video-projector webcam cancel minus approval rating folder
-    briefcase news reuse capacitor circuit dislike crystal-oscillator multiple-cameras night-portrait slr-back-side
-    charge-battery missed-call end-call trash usb video-file audio-file""".split()
-)
-FLAT_COLOR_NAMES = {
-    "automotive": "car", "biotech": "microscope", "candle-sticks": "candlestick chart", "cell-phone": "mobile phone",
-    "command-line": "computer terminal", "comments": "speech bubbles", "conference-call": "group of people",
-    "customer-support": "customer support agent", "diploma-1": "diploma", "display": "computer monitor",
-    "electricity": "lightning bolt", "electronics": "microchip", "empty-trash": "empty trash can",
-    "engineering": "engineer", "flash-on": "lightning bolt", "full-trash": "full trash can", "home": "house",
-    "idea": "light bulb", "image-file": "image file", "integrated-webcam": "laptop webcam", "like": "thumbs up",
-    "link": "chain link", "lock": "padlock", "music": "music note", "news": "newspaper", "photo-reel": "photo film",
-    "print": "printer", "portrait-mode": "portrait of a person", "search": "magnifying glass", "services": "gears",
-    "shipped": "delivery truck", "support": "wrench", "tree-structure": "tree diagram", "unlock": "open padlock",
-    "cancel": "red cross mark", "approval": "approval seal", "rating": "star", "dislike": "thumbs down",
-    "reading": "person reading a book", "reading-ebook": "person reading an ebook", "manager": "manager at a desk",
-    "slr-back-side": "back of a camera", "reuse": "recycling symbol", "charge-battery": "charging battery",
-    "missed-call": "missed phone call", "end-call": "red phone", "usb": "usb stick", "document": "document",
-    "no-video": "crossed out video camera", "smartphone-tablet": "smartphone and tablet", "landscape": "landscape picture",
-    "high-battery": "battery", "middle-battery": "half full battery", "statistics": "chart", "minus": "minus sign",
-    "plus": "plus sign", "camcorder": "video camera", "touchscreen-smartphone": "smartphone", "globe": "globe",
-    "phone": "telephone", "selfie": "person taking a selfie", "audio-file": "audio file", "multiple-cameras": "cameras",
-}  # fmt: skip
-OPENCLIPART_DROPPED = re.compile(
-    r"computer/icons|computer/buttons|computer/folders|computer/diagrams|shapes/stars|signs_and_symbols|special/|aiga"
-    r"|roadsigns|shapes/|games/cards|unsorted/duplicates|map_symbols|flowchart|religion|logo|tux"
-)
-# Words of openclipart file names that English emoji labels and tags lack.
-CLIPART_WORDS = frozenset(
-    """cartoon baby big small little old young simple silhouette contour outline guitar electric acoustic drum drums kit sax
-    horse cow bull sheep pig dog cat kitten puppy duck goose owl eagle crow penguin puffin parrot swan toucan robin hen
-    rooster fish shark whale dolphin salmon trout crab lobster shrimp octopus bug beetle bee ant spider fly wasp ladybug
-    butterfly dragonfly damselfly mosquito grasshopper snail worm caterpillar dino dinosaur dragon troll unicorn
-    elephant lion tiger leopard giraffe zebra hippo rhino gorilla monkey baboon camel bat mouse rat rabbit hare squirrel
-    raccoon skunk fox wolf bear moose deer elk antelope seal walrus otter beaver hedgehog turtle tortoise frog toad snake
-    lizard crocodile scorpion apple pear banana orange lemon lime grape grapes cherry cherries strawberry raspberry
-    blueberry peach plum apricot pineapple melon watermelon kiwi mango coconut tomato potato carrot onion pepper corn pea
-    mushroom bread bun baguette toast sandwich hamburger burger hot hotdog pizza cheese egg eggs bacon ham steak chicken
-    turkey rice soup pie cake cupcake cookie donut muffin candy lollipop chocolate ice cream cone sundae glass bottle mug cup
-    beer wine cocktail martini milk juice coffee tea teapot kettle water soda can plate bowl fork knife spoon pan pot
-    car truck bus van taxi tractor train tram boat ship sailboat canoe yacht submarine plane airplane aircraft jet
-    helicopter rocket balloon bike bicycle motorcycle scooter skateboard wheel tire house home cottage cabin hut barn
-    castle church tower bridge lighthouse windmill door window chair table desk bed sofa couch lamp candle lantern bulb
-    clock watch book books pencil pen paper scissors ruler brush paint palette key lock hammer saw screwdriver wrench
-    pliers axe shovel rake bucket ladder sword shield bow arrow gun rifle pistol cannon bomb grenade knight king queen
-    crown ring hat cap shirt shoe shoes boot boots sock glove dress skirt pants jeans coat jacket tie glasses bag purse
-    umbrella tent backpack ball football soccer basketball baseball tennis golf racket bat skates ski snowboard trophy
-    medal dice chess pawn rook bishop card puppet doll teddy kite yo top robot toy block bell gift present tree leaf
-    flower rose tulip daisy sunflower lily orchid cactus bush grass palm pine oak branch sun moon star cloud rain snow
-    snowman snowflake lightning rainbow earth globe planet saturn mountain hill volcano island beach hand foot eye ear nose
-    mouth lips tooth heart skull bone brain face head man woman boy girl child witch ghost vampire pumpkin santa reindeer
-    sleigh angel devil clown pirate ninja wizard piano violin cello trumpet trombone tuba flute clarinet harp accordion
-    microphone radio television tv camera phone telephone computer monitor keyboard laptop printer mouse disk floppy
-    cd cable plug battery magnet microscope telescope flask tube thermometer syringe pill stethoscope envelope stamp
-    anchor chain rope net basket box barrel jar vase flowerpot broom mop vacuum iron oven stove fridge toaster blender
-    frying onion rings drink stein chess and with of in on the a red green blue yellow black white pink brown gray grey
-    purple smiling sleeping flying running sitting happy sad angry funny cute half sliced slice piece whole stack pile""".split()
-)
 
 
 @dataclass(frozen=True)
@@ -139,11 +28,12 @@ class Concept:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Emojibase, looked up by code points and by squeezed name; and its English words."""
+    """Emojibase, looked up by code points and by squeezed name; its English words; and our curated tables."""
 
     by_hexcode: Mapping[str, Concept]
     by_name: Mapping[str, Concept]
-    words: frozenset[str] = field(default=CLIPART_WORDS)
+    words: frozenset[str]
+    tables: NameTables
 
 
 @dataclass(frozen=True)
@@ -164,24 +54,31 @@ def squeeze(name: str) -> str:
 def clean_name(name: str) -> str:
     """Plain lower-case English from a label, slug or file name; "" if nothing usable is left.
 
-    "person: curly hair" -> "person with curly hair"; "A button (blood type)" -> "a button"; "cat_face-2" -> "cat face".
+    "person: curly hair" -> "person with curly hair"; "A button (blood type)" -> "a button";
+    "cat_face-2" -> "cat face".
     """
-    text = unicodedata.normalize("NFKD", name).encode("ascii", "ignore" if "’" not in name else "replace").decode()
-    text = name.replace("’", "'").replace("“", "").replace("”", "").lower() if "’" in name else text.lower()
+    text = name.lower().replace("’", "'").replace("&", " and ")
     text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    text = re.sub(r"\([^)]*\)", " ", text).replace("&", " and ")
+    text = re.sub(r"\([^)]*\)", " ", text)
     text = re.sub(r"^(person|man|woman): ", r"\1 with ", text)
     text = re.sub(r"[_:,.!/]+", " ", text)
     text = re.sub(r"(?<![a-z0-9])-|-(?![a-z0-9])", " ", text)
-    text = re.sub(r"\b\d+\b|(?<=[a-z])\d+\b", " ", text)
+    text = re.sub(r"\b\d+\b|(?<=[a-z])-?\d+\b", " ", text)
     words = " ".join(text.split())
-    if len(re.findall("[a-z]", words)) < 3 or len(words.split()) > MAX_NAME_WORDS:
+    if (len(re.findall("[a-z]", words)) < 3 and words != "ox") or len(words.split()) > MAX_NAME_WORDS:
         return ""
-    return RENAMED.get(words, words)
+    return words
+
+
+def plain_name(name: str, tables: NameTables) -> str:
+    """`clean_name`, and a better name where the cleaned one is none that a stranger would type."""
+    cleaned = clean_name(name)
+    return tables.renamed.get(cleaned, cleaned)
 
 
 def read_vocabulary(archive_path: Path) -> Vocabulary:
     """Labels, synonyms and tags out of the emojibase-data package."""
+    tables = read_tables()
     emojis = json.loads(read_member(archive_path, "en/data.json"))
     groups = json.loads(read_member(archive_path, "meta/groups.json"))["subgroups"]
     shortcodes = {
@@ -191,7 +88,7 @@ def read_vocabulary(archive_path: Path) -> Vocabulary:
     by_hexcode: dict[str, Concept] = {}
     by_name: dict[str, Concept] = {}
     for emoji in emojis:
-        by_hexcode[emoji["hexcode"]] = concept = _concept(emoji, groups, shortcodes)
+        by_hexcode[emoji["hexcode"]] = concept = _concept(emoji, groups, shortcodes, tables)
         for skin in emoji.get("skins", ()):
             by_hexcode[skin["hexcode"]] = Concept(concept.label, kept=False)
         by_name.setdefault(squeeze(emoji["label"]), concept)
@@ -212,81 +109,141 @@ def read_vocabulary(archive_path: Path) -> Vocabulary:
         for word in name.split()
         if len(word) >= 3
     }
-    return Vocabulary(by_hexcode | {k.replace("-FE0F", ""): v for k, v in by_hexcode.items()}, by_name, CLIPART_WORDS | words)
+    by_bare = {bare_hexcode(hexcode): concept for hexcode, concept in by_hexcode.items()}
+    return Vocabulary(by_bare, by_name, tables.clipart_words | words, tables)
 
 
-def _concept(emoji: Mapping[str, object], groups: Mapping[str, str], shortcodes: Mapping[str, Mapping[str, object]]) -> Concept:
-    label, hexcode = str(emoji["label"]), str(emoji["hexcode"])
+def bare_hexcode(hexcode: str) -> str:
+    """Code points without the variation selector, which packages set or leave out at will."""
+    return hexcode.upper().replace("-FE0F", "")
+
+
+def _concept(
+    emoji: Mapping[str, Any],
+    groups: Mapping[str, str],
+    shortcodes: Mapping[str, Mapping[str, Any]],
+    tables: NameTables,
+) -> Concept:
+    label, lowered = str(emoji["label"]), str(emoji["label"]).lower()
     subgroup = groups.get(str(emoji.get("subgroup", "")), "component")
-    lowered = label.lower()
     if re.fullmatch(r"\w+ o’clock", lowered):
         return Concept(f"clock showing {clean_name(label)}", ("clock",), ("time",))
     dropped = (
-        subgroup in DROPPED_SUBGROUPS | {"component"}
-        or lowered in DROPPED_LABELS
-        or lowered.endswith(("-thirty", "arrow"))
+        subgroup in tables.dropped_subgroups
+        or lowered in tables.dropped_labels
+        or lowered.endswith("-thirty")
         or (": " in label and not re.match(r"(person|man|woman): ", lowered))
         or bool(re.search(r" facing right$|button", lowered))
     )
-    synonyms = []
-    for source in ("emojibase", "github"):
-        codes = shortcodes[source].get(hexcode, [])
-        for code in [codes] if isinstance(codes, str) else list(codes):  # type: ignore[call-overload]
-            if not re.search(r"\d", code):
-                synonyms.append(clean_name(code))
-    name = clean_name(label)
-    unique = [s for s in dict.fromkeys(synonyms) if s and s != name]
-    tags = [clean_name(str(tag)) for tag in emoji.get("tags") or ()]  # type: ignore[attr-defined]
-    kept = bool(name) and (not dropped or lowered in KEPT_FROM_DROPPED)
-    return Concept(name, tuple(unique), tuple(tag for tag in dict.fromkeys(tags) if tag and tag != name), kept)
+    name = plain_name(label, tables)
+    codes = [shortcodes[source].get(emoji["hexcode"], []) for source in ("emojibase", "github")]
+    spoken = [code for found in codes for code in ([found] if isinstance(found, str) else found)]
+    synonyms = [
+        _synonym(plain_name(code, tables), subgroup, tables) for code in spoken if not re.search(r"\d", code)
+    ]
+    tags = [plain_name(str(tag), tables) for tag in emoji.get("tags") or ()]
+    return Concept(
+        name,
+        tuple(s for s in dict.fromkeys(synonyms) if s and s != name),
+        tuple(tag for tag in dict.fromkeys(tags) if tag and tag != name),
+        kept=bool(name) and (not dropped or lowered in tables.kept_labels),
+    )
+
+
+def _synonym(name: str, subgroup: str, tables: NameTables) -> str:
+    """A shortcode as a noun phrase, or "": "angry" -> "angry face"; "running" is no name for a runner."""
+    if name in tables.dropped_synonyms or _matches(tables.ungrammatical, name):
+        return ""
+    if subgroup.startswith("face-"):
+        if re.search(r"face|clown|robot|alien|ghost|skull|imp$|monkey|ogre|goblin|invader|poop", name):
+            return name
+        return f"{name} face" if len(name.split()) == 1 else ""
+    if subgroup.startswith("person"):
+        return (
+            name
+            if re.search(
+                r"person|people|\bw?o?m[ae]n\b|woman|(er|or|ist|cop|adult|angel|santa|royalty)s?$", name
+            )
+            else ""
+        )
+    return name
+
+
+def _matches(patterns: Sequence[str], text: str) -> bool:
+    return any(re.search(pattern, text) for pattern in patterns)
 
 
 def name_icon(source: Source, icon: RawIcon, vocabulary: Vocabulary) -> Naming | None:
-    """The words for a picture, or None where it is to be left out (skin tones, flags, letters, logos, no English name)."""
+    """The words for a picture; None where it is left out: skin tones, flags, letters, logos, no English."""
+    tables = vocabulary.tables
     if source.kind == "openclipart":
         return _name_clipart(icon, vocabulary)
     if source.name == "flat-color":
-        if icon.slug not in FLAT_COLOR_KEPT:
-            return None
-        return Naming(FLAT_COLOR_NAMES.get(icon.slug, clean_name(icon.slug)))
-    if DROPPED_ICONIFY.search(icon.slug) and icon.hexcode is None:
+        name = tables.flat_color_names.get(icon.slug) or plain_name(icon.slug.replace("-", " "), tables)
+        return Naming(name) if icon.slug in tables.flat_color_kept else None
+    slug = re.sub(r"(?<=[a-z])-\d$", "", icon.slug)
+    alias = tables.aliases.get(squeeze(slug), slug)
+    if alias.startswith("="):
+        return Naming(alias[1:])
+    concept = (
+        vocabulary.by_hexcode.get(bare_hexcode(icon.hexcode or ""))
+        or vocabulary.by_name.get(squeeze(alias))
+        or vocabulary.by_name.get(squeeze(alias.removeprefix("person-")))
+    )
+    if concept is not None:
+        return Naming(concept.label, concept.synonyms, concept.tags) if concept.kept else None
+    if source.name == "fxemoji" or source.kind == "raster" or _matches(tables.dropped_slugs, icon.slug):
         return None
-    slug = re.sub(r"-\d$", "", icon.slug)
-    concept = vocabulary.by_hexcode.get(icon.hexcode or "") or vocabulary.by_name.get(squeeze(slug))
-    if concept is None and source.name != "fxemoji" and source.kind == "iconify":
-        name = clean_name(slug.removeprefix("person-").replace("-", " "))
-        return Naming(name) if name else None
-    if concept is None or not concept.kept:
-        return None
-    return Naming(concept.label, concept.synonyms, concept.tags)
+    name = plain_name(slug.replace("-", " "), tables)
+    return Naming(name) if name else None
 
 
 def _name_clipart(icon: RawIcon, vocabulary: Vocabulary) -> Naming | None:
-    if OPENCLIPART_DROPPED.search(f"{icon.folder}/{icon.slug}"):
+    tables, slug = vocabulary.tables, icon.slug.lower()
+    if _matches(tables.clipart_dropped_paths, f"{icon.folder}/{icon.slug}"):
         return None
-    name = _english_start(clean_name(icon.title).split(), vocabulary) or _english_start(
-        re.split(r"[_\-\s]+", icon.slug.lower()), vocabulary
-    )
-    if not name:
+    generic = re.search(r"clip ?art|road signs|icons|maps|illustration|collection|r\d\d ", icon.title.lower())
+    title = [] if generic else plain_name(icon.title, tables).split()
+    words = re.split(r"[_\s]+", slug)
+    translated = tables.clipart_translated
+    name = next((translated[key] for key in _first_words(words) if key in translated), None)
+    if name is None:
+        name = _english_start(title, vocabulary) or _english_start(words, vocabulary)
+    if icon.folder.startswith("computer") and name in {"mouse", "tower", "desktop", "lemon"}:
+        name = "" if name == "lemon" else f"computer {name}".replace("computer desktop", "desktop computer")
+    if not name or name in tables.clipart_denied:
         return None
-    folders = [clean_name(folder) for folder in icon.folder.split("/")]
-    return Naming(name, tags=tuple(folder for folder in folders if folder and folder != "unsorted"))
+    if re.search(r"_(bw|b_w|bn)(_|$)", slug):
+        name = f"black and white {name}"
+    folders = [plain_name(folder, tables).removesuffix("s") for folder in icon.folder.split("/")]
+    return Naming(name, tags=tuple(f for f in folders if f and f != "unsorted" and f not in name))
+
+
+def _first_words(words: Sequence[str]) -> tuple[str, ...]:
+    """Keys of the translation table for a file name: its first words, and the first without its number."""
+    return ("_".join(words[:3]), "_".join(words[:2]), words[0], re.sub(r"-?\d+$", "", words[0]))
 
 
 def _english_start(words: Sequence[str], vocabulary: Vocabulary) -> str:
     """The leading English words of a file name: ["flying", "wasp", "gerald", "g"] -> "flying wasp"."""
-    kept: list[str] = []
-    for word in (re.sub(r"\d+$", "", word) for word in words):
+    tables, kept = vocabulary.tables, list[str]()
+    for word in (re.sub(r"(-md)?(-v)?[\d.]*$", "", word) for word in words):
         if word not in vocabulary.words:
             break
         kept.append(word)
-    while kept and kept[-1] in {"and", "with", "of", "in", "on", "the", "a"}:
-        kept.pop()
-    return clean_name(" ".join(kept[:5]))
-
-
-def require_vocabulary(vocabulary: Vocabulary) -> Vocabulary:
-    """The vocabulary itself, if it holds any concept."""
-    if not vocabulary.by_hexcode:
-        raise HawkError("emojibase-data holds no emoji: fetch it again")
-    return vocabulary
+    kept = kept[:4]
+    while kept and kept[0] in {"a", "an", "the", "another", "new", "my", "simple"}:
+        kept.pop(0)
+    fronted: list[str] = []
+    while kept and kept[-1] in tables.clipart_noise | tables.clipart_fronted:
+        word = kept.pop()
+        if word in tables.clipart_fronted and kept and not fronted:
+            fronted = [word]
+        elif word in tables.clipart_fronted:
+            return word if word == "orange" else ""
+    kept = [word for word in fronted if word != "simple"] + kept
+    if kept[:1] == ["contour"]:
+        kept = [*kept[1:], "outline"]
+    if not kept or kept[-1] in {"contour", "cartoon", "little", "small", "big", "old", "electric", "flat"}:
+        return ""
+    return plain_name(" ".join(kept), tables)

@@ -31,7 +31,7 @@ class SpriteRecord:
 
 @dataclass(frozen=True)
 class SpriteSet:
-    """All sprites of a split: `rgba` is uint8 [N, 128, 128, 4] (not premultiplied), `records` its N records."""
+    """All sprites of a split: `rgba` is uint8 [N, 128, 128, 4], not premultiplied; `records` has N."""
 
     rgba: NDArray[np.uint8]
     records: tuple[SpriteRecord, ...]

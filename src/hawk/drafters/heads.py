@@ -1,0 +1,159 @@
+"""Draft heads: horizontal (Medusa, arXiv 2401.10774) and vertical (Hawk, arXiv 2510.25739).
+
+A head is one residual block on the target's guided last hidden state, followed by the target's own frozen output
+head. Horizontal head n reads the newest state, which predicts position t, and predicts t + n. Vertical head d reads
+the state after token y - d * width and predicts position y; its predictions wait in a cache until their row comes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hawk.canvas import Canvas
+from hawk.errors import HawkError
+from hawk.sampling import SamplingParams, log_probs
+
+OutputHead = Callable[[Tensor], Tensor]
+"""The target's frozen output head: states `[*, dim]` to guided logits `[*, vocab]`."""
+
+
+@dataclass(frozen=True)
+class HeadsConfig:
+    """`horizontal` and `vertical` heads for a target of width `dim`."""
+
+    dim: int
+    horizontal: int = 3
+    vertical: int = 2
+
+
+class DraftHeads(nn.Module):
+    """One `dim x dim` residual block for each head; the output head is the target's and is not held here."""
+
+    def __init__(self, config: HeadsConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.horizontal = nn.ModuleList(nn.Linear(config.dim, config.dim) for _ in range(config.horizontal))
+        self.vertical = nn.ModuleList(nn.Linear(config.dim, config.dim) for _ in range(config.vertical))
+        for block in (*self.horizontal, *self.vertical):
+            nn.init.zeros_(block.weight)
+            nn.init.zeros_(block.bias)
+
+    def draft_state(self, block: nn.Module, state: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """State + SiLU(block(state)): what the output head reads in place of the target's own state."""
+        return state + F.silu(block(state))
+
+    def save(self, folder: Path, target_fingerprint: str) -> None:
+        """Write `heads.safetensors` and `heads.json` (shape, and the target that the heads were trained for)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "heads.safetensors")
+        described = {**asdict(self.config), "target": target_fingerprint}
+        (folder / "heads.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path, target_fingerprint: str) -> DraftHeads:
+        """Read heads from a folder; refuses those of another target."""
+        described_file, weights_file = folder / "heads.json", folder / "heads.safetensors"
+        if not described_file.is_file() or not weights_file.is_file():
+            raise HawkError(f"no draft heads in {folder}: train them with `hawk train drafter --kind heads`")
+        described = json.loads(described_file.read_text(encoding="utf-8"))
+        trained_for = described.pop("target")
+        if trained_for != target_fingerprint:
+            raise HawkError(
+                f"the heads in {folder} were trained for target {trained_for}, not {target_fingerprint}: train new ones"
+            )
+        heads = cls(HeadsConfig(**described))
+        heads.load_state_dict({k: v.float() for k, v in load_file(weights_file).items()})
+        return heads.eval()
+
+
+@dataclass
+class HorizontalSource:
+    """Distributions for the positions 1 .. heads after each root, from the newest state."""
+
+    name = "horizontal"
+    heads: DraftHeads
+    head: OutputHead
+
+    @property
+    def reach(self) -> int:
+        """Furthest offset from the root that is predicted."""
+        return self.heads.config.horizontal
+
+    def start(self, canvas: Canvas, params: SamplingParams) -> SamplingParams:
+        """The parameters are all there is to remember."""
+        return params
+
+    def observe(self, memory: SamplingParams, canvas: Canvas) -> None:
+        """Nothing is kept between steps."""
+
+    def draft(
+        self, memory: SamplingParams, canvas: Canvas, row: int, offsets: int
+    ) -> Float[Tensor, "offsets vocab"]:
+        """log q of an image at root + 1 .. root + `offsets` (at most `reach`)."""
+        newest = canvas.states[row, canvas.committed[row] - 1]
+        states = [self.heads.draft_state(block, newest) for block in list(self.heads.horizontal)[:offsets]]
+        return log_probs(self.head(torch.stack(states)), memory)
+
+
+@dataclass
+class VerticalMemory:
+    """The paper's cache: predictions that wait for their row, `[batch, slots, vocab]`, a ring of `d * width` slots.
+
+    `read` counts the states of each image that have been turned into predictions.
+    """
+
+    params: SamplingParams
+    waiting: Float[Tensor, "b slots vocab"]
+    read: list[int]
+
+
+@dataclass
+class VerticalSource:
+    """Distributions for any uncommitted position whose cell `depth` rows above is committed."""
+
+    heads: DraftHeads
+    head: OutputHead
+    depth: int
+    vocab: int
+
+    @property
+    def name(self) -> str:
+        """`vertical-d`."""
+        return f"vertical-{self.depth}"
+
+    def start(self, canvas: Canvas, params: SamplingParams) -> VerticalMemory:
+        """An empty cache."""
+        slots = self.depth * canvas.grid.width
+        waiting = torch.empty(canvas.batch, slots, self.vocab, device=canvas.states.device)
+        return VerticalMemory(params, waiting, [0] * canvas.batch)
+
+    def observe(self, memory: VerticalMemory, canvas: Canvas) -> None:
+        """Turn the states of newly committed tokens into predictions for the cells `depth` rows below them."""
+        block, slots = self.heads.vertical[self.depth - 1], memory.waiting.shape[1]
+        for row in range(canvas.batch):
+            first, until = memory.read[row], min(canvas.committed[row] - 1, canvas.grid.size - slots)
+            if until <= first:
+                continue
+            states = canvas.states[row, first + 1 : until + 1]
+            predicted = log_probs(self.head(self.heads.draft_state(block, states)), memory.params)
+            memory.waiting[row, torch.arange(first, until) % slots] = predicted.to(memory.waiting.dtype)
+            memory.read[row] = until
+
+    def available(self, memory: VerticalMemory, canvas: Canvas, position: int) -> bool:
+        """Whether the cell `depth` rows above exists and its state is known (it is, within one row of the root)."""
+        return position >= memory.waiting.shape[1]
+
+    def draft(
+        self, memory: VerticalMemory, row: int, positions: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n vocab"]:
+        """log q of an image at `positions`, each of which must be available."""
+        return memory.waiting[row, positions % memory.waiting.shape[1]]

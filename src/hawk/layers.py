@@ -1,0 +1,74 @@
+"""Transformer parts shared by targets and drafters: RMSNorm, N-axis rotary positions, SwiGLU, masked attention."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, computed in at least float32 and scaled in the input's dtype."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        return F.rms_norm(wide, wide.shape[-1:], None, self.eps).to(x.dtype) * self.weight.to(x.dtype)
+
+
+class SwiGLU(nn.Module):
+    """Feed-forward block `w2(silu(w1 x) * w3 x)` without biases."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(dim, hidden, bias=False)
+        self.w3 = nn.Linear(dim, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+def rotary_angles(
+    coordinates: Int[Tensor, "*b axes"], head_dim: int, base: float = 10000.0
+) -> Float[Tensor, "*b half 2"]:
+    """(cos, sin) of N-axis rotary positions (RoPE, arXiv 2104.09864): the head is split evenly between the axes."""
+    axes = coordinates.shape[-1]
+    per_axis = head_dim // axes
+    exponents = torch.arange(0, per_axis, 2, device=coordinates.device)[: per_axis // 2].float() / per_axis
+    angles = (coordinates.unsqueeze(-1).float() / base**exponents).flatten(-2)
+    return torch.stack((angles.cos(), angles.sin()), dim=-1)
+
+
+def rotate(
+    x: Float[Tensor, "b n heads d"], angles: Float[Tensor, "#b n half 2"]
+) -> Float[Tensor, "b n heads d"]:
+    """Turn each adjacent pair of channels by its angle. Zero (cos, sin) erases the vector, as LlamaGen's prefix does."""
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    even, odd = wide.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = angles.to(wide.dtype).unsqueeze(-3).unbind(-1)
+    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).to(x.dtype)
+
+
+def attend(
+    q: Float[Tensor, "b heads n d"],
+    k: Float[Tensor, "b kv_heads m d"],
+    v: Float[Tensor, "b kv_heads m d"],
+    mask: Float[Tensor, "b 1 n m"] | None,
+) -> Float[Tensor, "b n dim"]:
+    """Attention under an additive mask (`None`: causal), grouped keys allowed; heads joined in the last axis."""
+    grouped = q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=None if mask is None else mask.to(q.dtype),
+        is_causal=mask is None,
+        enable_gqa=grouped,
+    )
+    return out.transpose(1, 2).flatten(2)

@@ -1,0 +1,1 @@
+"""Target adapters: models whose output distribution Hawk keeps, and their image tokenizers."""

@@ -1,0 +1,137 @@
+"""`hawk train target`: fit the bundled text-to-image transformer on captioned sprites."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from hawk.grid import Grid
+from hawk.targets.llamagen import LlamaGen, LlamaGenConfig
+from hawk.targets.text import StaticTextEncoder
+from hawk.targets.vq import ImageTokenizer
+from hawk.training.data import SpriteSet, compose, load_sprites
+from hawk.training.loop import FitConfig, Fitted, fit
+from hawk.training.tokenizer import to_tensor
+
+
+@dataclass(frozen=True)
+class CaptionedTokens:
+    """A training batch: image tokens in raster order with caption features and their padding mask."""
+
+    tokens: Int[Tensor, "b n"]
+    features: Float[Tensor, "b t d"]
+    mask: Bool[Tensor, "b t"]
+
+
+@dataclass(frozen=True)
+class Dropouts:
+    """Regularisation while training the target. `caption` replaces whole captions by the null caption (CFG)."""
+
+    caption: float = 0.1
+    hidden: float = 0.1
+
+
+class TeacherForced(nn.Module):
+    """The target with its cross-entropy, as one module so that it compiles into one graph."""
+
+    def __init__(self, target: LlamaGen, grid: Grid, caption_dropout: float) -> None:
+        super().__init__()
+        self.target, self.grid, self.caption_dropout = target, grid, caption_dropout
+
+    def forward(self, tokens: Tensor, features: Tensor, mask: Tensor, dropped: Tensor) -> Tensor:
+        """Mean negative log-likelihood per token in nats; `dropped` `[b]` marks captions to replace by the null one."""
+        features = torch.where(dropped[:, None, None], self.target.null_features(features), features)
+        hidden = self.target(tokens, features, mask, self.grid)
+        logits = self.target.output(hidden).float()
+        return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+
+
+def train_target(
+    data: Path,
+    tokenizer: ImageTokenizer,
+    text: StaticTextEncoder,
+    shape: LlamaGenConfig,
+    config: FitConfig,
+    out: Path,
+    dropouts: Dropouts | None = None,
+) -> tuple[LlamaGen, Fitted]:
+    """Fit a target on the sprites under `data`, tokenised by `tokenizer`; state and tensorboard go to `out`."""
+    rates = dropouts or Dropouts()
+    train, held_out = load_sprites(data, "train"), load_sprites(data, "held-out")
+    torch.manual_seed(config.seed)
+    target = LlamaGen(shape, dropout=rates.hidden)
+    target.initialize()
+    module = TeacherForced(target, target.grid, rates.caption)
+    checks = [
+        _batch(held_out, 32, np.random.default_rng(i), tokenizer, text, config.device) for i in range(6)
+    ]
+
+    def batch_loss(runner: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        rng = np.random.default_rng(int(torch.randint(1 << 62, (), generator=generator)))
+        batch = _batch(train, config.batch_size, rng, tokenizer, text, config.device)
+        dropped = torch.rand(config.batch_size, generator=generator) < rates.caption
+        return {"loss": runner(batch.tokens, batch.features, batch.mask, dropped.to(config.device))}
+
+    def evaluate(runner: nn.Module, step: int) -> dict[str, float]:
+        losses = [_held_out_loss(runner, batch, config) for batch in checks]
+        conditional, null = (sum(column) / len(losses) for column in zip(*losses, strict=True))
+        return {"nll": conditional, "nll_null": null}
+
+    fitted = fit(module, batch_loss, config, out, evaluate)
+    module.load_state_dict(fitted.averaged)
+    return target.eval(), fitted
+
+
+def _held_out_loss(runner: nn.Module, batch: CaptionedTokens, config: FitConfig) -> tuple[float, float]:
+    """Nats per token with the caption and with the null caption."""
+    with torch.autocast(config.device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+        kept, dropped = (
+            runner(batch.tokens, batch.features, batch.mask, torch.full((len(batch.tokens),), flag)).item()
+            for flag in (False, True)
+        )
+    return kept, dropped
+
+
+@torch.no_grad()
+def _batch(
+    sprites: SpriteSet,
+    size: int,
+    rng: np.random.Generator,
+    tokenizer: ImageTokenizer,
+    text: StaticTextEncoder,
+    device: str,
+) -> CaptionedTokens:
+    composed = [compose(sprites, int(i), rng) for i in rng.integers(len(sprites.records), size=size)]
+    with torch.autocast(device, torch.bfloat16):
+        codes = tokenizer.encode(to_tensor([image.rgb for image in composed]).to(device))
+    encoded = text.encode([image.caption for image in composed])
+    return CaptionedTokens(codes.flatten(1), encoded.features.to(device), encoded.mask.to(device))
+
+
+def preset() -> FitConfig:
+    """The bundled recipe."""
+    return FitConfig(
+        steps=4000,
+        batch_size=32,
+        lr=1.5e-3,
+        weight_decay=0.1,
+        warmup=200,
+        ema=0.998,
+        keep_every=500,
+        evaluate_every=250,
+    )
+
+
+def bundled_shape(
+    tokenizer: ImageTokenizer, text: StaticTextEncoder, image_size: int = 128
+) -> LlamaGenConfig:
+    """The bundled model's shape for a tokenizer and a text encoder."""
+    side = image_size // tokenizer.downsample
+    base = LlamaGenConfig(dim=384, n_layer=8, n_head=6, vocab_size=tokenizer.codebook_size)
+    return replace(base, caption_dim=text.width, caption_tokens=text.tokens, height=side, width=side)

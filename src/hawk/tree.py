@@ -1,0 +1,119 @@
+"""DraftTree: proposed tokens and their parents, for a batch of images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One draw to be tried by residual verification: `node` is the child it leads to, `q` its row of `DraftTree.q`.
+
+    Several trials may lead to one node (the same token drawn twice); `q = -1` means a one-hot draft.
+    """
+
+    node: int
+    q: int
+
+
+@dataclass(frozen=True)
+class DraftTree:
+    """Nodes in topological order; node 0 is the root, the last committed token, whose forward is still due.
+
+    `tokens`, `parents`, `sources`, `valid`: `[batch, nodes]`; a root's parent is itself, a padding node is not valid.
+    `sources` index `source_names`. `trials[row][node]` lists the draws below a node in the order they are tried, and
+    `q[row]` holds the distributions that they were drawn from, `[draws, vocab]`; both only where a residual verifier
+    needs them.
+    """
+
+    tokens: Int[Tensor, "b n"]
+    parents: Int[Tensor, "b n"]
+    sources: Int[Tensor, "b n"]
+    valid: Bool[Tensor, "b n"]
+    source_names: tuple[str, ...]
+    trials: list[dict[int, list[Trial]]] | None = None
+    q: list[Float[Tensor, "draws vocab"]] | None = None
+
+    @property
+    def nodes(self) -> int:
+        """Nodes per image, root and padding included."""
+        return self.tokens.shape[1]
+
+    def ancestors(self) -> Bool[Tensor, "b n n"]:
+        """`[b, i, j]`: node j is node i or lies above it."""
+        batch, n = self.parents.shape
+        reach = torch.eye(n, dtype=torch.bool, device=self.parents.device).repeat(batch, 1, 1)
+        rows = torch.arange(batch, device=self.parents.device)
+        for node in range(1, n):
+            reach[:, node] |= reach[rows, self.parents[:, node]]
+        return reach
+
+    def with_root(self, tokens: Int[Tensor, " b"]) -> DraftTree:
+        """The same tree under other root tokens."""
+        replaced = self.tokens.clone()
+        replaced[:, 0] = tokens
+        return DraftTree(
+            replaced, self.parents, self.sources, self.valid, self.source_names, self.trials, self.q
+        )
+
+
+@dataclass
+class TreeBuilder:
+    """Grows the tree of one image node by node; `add` merges equal siblings."""
+
+    tokens: list[int]
+    parents: list[int]
+    sources: list[int]
+    depths: list[int]
+    trials: dict[int, list[Trial]]
+    _children: dict[tuple[int, int], int]
+
+    @classmethod
+    def rooted(cls, token: int) -> TreeBuilder:
+        """A tree of the root alone."""
+        return cls([token], [0], [0], [0], {}, {})
+
+    def add(self, parent: int, token: int, source: int, q: int | None = None) -> int:
+        """The child of `parent` with `token`, made if need be; with `q`, a trial that leads to it is recorded."""
+        node = self._children.get((parent, token))
+        if node is None:
+            node = len(self.tokens)
+            self._children[parent, token] = node
+            self.tokens.append(token)
+            self.parents.append(parent)
+            self.sources.append(source)
+            self.depths.append(self.depths[parent] + 1)
+        if q is not None:
+            self.trials.setdefault(parent, []).append(Trial(node, q))
+        return node
+
+
+def batch_trees(
+    builders: list[TreeBuilder],
+    source_names: tuple[str, ...],
+    q: list[Tensor] | None = None,
+    device: torch.device | None = None,
+) -> DraftTree:
+    """One `DraftTree` from the trees of each image, padded to the largest."""
+    n = max(len(builder.tokens) for builder in builders)
+
+    def padded(values: list[int]) -> list[int]:
+        return values + [0] * (n - len(values))
+
+    def matrix(columns: list[list[int]]) -> Tensor:
+        return torch.tensor([padded(column) for column in columns], device=device)
+
+    sizes = torch.tensor([len(builder.tokens) for builder in builders], device=device)
+    return DraftTree(
+        tokens=matrix([builder.tokens for builder in builders]),
+        parents=matrix([builder.parents for builder in builders]),
+        sources=matrix([builder.sources for builder in builders]),
+        valid=torch.arange(n, device=device) < sizes[:, None],
+        source_names=source_names,
+        trials=None if q is None else [builder.trials for builder in builders],
+        q=q,
+    )

@@ -46,18 +46,14 @@ def require(holds: bool, what: str) -> None:
 
 def build(dist: Path) -> tuple[Path, Path]:
     """Build into `dist`; return the paths of sdist and wheel (the wheel is built from the sdist)."""
-    subprocess.run(
-        [sys.executable, "-m", "build", "--outdir", dist, ROOT], check=True, stdout=subprocess.DEVNULL
-    )
+    subprocess.run([sys.executable, "-m", "build", "--outdir", dist, ROOT], check=True, stdout=subprocess.DEVNULL)
     return next(dist.glob("*.tar.gz")), next(dist.glob("*.whl"))
 
 
 def check_contents(sdist: Path, wheel: Path) -> None:
     """Check that both carry the bundled weights and the licences, and nothing that does not belong there."""
     weights = {
-        path.relative_to(WEIGHTS).as_posix(): path.stat().st_size
-        for path in WEIGHTS.rglob("*")
-        if path.is_file()
+        path.relative_to(WEIGHTS).as_posix(): path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()
     }
     require(any(name.endswith(".safetensors") for name in weights), "src/hawk/weights holds safetensors")
     require(max(weights.values()) <= MAX_FILE_BYTES, "no weight file is over 50 MB")
@@ -71,9 +67,7 @@ def check_contents(sdist: Path, wheel: Path) -> None:
     licences = {Path(name).name for name in in_wheel if ".dist-info/licenses/" in name}
     require({"LICENSE", "THIRD_PARTY.md"} <= licences, "the wheel holds LICENSE and THIRD_PARTY.md")
     tops = {name.split("/")[0] for name in in_wheel}
-    require(
-        {top for top in tops if not top.endswith(".dist-info")} == {"hawk"}, "the wheel installs hawk only"
-    )
+    require({top for top in tops if not top.endswith(".dist-info")} == {"hawk"}, "the wheel installs hawk only")
 
     with tarfile.open(sdist) as archive:
         in_sdist = {item.name.partition("/")[2]: item.size for item in archive if item.isfile()}
@@ -111,11 +105,7 @@ def run(command: Sequence[str | Path], folder: Path, logs: Path) -> Outcome:
 def png_size(path: Path) -> tuple[int, int]:
     """Return width and height of a PNG in pixels, (0, 0) if the file is none."""
     head = path.read_bytes()[:24]
-    return (
-        struct.unpack(">II", head[16:])
-        if len(head) == 24 and head.startswith(b"\x89PNG\r\n\x1a\n")
-        else (0, 0)
-    )
+    return struct.unpack(">II", head[16:]) if len(head) == 24 and head.startswith(b"\x89PNG\r\n\x1a\n") else (0, 0)
 
 
 def check_generate(hawk: Path, folder: Path, logs: Path) -> None:

@@ -13,9 +13,7 @@ if not os.environ.get("HAWK_NO_TYPECHECK"):
 import torch
 from hypothesis import settings
 
-settings.register_profile(
-    "hawk", deadline=None, derandomize=True, database=None
-)  # no test depends on time or luck
+settings.register_profile("hawk", deadline=None, derandomize=True, database=None)  # no test depends on time or luck
 settings.load_profile("hawk")
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 # Fixed kernels, and torch.empty() filled with NaN: a test that reads memory nobody wrote goes red.

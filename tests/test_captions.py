@@ -141,9 +141,7 @@ def test_a_told_background_is_exactly_the_corner_pixels_and_an_untold_one_is_whi
     for image in composed(0, 250) + composed(1, 250):
         assert image.rgb.shape == (128, 128, 3)
         assert image.rgb.dtype == np.uint8
-        words = re.search(
-            rf"(?:an? |, |on )({'|'.join(sorted(COLOURS, key=len)[::-1])})( background)?$", image.caption
-        )
+        words = re.search(rf"(?:an? |, |on )({'|'.join(sorted(COLOURS, key=len)[::-1])})( background)?$", image.caption)
         told = words[1] if words else None
         assert image.background == (COLOURS[told] if told else WHITE), image.caption
         assert {tuple(image.rgb[y, x]) for y in (0, 127) for x in (0, 127)} == {image.background}
@@ -226,9 +224,7 @@ def test_no_background_swallows_the_object() -> None:
     assert swallows(BACKGROUNDS["green"], green)
     assert not swallows(BACKGROUNDS["red"], green)
     one = SpriteSet(green[None], (record("leaf"),))
-    assert all(
-        compose(one, 0, np.random.default_rng(s)).background != BACKGROUNDS["green"] for s in range(150)
-    )
+    assert all(compose(one, 0, np.random.default_rng(s)).background != BACKGROUNDS["green"] for s in range(150))
 
 
 def test_without_augmentation_the_object_fills_the_frame_on_white() -> None:
@@ -240,9 +236,7 @@ def test_without_augmentation_the_object_fills_the_frame_on_white() -> None:
 
 def test_a_contact_sheet_holds_every_picture_and_refuses_a_missing_caption() -> None:
     pictures = [np.full((32, 48, 3), 10 * n, np.uint8) for n in range(5)]
-    sheet = np.asarray(
-        contact_sheet(pictures, ["a rather long caption that has to be wrapped"] * 5, columns=2)
-    )
+    sheet = np.asarray(contact_sheet(pictures, ["a rather long caption that has to be wrapped"] * 5, columns=2))
     assert sheet.shape[1] == 2 * (48 + 8) + 8
     for n in range(1, 5):
         assert (np.all(sheet == 10 * n, axis=-1)).sum() >= 32 * 48

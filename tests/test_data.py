@@ -62,9 +62,7 @@ def test_a_build_resumes_and_rebuilds_only_what_changed(tmp_path: Path) -> None:
     assert (tmp_path / "sprites-000000.tar").read_bytes() != before["sprites-000000.tar"]
 
 
-def test_an_interrupted_build_is_refused_until_it_is_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_build_is_refused_until_it_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop_at_the_sixth(given: SpriteJob) -> data.Rendered:
         if given is JOBS[5]:
             raise KeyboardInterrupt
@@ -151,9 +149,7 @@ def test_an_object_fills_the_frame_up_to_the_margin_and_keeps_its_aspect() -> No
     assert top + bottom == pytest.approx(128, abs=1)
 
 
-def test_useless_pictures_are_counted_and_pale_ones_marked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_useless_pictures_are_counted_and_pale_ones_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     thin = disc((9, 9, 9), (10, 100, 190, 101))
     jobs = [job("hair", thin), job("noise", b"no picture"), job("ghost", disc((250, 250, 252))), job("pear")]
     report = write_shards(tmp_path, jobs, {}, workers=0)
@@ -228,8 +224,7 @@ def fake_labels(cache: Path) -> Archive:
     codes = {"1F34E": ["apple", "red_apple"], "1F44D": "+1"}
     files: dict[str, object] = {"en/data.json": emojis, "meta/groups.json": {"subgroups": subgroups}}
     files |= {
-        f"en/shortcodes/{n}.json": codes
-        for n in ("emojibase", "github", "joypixels", "iamcal", "emojibase-legacy")
+        f"en/shortcodes/{n}.json": codes for n in ("emojibase", "github", "joypixels", "iamcal", "emojibase-legacy")
     }
     return package(cache, "labels", {path: json.dumps(content).encode() for path, content in files.items()})
 
@@ -249,9 +244,7 @@ def test_icons_are_named_by_slug_or_code_point_and_junk_is_left_out(tmp_path: Pa
     iconify = package(
         tmp_path, "icons", {"icons.json": json.dumps({"icons": icons, "width": 24, "height": 32}).encode()}
     )
-    raster = package(
-        tmp_path, "raster", {"assets/2744-fe0f.png": disc((1, 2, 3)), "assets/1f44d-1f3fb.png": b""}
-    )
+    raster = package(tmp_path, "raster", {"assets/2744-fe0f.png": disc((1, 2, 3)), "assets/1f44d-1f3fb.png": b""})
     fake = [
         Source("noto", iconify, "MIT", "noto"),
         Source("fluent-3d", raster, "MIT", "3d", "raster"),
@@ -272,9 +265,7 @@ def test_icons_are_named_by_slug_or_code_point_and_junk_is_left_out(tmp_path: Pa
     assert named["fluent-3d-2744-fe0f"].style == "3d"
     assert named["noto-new-thing"].name == "new thing"
     assert b'viewBox="0 0 24 32"' in next(j.payload for j in jobs if j.record.key == "noto-apple")
-    assert [j.record.key for j in plan(fake, tmp_path, 2, fake_labels(tmp_path))] == [
-        j.record.key for j in jobs[:2]
-    ]
+    assert [j.record.key for j in plan(fake, tmp_path, 2, fake_labels(tmp_path))] == [j.record.key for j in jobs[:2]]
 
 
 @pytest.mark.parametrize(

@@ -154,9 +154,7 @@ def test_import_is_light(module):
     """Loads neither torch nor any heavy package: `hawk --help` must not wait for them."""
     code = f"import sys, {module}; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
     environment = {**os.environ, "PYTHONPATH": str(SOURCE.parent)}
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
-    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, result.stderr
     loaded = set(result.stdout.split())
     assert "hawk" in loaded

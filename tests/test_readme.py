@@ -139,8 +139,7 @@ def test_reader_finds_unknown_options(tmp_path, monkeypatch):
 
     monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
     (tmp_path / "README.md").write_text(
-        "`hawk data sell` and\n"
-        "```bash\nhawk data build --out x  # fine\n$ hawk draw 'a cat' \\\n  --sed 1\n```\n"
+        "`hawk data sell` and\n```bash\nhawk data build --out x  # fine\n$ hawk draw 'a cat' \\\n  --sed 1\n```\n"
     )
     root = typer.main.get_command(app)
     found = {shlex.join(words): unknown_words(words, root) for words in commands("README.md")}

@@ -22,9 +22,7 @@ class KVCache:
     lengths: list[int]
 
     @classmethod
-    def empty(
-        cls, layers: int, rows: int, kv_heads: int, capacity: int, head_dim: int, like: Tensor
-    ) -> KVCache:
+    def empty(cls, layers: int, rows: int, kv_heads: int, capacity: int, head_dim: int, like: Tensor) -> KVCache:
         """A cache with no entries, in the dtype and on the device of `like`."""
         shape = (layers, rows, kv_heads, capacity, head_dim)
         zeros = torch.zeros(shape, dtype=like.dtype, device=like.device)

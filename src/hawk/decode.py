@@ -104,9 +104,7 @@ class Stats:
         pairs = zip(self.accepted_by_depth, self.verified_by_depth, strict=True)
         return [kept / tried if tried else 0.0 for kept, tried in pairs]
 
-    def record(
-        self, tree: DraftTree, depths: list[list[int]], verdicts: list[Verdict], live: list[bool]
-    ) -> None:
+    def record(self, tree: DraftTree, depths: list[list[int]], verdicts: list[Verdict], live: list[bool]) -> None:
         """Add one step; `depths` are those of the valid nodes of each image's tree."""
         self.nfe += 1
         for row, verdict in enumerate(verdicts):
@@ -169,9 +167,7 @@ def generate(
     if verifier not in ("coupled", "residual"):
         raise HawkError(f"unknown verifier {verifier!r}: choose coupled or residual")
     if verifier not in drafter.lossless_with:
-        raise HawkError(
-            f"this drafter's drafts need the verifier {' or '.join(drafter.lossless_with)}, not {verifier}"
-        )
+        raise HawkError(f"this drafter's drafts need the verifier {' or '.join(drafter.lossless_with)}, not {verifier}")
     prefilled = target.prefill(prompt, params.guided, grid.size + drafter.max_nodes)
     hidden = guided_state(prefilled.hidden, params, len(seeds))
     randomness = Randomness.from_seeds(
@@ -185,9 +181,7 @@ def generate(
     first = root_tree(canvas)
     next_positions = torch.zeros_like(first.tokens)
     scores = log_probs(guided_logits(target, prefilled.hidden[:, None], params, canvas.batch), params)
-    commit(
-        state, drafter, first, [[0]] * canvas.batch, bound(first, first.ancestors(), scores, next_positions)
-    )
+    commit(state, drafter, first, [[0]] * canvas.batch, bound(first, first.ancestors(), scores, next_positions))
     names: tuple[str, ...] = ()
     while not canvas.done:
         names = step(state, target, drafter) or names
@@ -247,9 +241,7 @@ def commit(
     drafter.observe(state.memory, canvas, verdicts)
 
 
-def guided_state(
-    hidden: Float[Tensor, "rows *n d"], params: SamplingParams, batch: int
-) -> Float[Tensor, "b *n d"]:
+def guided_state(hidden: Float[Tensor, "rows *n d"], params: SamplingParams, batch: int) -> Float[Tensor, "b *n d"]:
     """One state per image from its [cond; uncond] rows."""
     return guide(hidden[:batch], hidden[batch:], params.cfg_scale) if params.guided else hidden
 

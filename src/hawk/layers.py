@@ -45,9 +45,7 @@ def rotary_angles(
     return torch.stack((angles.cos(), angles.sin()), dim=-1)
 
 
-def rotate(
-    x: Float[Tensor, "b n heads d"], angles: Float[Tensor, "#b n half 2"]
-) -> Float[Tensor, "b n heads d"]:
+def rotate(x: Float[Tensor, "b n heads d"], angles: Float[Tensor, "#b n half 2"]) -> Float[Tensor, "b n heads d"]:
     """Turn each adjacent pair of channels by its angle. Zero (cos, sin) erases the vector, as LlamaGen's prefix does."""
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     even, odd = wide.unflatten(-1, (-1, 2)).unbind(-1)

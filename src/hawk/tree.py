@@ -56,9 +56,7 @@ class DraftTree:
         """The same tree under other root tokens."""
         replaced = self.tokens.clone()
         replaced[:, 0] = tokens
-        return DraftTree(
-            replaced, self.parents, self.sources, self.valid, self.source_names, self.trials, self.q
-        )
+        return DraftTree(replaced, self.parents, self.sources, self.valid, self.source_names, self.trials, self.q)
 
 
 @dataclass

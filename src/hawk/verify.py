@@ -40,9 +40,7 @@ def coupled(
     return [Verdict(path, int(chosen[row, path[-1]])) for row, path in enumerate(paths)]
 
 
-def residual(
-    tree: DraftTree, scores: Float[Tensor, "b n vocab"], generators: list[torch.Generator]
-) -> list[Verdict]:
+def residual(tree: DraftTree, scores: Float[Tensor, "b n vocab"], generators: list[torch.Generator]) -> list[Verdict]:
     """Walk down from the root; try each node's draws in order against the residual that earlier rejections left.
 
     A draft x from q is kept with probability min(1, p(x) / q(x)); else p <- normalise(max(p - q, 0)). `generators`
@@ -77,9 +75,7 @@ def residual_distribution(p: Float[Tensor, " vocab"], q: Float[Tensor, " vocab"]
     return None if total <= 0 else left / total
 
 
-def _draft_distribution(
-    tree: DraftTree, row: int, node: int, q: int, like: Tensor
-) -> Float[Tensor, " vocab"]:
+def _draft_distribution(tree: DraftTree, row: int, node: int, q: int, like: Tensor) -> Float[Tensor, " vocab"]:
     if q >= 0:
         assert tree.q is not None
         return tree.q[row][q].to(like)

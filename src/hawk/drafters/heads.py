@@ -95,9 +95,7 @@ class HorizontalSource:
     def observe(self, memory: SamplingParams, canvas: Canvas) -> None:
         """Nothing is kept between steps."""
 
-    def draft(
-        self, memory: SamplingParams, canvas: Canvas, row: int, offsets: int
-    ) -> Float[Tensor, "offsets vocab"]:
+    def draft(self, memory: SamplingParams, canvas: Canvas, row: int, offsets: int) -> Float[Tensor, "offsets vocab"]:
         """log q of an image at root + 1 .. root + `offsets` (at most `reach`)."""
         newest = canvas.states[row, canvas.committed[row] - 1]
         states = [self.heads.draft_state(block, newest) for block in list(self.heads.horizontal)[:offsets]]
@@ -152,8 +150,6 @@ class VerticalSource:
         """Whether the cell `depth` rows above exists and its state is known (it is, within one row of the root)."""
         return position >= memory.waiting.shape[1]
 
-    def draft(
-        self, memory: VerticalMemory, row: int, positions: Int[Tensor, " n"]
-    ) -> Float[Tensor, "n vocab"]:
+    def draft(self, memory: VerticalMemory, row: int, positions: Int[Tensor, " n"]) -> Float[Tensor, "n vocab"]:
         """log q of an image at `positions`, each of which must be available."""
         return memory.waiting[row, positions % memory.waiting.shape[1]]

@@ -94,9 +94,7 @@ class CartesianPool(Pool):
             q.append(rows)
         return batch_trees(builders, self.source_names, q, canvas.tokens.device)
 
-    def _grow(
-        self, memory: PoolMemory, canvas: Canvas, row: int
-    ) -> tuple[TreeBuilder, Float[Tensor, "draws vocab"]]:
+    def _grow(self, memory: PoolMemory, canvas: Canvas, row: int) -> tuple[TreeBuilder, Float[Tensor, "draws vocab"]]:
         builder = TreeBuilder.rooted(int(canvas.tokens[row, canvas.committed[row] - 1]))
         window = min(self.depth, canvas.room(row))
         generator = memory.randomness.generators[row]
@@ -106,9 +104,7 @@ class CartesianPool(Pool):
             trials = [
                 (int(token), source, len(rows) + i)
                 for i, (source, log_q) in enumerate(sources.items())
-                for token in torch.multinomial(
-                    log_q.exp().double(), self.draws, replacement=True, generator=generator
-                )
+                for token in torch.multinomial(log_q.exp().double(), self.draws, replacement=True, generator=generator)
             ]
             rows += [log_q.exp() for log_q in sources.values()]
             if not trials or len(level) * len(trials) > room:
@@ -129,8 +125,7 @@ class Acceptance:
     edges: tuple[float, ...] = (0.1, 0.3, 0.6, 1.0, 1.6, 2.4, 3.6, 5.0, 7.0)
     rate: tuple[tuple[float, ...], ...] = field(
         default_factory=lambda: tuple(
-            tuple(p * 0.6 ** (r + 1) for r in range(8))
-            for p in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99)
+            tuple(p * 0.6 ** (r + 1) for r in range(8)) for p in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99)
         )
     )
 
@@ -174,9 +169,7 @@ class FusedPool(Pool):
         top = scores.topk(min(self.branching, scores.shape[-1]), dim=-1)
         leads = (top.values[:, 0] - top.values[:, 1]).tolist()
         rates = [self.acceptance.rate[self.acceptance.bin(lead)] for lead in leads]
-        grow_best_first(
-            builder, top.indices.tolist(), rates, len(self.source_names), self.max_nodes, self.min_gain
-        )
+        grow_best_first(builder, top.indices.tolist(), rates, len(self.source_names), self.max_nodes, self.min_gain)
         return builder
 
     def fuse(self, pool: list[dict[int, Tensor]]) -> Float[Tensor, "window vocab"]:
@@ -210,8 +203,6 @@ def grow_best_first(
             return
         node = builder.add(parent, candidates[depth][rank], source)
         if rank + 1 < len(candidates[depth]):
-            heapq.heappush(
-                heap, (gain / rates[depth][rank] * rates[depth][rank + 1], parent, depth, rank + 1)
-            )
+            heapq.heappush(heap, (gain / rates[depth][rank] * rates[depth][rank + 1], parent, depth, rank + 1))
         if depth + 1 < len(candidates):
             heapq.heappush(heap, (gain * rates[depth + 1][0], node, depth + 1, 0))

@@ -162,9 +162,7 @@ class LlamaGen(nn.Module):
         """Fresh weights for training: normal of `std`, residual outputs scaled by depth, output head zero."""
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2 and "uncond" not in name:
-                scale = (
-                    (2 * self.config.n_layer) ** -0.5 if name.endswith(("wo.weight", "w2.weight")) else 1.0
-                )
+                scale = (2 * self.config.n_layer) ** -0.5 if name.endswith(("wo.weight", "w2.weight")) else 1.0
                 nn.init.normal_(parameter, std=std * scale)
         nn.init.zeros_(self.output.weight)
 

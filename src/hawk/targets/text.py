@@ -57,9 +57,7 @@ class StaticTextEncoder:
         )
         for path in (words_file, vectors_file, config_file):
             if not path.is_file():
-                raise HawkError(
-                    f"the text encoder lacks {path}: give a folder that `hawk train target` wrote"
-                )
+                raise HawkError(f"the text encoder lacks {path}: give a folder that `hawk train target` wrote")
         words = words_file.read_text(encoding="utf-8").split("\n")
         with safe_open(str(vectors_file), framework="pt") as tensors:
             vectors = tensors.get_tensor("vectors").float() * tensors.get_tensor("scales").float()[:, None]
@@ -84,9 +82,7 @@ class StaticTextEncoder:
     def _prompt(self, prompt: str) -> Float[Tensor, "n width"]:
         words = [word for word in _WORD.findall(prompt.lower()) if word not in _DROPPED]
         if not words:
-            raise HawkError(
-                f"the prompt {prompt!r} has no word in it: describe the image, as in 'a red apple'"
-            )
+            raise HawkError(f"the prompt {prompt!r} has no word in it: describe the image, as in 'a red apple'")
         if len(words) > self.tokens:
             raise HawkError(f"the prompt has {len(words)} words, at most {self.tokens} fit: shorten it")
         vectors = torch.stack([self._vector(word) for word in words])

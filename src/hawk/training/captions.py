@@ -65,9 +65,7 @@ STYLES: dict[str, StyleWords] = {
         ("line icon", "line drawing", "outline icon"),
         (", line style", "in line style", ", outlined"),
     ),
-    "icon": StyleWords(
-        ("simple",), ("flat color icon", "simple icon", "app icon"), (", icon style", ", simple icon")
-    ),
+    "icon": StyleWords(("simple",), ("flat color icon", "simple icon", "app icon"), (", icon style", ", simple icon")),
     "clip art": StyleWords(
         ("clip art", "clipart"),
         ("clip art", "clipart", "clip art drawing"),
@@ -201,9 +199,7 @@ def caption_for(
     return fitted(core + background_phrase(telling.background, rng), fallback=plain)
 
 
-def _styled(
-    name: str, style: StyleWords, rng: np.random.Generator, telling: Telling, odds: CaptionOdds
-) -> str:
+def _styled(name: str, style: StyleWords, rng: np.random.Generator, telling: Telling, odds: CaptionOdds) -> str:
     bare = rng.random() < odds.bare
     phrase = f"{telling.size} {name}".strip() if bare else with_article(name, telling.size)
     place = f" {telling.place}" if telling.place else ""

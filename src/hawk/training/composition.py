@@ -153,9 +153,7 @@ def _compose_pair(
     scale = rng.uniform(0.42, 0.48)
     if rng.random() < 0.75:
         spots = (Placement(scale, 0.26, 0.5), Placement(scale, 0.74, 0.5))
-        joints = [("and", ""), ("and", ""), ("next to", ""), ("on the left and", "on the right")][
-            int(rng.integers(4))
-        ]
+        joints = [("and", ""), ("and", ""), ("next to", ""), ("on the left and", "on the right")][int(rng.integers(4))]
     else:
         spots = (Placement(scale, 0.5, 0.26), Placement(scale, 0.5, 0.74))
         joints = [("above", ""), ("on top and", "below"), ("over", "")][int(rng.integers(3))]
@@ -188,17 +186,13 @@ def swallows(colour: tuple[int, int, int], sprite: NDArray[np.uint8]) -> bool:
     return float(near.mean()) > 0.33
 
 
-def _on_colour(
-    objects: list[tuple[NDArray[np.uint8], Placement]], colour: tuple[int, int, int]
-) -> NDArray[np.uint8]:
+def _on_colour(objects: list[tuple[NDArray[np.uint8], Placement]], colour: tuple[int, int, int]) -> NDArray[np.uint8]:
     """Objects over a constant colour; pixels that no object touches have exactly that colour."""
     canvas = np.empty((SPRITE_SIZE, SPRITE_SIZE, 3), np.uint16)
     canvas[:] = colour
     for sprite, placement in objects:
         side = round(SPRITE_SIZE * placement.scale)
-        image = Image.fromarray(np.ascontiguousarray(sprite)).convert(
-            "RGBa"
-        )  # premultiplied: no dark fringes
+        image = Image.fromarray(np.ascontiguousarray(sprite)).convert("RGBa")  # premultiplied: no dark fringes
         if side != SPRITE_SIZE:
             image = image.resize((side, side), Image.Resampling.HAMMING)
         layer = np.asarray(image).astype(np.uint16)

@@ -158,9 +158,7 @@ def render_job(job: SpriteJob) -> Rendered:
         sprite = render_sprite(job.payload, job.is_svg)
     except (ValueError, OSError) as error:
         return Rendered(job.record, b"", f"unreadable ({type(error).__name__})")
-    except (
-        BaseException
-    ) as panic:  # resvg's Rust panics derive from BaseException and have no importable type
+    except BaseException as panic:  # resvg's Rust panics derive from BaseException and have no importable type
         if type(panic).__name__ != "PanicException":
             raise
         return Rendered(job.record, b"", "renderer panic")
@@ -225,9 +223,7 @@ def write_shards(
                     bar.update(len(chunk))
                 else:
                     rendered: list[Rendered] = []
-                    for result in (
-                        pool.map(render_job, chunk, chunksize=16) if pool else map(render_job, chunk)
-                    ):
+                    for result in pool.map(render_job, chunk, chunksize=16) if pool else map(render_job, chunk):
                         rendered.append(result)
                         bar.update()
                     shard = _write_shard(out / name, rendered) | {"inputs_sha256": fingerprint}
@@ -249,9 +245,7 @@ def _report(out: Path, shards: Sequence[dict[str, Any]], kept: int) -> BuildRepo
     for shard in shards:
         per_source.update(shard["per_source"])
         skipped.update(shard["skipped"])
-    return BuildReport(
-        out, per_source.total(), len(shards), kept, dict(sorted(per_source.items())), dict(skipped)
-    )
+    return BuildReport(out, per_source.total(), len(shards), kept, dict(sorted(per_source.items())), dict(skipped))
 
 
 def _fingerprint(chunk: Iterable[SpriteJob]) -> str:
@@ -293,9 +287,7 @@ def _write_shard(path: Path, rendered: Sequence[Rendered]) -> dict[str, Any]:
     }
 
 
-def _write_index(
-    out: Path, shards: Sequence[dict[str, Any]], versions: dict[str, str], complete: bool
-) -> None:
+def _write_index(out: Path, shards: Sequence[dict[str, Any]], versions: dict[str, str], complete: bool) -> None:
     report = _report(out, shards, 0)
     index = {
         "format": "hawk-sprites-1",
@@ -340,9 +332,7 @@ def load_sprites(data_dir: Path, split: str | None = None) -> SpriteSet:
         raise HawkError(f"unknown split {split!r}: choose 'train' or 'held-out'")
     index = _read_index(data_dir)
     if not index["complete"]:
-        raise HawkError(
-            f"the dataset in {data_dir} is unfinished: run `hawk data build --out {data_dir}` again"
-        )
+        raise HawkError(f"the dataset in {data_dir} is unfinished: run `hawk data build --out {data_dir}` again")
     for shard in index["shards"]:
         path = data_dir / shard["file"]
         if not path.exists() or file_sha256(path) != shard["sha256"]:
@@ -381,9 +371,7 @@ def _decoded_cache(data_dir: Path, index: dict[str, Any]) -> list[SpriteRecord]:
 def _samples(data_dir: Path, index: dict[str, Any]) -> Iterator[tuple[SpriteRecord, bytes]]:
     for shard in index["shards"]:
         with tarfile.open(data_dir / shard["file"]) as tar:
-            contents = {
-                m.name: file.read() for m in tar.getmembers() if (file := tar.extractfile(m)) is not None
-            }
+            contents = {m.name: file.read() for m in tar.getmembers() if (file := tar.extractfile(m)) is not None}
         for name, text in contents.items():
             if name.endswith(".json"):
                 yield _record(json.loads(text)), contents[name.removesuffix(".json") + ".png"]

@@ -99,9 +99,7 @@ def fit(
     writer = SummaryWriter(str(out / "tensorboard"), purge_step=first) if rank == 0 else None
     scalars: dict[str, float] = {}
     started = time.monotonic() - elapsed
-    bar = tqdm(
-        range(first, config.steps), initial=first, total=config.steps, disable=rank != 0, desc=out.name
-    )
+    bar = tqdm(range(first, config.steps), initial=first, total=config.steps, disable=rank != 0, desc=out.name)
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config)

@@ -138,9 +138,7 @@ def _concept(
     name = plain_name(label, tables)
     codes = [shortcodes[source].get(emoji["hexcode"], []) for source in ("emojibase", "github")]
     spoken = [code for found in codes for code in ([found] if isinstance(found, str) else found)]
-    synonyms = [
-        _synonym(plain_name(code, tables), subgroup, tables) for code in spoken if not re.search(r"\d", code)
-    ]
+    synonyms = [_synonym(plain_name(code, tables), subgroup, tables) for code in spoken if not re.search(r"\d", code)]
     tags = [plain_name(str(tag), tables) for tag in emoji.get("tags") or ()]
     return Concept(
         name,
@@ -161,9 +159,7 @@ def _synonym(name: str, subgroup: str, tables: NameTables) -> str:
     if subgroup.startswith("person"):
         return (
             name
-            if re.search(
-                r"person|people|\bw?o?m[ae]n\b|woman|(er|or|ist|cop|adult|angel|santa|royalty)s?$", name
-            )
+            if re.search(r"person|people|\bw?o?m[ae]n\b|woman|(er|or|ist|cop|adult|angel|santa|royalty)s?$", name)
             else ""
         )
     return name

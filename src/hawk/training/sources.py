@@ -64,16 +64,12 @@ class RawIcon:
     title: str = ""
 
 
-EMOJIBASE = Archive(
-    "emojibase-data", "17.0.0", "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a"
-)
+EMOJIBASE = Archive("emojibase-data", "17.0.0", "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a")
 
 SOURCES: tuple[Source, ...] = (
     Source(
         "noto",
-        Archive(
-            "@iconify-json/noto", "1.2.9", "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad"
-        ),
+        Archive("@iconify-json/noto", "1.2.9", "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad"),
         "Apache-2.0",
         "noto",
     ),
@@ -221,17 +217,13 @@ def fetch_archive(archive: Archive, cache: Path) -> Path:
         "apt": ["apt-get", "-q", "download", f"{archive.package}={archive.version}"],
     }[archive.manager]
     if shutil.which(command[0]) is None:
-        raise HawkError(
-            f"{command[0]} is needed to fetch {archive.package}: install it, or leave this source out"
-        )
+        raise HawkError(f"{command[0]} is needed to fetch {archive.package}: install it, or leave this source out")
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         fetched = Path(folder) / archive.filename
         if done.returncode != 0 or not fetched.exists():
             reason = (done.stderr.strip().splitlines() or ["no file came"])[-1]
-            raise HawkError(
-                f"could not fetch {archive.package} {archive.version} with {command[0]}: {reason}"
-            )
+            raise HawkError(f"could not fetch {archive.package} {archive.version} with {command[0]}: {reason}")
         if file_sha256(fetched) != archive.sha256:
             raise HawkError(
                 f"{archive.package} {archive.version} is not the pinned file: its SHA-256 differs, try again"
@@ -251,17 +243,13 @@ def read_member(archive_path: Path, member: str) -> bytes:
 
 def raw_icons(source: Source, archive_path: Path) -> Iterator[RawIcon]:
     """All pictures of a source, in a fixed order."""
-    reader = {"iconify": _iconify_icons, "raster": _raster_icons, "openclipart": _openclipart_icons}[
-        source.kind
-    ]
+    reader = {"iconify": _iconify_icons, "raster": _raster_icons, "openclipart": _openclipart_icons}[source.kind]
     return reader(archive_path)
 
 
 def _iconify_icons(archive_path: Path) -> Iterator[RawIcon]:
     icons: dict[str, Any] = json.loads(read_member(archive_path, "icons.json"))
-    chars: dict[str, str] = (
-        json.loads(read_member(archive_path, "chars.json")) if _has_chars(archive_path) else {}
-    )
+    chars: dict[str, str] = json.loads(read_member(archive_path, "chars.json")) if _has_chars(archive_path) else {}
     hexcodes = {slug: hexcode.upper() for hexcode, slug in sorted(chars.items(), reverse=True)}
     for slug, icon in sorted(icons["icons"].items()):
         if icon.get("hidden"):
@@ -291,9 +279,7 @@ def _raster_icons(archive_path: Path) -> Iterator[RawIcon]:
 
 
 def _openclipart_icons(archive_path: Path) -> Iterator[RawIcon]:
-    unpacked = subprocess.run(
-        ["dpkg-deb", "--fsys-tarfile", str(archive_path)], capture_output=True, check=True
-    )
+    unpacked = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(archive_path)], capture_output=True, check=True)
     root = "./usr/share/openclipart/svg/"
     seen: set[str] = set()  # many pictures lie in several folders
     with tarfile.open(fileobj=io.BytesIO(unpacked.stdout)) as tar:

@@ -35,9 +35,7 @@ class NameTables:
 def read_tables() -> NameTables:
     """The tables that come with the package."""
     raw = yaml.safe_load(files("hawk.training").joinpath("names.yaml").read_text(encoding="utf-8"))
-    return NameTables(
-        **{field.name: _typed(raw[field.name], str(field.type)) for field in fields(NameTables)}
-    )
+    return NameTables(**{field.name: _typed(raw[field.name], str(field.type)) for field in fields(NameTables)})
 
 
 def _typed(value: Any, kind: str) -> Any:

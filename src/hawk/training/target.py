@@ -68,9 +68,7 @@ def train_target(
     target = LlamaGen(shape, dropout=rates.hidden)
     target.initialize()
     module = TeacherForced(target, target.grid, rates.caption)
-    checks = [
-        _batch(held_out, 32, np.random.default_rng(i), tokenizer, text, config.device) for i in range(6)
-    ]
+    checks = [_batch(held_out, 32, np.random.default_rng(i), tokenizer, text, config.device) for i in range(6)]
 
     def batch_loss(runner: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         rng = np.random.default_rng(int(torch.randint(1 << 62, (), generator=generator)))
@@ -128,9 +126,7 @@ def preset() -> FitConfig:
     )
 
 
-def bundled_shape(
-    tokenizer: ImageTokenizer, text: StaticTextEncoder, image_size: int = 128
-) -> LlamaGenConfig:
+def bundled_shape(tokenizer: ImageTokenizer, text: StaticTextEncoder, image_size: int = 128) -> LlamaGenConfig:
     """The bundled model's shape for a tokenizer and a text encoder."""
     side = image_size // tokenizer.downsample
     base = LlamaGenConfig(dim=384, n_layer=8, n_head=6, vocab_size=tokenizer.codebook_size)

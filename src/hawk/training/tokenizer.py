@@ -99,9 +99,7 @@ def measure_tokenizer(tokenizer: FSQTokenizer, sprites: SpriteSet, device: str) 
     }
 
 
-def flat_cell_share(
-    tokenizer: FSQTokenizer, device: str = "cpu", colours: int = 64, size: int = 128
-) -> float:
+def flat_cell_share(tokenizer: FSQTokenizer, device: str = "cpu", colours: int = 64, size: int = 128) -> float:
     """Of images of one random colour each, the mean share of cells that carry the image's commonest code."""
     rgb = torch.rand(colours, 3, 1, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1
     codes = tokenizer.encode(rgb.expand(-1, -1, size, size).to(device)).flatten(1)

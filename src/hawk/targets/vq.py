@@ -126,14 +126,18 @@ class PixelResidual(nn.Module):
 
 
 class Upsample2x(nn.Module):
-    """Nearest-neighbour doubling, then a 3x3 convolution."""
+    """Nearest-neighbour doubling, then a 3x3 convolution.
+
+    The doubling is an expand: torch 2.13's compiler loses the gradient of `F.interpolate` in channels-last bfloat16.
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.conv = Conv3x3(inputs, outputs)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        doubled = x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)
+        return self.conv(doubled.flatten(4).flatten(2, 3))
 
 
 class FSQTokenizer(nn.Module):

@@ -211,8 +211,8 @@ def _name_clipart(icon: RawIcon, vocabulary: Vocabulary) -> Naming | None:
         return None
     if re.search(r"_(bw|b_w|bn)(_|$)", slug):
         name = f"black and white {name}"
-    folders = [plain_name(folder, tables).removesuffix("s") for folder in icon.folder.split("/")]
-    return Naming(name, tags=tuple(f for f in folders if f and f != "unsorted" and f not in name))
+    folders = [clean_name(folder).removesuffix("s") for folder in icon.folder.split("/")]
+    return Naming(name, tags=tuple(f for f in folders if f in tables.clipart_tags and f not in name))
 
 
 def _first_words(words: Sequence[str]) -> tuple[str, ...]:
@@ -239,7 +239,7 @@ def _english_start(words: Sequence[str], vocabulary: Vocabulary) -> str:
             return word if word == "orange" else ""
     kept = [word for word in fronted if word != "simple"] + kept
     if kept[:1] == ["contour"]:
-        kept = [*kept[1:], "outline"]
+        kept = [*kept[1:], "silhouette"]
     if not kept or kept[-1] in {"contour", "cartoon", "little", "small", "big", "old", "electric", "flat"}:
         return ""
     return plain_name(" ".join(kept), tables)

@@ -27,6 +27,7 @@ class NameTables:
     clipart_noise: frozenset[str]
     clipart_fronted: frozenset[str]
     clipart_denied: frozenset[str]
+    clipart_tags: frozenset[str]
     clipart_dropped_paths: tuple[str, ...]
     dropped_slugs: tuple[str, ...]
     ungrammatical: tuple[str, ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hawk.drafters.heads import DraftHeads, HorizontalSource, OutputHead, VerticalSource
-from hawk.drafters.pool import CartesianPool, FusedPool, Pool
+from hawk.drafters.pool import CartesianPool, FusedPool, FusedSettings, Pool
 from hawk.errors import HawkError
 
 
@@ -51,20 +51,11 @@ def method_named(name: str) -> Method:
     return METHODS[name]
 
 
-def build_drafter(method: Method, heads: DraftHeads, head: OutputHead, vocab: int, fused: FusedPool) -> Pool:
-    """The drafter of any method but `ar`. `fused` carries the fitted weights and acceptance of `hawk`."""
+def build_drafter(method: Method, heads: DraftHeads, head: OutputHead, vocab: int, fused: FusedSettings) -> Pool:
+    """The drafter of any method but `ar`. `fused` is what `hawk` has fitted: weights, acceptance, tree limits."""
     horizontal = HorizontalSource(heads, head) if method.horizontal else None
     depths = range(1, min(method.vertical, heads.config.vertical) + 1)
     vertical = [VerticalSource(heads, head, depth, vocab) for depth in depths]
     if method.name == "hawk":
-        return FusedPool(
-            horizontal,
-            vertical,
-            weights=fused.weights,
-            acceptance=fused.acceptance,
-            max_nodes=fused.max_nodes,
-            window=fused.window,
-            branching=fused.branching,
-            min_gain=fused.min_gain,
-        )
+        return FusedPool(horizontal, vertical, fused)
     return CartesianPool(horizontal, vertical, draws=2 if len(vertical) + method.horizontal == 1 else 1)

@@ -9,14 +9,20 @@ noise the target will use, and the tree grows best-first by measured acceptance.
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from hawk.canvas import Canvas
 from hawk.drafters.heads import HorizontalSource, VerticalMemory, VerticalSource
+from hawk.errors import HawkError
 from hawk.sampling import Randomness, SamplingParams
 from hawk.tree import DraftTree, TreeBuilder, batch_trees
 from hawk.verify import Verdict
@@ -116,39 +122,68 @@ class CartesianPool(Pool):
 
 
 @dataclass(frozen=True)
-class Acceptance:
-    """Measured chance that a candidate is the target's token, by rank, given how far the first candidate leads.
+class FusedSettings:
+    """What `FusedPool` measured or was told.
 
-    `edges` split the lead (difference of the two largest log q + g, in nats) into bins; `rate[bin][rank]`.
+    `weights[pattern][offset - 1]` weighs the sources that are present, in their order; a pattern lists their indices,
+    as in "0,1" for horizontal and vertical-1, and its last row serves all further offsets. `rate[bin][rank]` is the
+    measured chance that a candidate is the target's token, by the lead of the first candidate over the second (nats of
+    log q + g; `edges` split it into bins). A node is drafted while its chance of being kept exceeds `min_gain`.
     """
 
-    edges: tuple[float, ...] = (0.1, 0.3, 0.6, 1.0, 1.6, 2.4, 3.6, 5.0, 7.0)
-    rate: tuple[tuple[float, ...], ...] = field(
-        default_factory=lambda: tuple(
-            tuple(p * 0.6 ** (r + 1) for r in range(8)) for p in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99)
-        )
-    )
+    weights: dict[str, tuple[tuple[float, ...], ...]]
+    edges: tuple[float, ...]
+    rate: tuple[tuple[float, ...], ...]
+    max_nodes: int = 24
+    window: int = 16
+    min_gain: float = 0.06
 
-    def bin(self, lead: float) -> int:
-        """Which bin a lead falls into."""
-        return sum(lead >= edge for edge in self.edges)
+    def rates(self, lead: float) -> tuple[float, ...]:
+        """Chance of each rank at a depth whose first candidate leads by `lead`."""
+        return self.rate[sum(lead >= edge for edge in self.edges)]
+
+    def save(self, folder: Path) -> None:
+        """Write `pool.json`."""
+        (folder / "pool.json").write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> FusedSettings:
+        """Read `pool.json`; raises `HawkError` where it is missing or not of this shape."""
+        path = folder / "pool.json"
+        if not path.is_file():
+            raise HawkError(f"no {path}: fit the pool with `hawk train drafter --kind heads`")
+        try:
+            return TypeAdapter(cls).validate_json(path.read_text(encoding="utf-8"))
+        except ValidationError as error:
+            raise HawkError(
+                f"{path} is not a pool that `hawk train drafter` wrote: {error.errors()[0]['msg']}"
+            ) from None
+
+    @classmethod
+    def unfitted(cls, sources: int) -> FusedSettings:
+        """Equal weights and a plain guess of acceptance, for heads whose pool has not been fitted."""
+        patterns = [c for size in range(1, sources + 1) for c in combinations(range(sources), size)]
+        weights = {pattern_key(c): ((1.0 / len(c),) * len(c),) for c in patterns}
+        rate = tuple(tuple(first * 0.5**rank for rank in range(6)) for first in (0.4, 0.6, 0.8, 0.95))
+        return cls(weights, (0.5, 1.5, 4.0), rate)
+
+
+def pattern_key(sources: Iterable[int]) -> str:
+    """Name of a set of present sources in `FusedSettings.weights`."""
+    return ",".join(map(str, sorted(sources)))
 
 
 @dataclass
 class FusedPool(Pool):
-    """Hawk's pool: a weighted product of the sources, top-k of log q + g, a best-first tree of measured acceptance.
+    """Hawk's pool: a weighted product of the sources, top-k of log q + g, a best-first tree of measured acceptance."""
 
-    `weights[i]` are (horizontal, vertical-1, vertical-2, ...) at offset i + 1; the last row serves all further ones.
-    A node is added while its chance of being kept exceeds `min_gain` (its cost in units of a committed token).
-    """
-
-    weights: tuple[tuple[float, ...], ...] = ((0.7, 0.5, 0.1),)
-    acceptance: Acceptance = field(default_factory=Acceptance)
-    max_nodes: int = 24
-    window: int = 16
-    branching: int = 6
-    min_gain: float = 0.06
+    settings: FusedSettings
     lossless_with: tuple[str, ...] = ("coupled",)
+
+    @property
+    def max_nodes(self) -> int:
+        """Most nodes of a tree, root included."""
+        return self.settings.max_nodes
 
     def propose(self, memory: PoolMemory, canvas: Canvas) -> DraftTree:
         """One best-first tree for each image."""
@@ -158,32 +193,28 @@ class FusedPool(Pool):
     def _grow(self, memory: PoolMemory, canvas: Canvas, row: int) -> TreeBuilder:
         committed = canvas.committed[row]
         builder = TreeBuilder.rooted(int(canvas.tokens[row, committed - 1]))
-        window = min(self.window, canvas.room(row))
+        window = min(self.settings.window, canvas.room(row))
         pool = self.drafts(memory, canvas, row, window) if window else []
         reach = next((i for i, sources in enumerate(pool) if not sources), len(pool))
         if not reach:
             return builder
-        fused = self.fuse(pool[:reach])
         positions = torch.arange(committed, committed + reach).expand(canvas.batch, -1)
-        scores = fused + memory.randomness.noise.rows(positions)[row]
-        top = scores.topk(min(self.branching, scores.shape[-1]), dim=-1)
-        leads = (top.values[:, 0] - top.values[:, 1]).tolist()
-        rates = [self.acceptance.rate[self.acceptance.bin(lead)] for lead in leads]
-        grow_best_first(builder, top.indices.tolist(), rates, len(self.source_names), self.max_nodes, self.min_gain)
+        scores = self.fuse(pool[:reach]) + memory.randomness.noise.rows(positions)[row]
+        top = scores.topk(min(len(self.settings.rate[0]), scores.shape[-1]), dim=-1)
+        rates = [self.settings.rates(lead) for lead in (top.values[:, 0] - top.values[:, 1]).tolist()]
+        source = len(self.source_names)
+        settings = self.settings
+        grow_best_first(builder, top.indices.tolist(), rates, source, settings.max_nodes, settings.min_gain)
         return builder
 
     def fuse(self, pool: list[dict[int, Tensor]]) -> Float[Tensor, "window vocab"]:
-        """Weighted sum of log q over the sources of each offset (unnormalised: only the order of log q + g counts).
-
-        Where a source is missing its weight goes to the others, so that the product keeps its sharpness.
-        """
-        first = 0 if self.horizontal else 1
+        """Weighted sum of log q over the sources present at each offset (only the order of log q + g counts)."""
         rows = []
         for i, sources in enumerate(pool):
-            weights = self.weights[min(i, len(self.weights) - 1)]
-            present = {k: weights[k + first] for k in sources}
-            total = sum(weights) / max(sum(present.values()), 1e-6)
-            rows.append(sum(sources[k] * (w * total) for k, w in present.items()))
+            by_offset = self.settings.weights[pattern_key(sources)]
+            weights = by_offset[min(i, len(by_offset) - 1)]
+            terms = [sources[k] * weight for k, weight in zip(sorted(sources), weights, strict=True)]
+            rows.append(torch.stack(terms).sum(0))
         return torch.stack(rows)
 
 

@@ -54,8 +54,11 @@ class Drafter(Protocol):
     `max_nodes` bounds a tree, root included. `lossless_with` names the verifiers that the drafts carry enough for.
     """
 
-    max_nodes: int
-    lossless_with: tuple[str, ...]
+    @property
+    def max_nodes(self) -> int: ...
+
+    @property
+    def lossless_with(self) -> tuple[str, ...]: ...
 
     def start(self, canvas: Canvas, params: SamplingParams, randomness: Randomness) -> Any: ...
 
@@ -67,8 +70,8 @@ class Drafter(Protocol):
 class NoDrafter:
     """Plain AR decoding: the tree is the root alone."""
 
-    max_nodes = 1
-    lossless_with = ("coupled", "residual")
+    max_nodes: int = 1
+    lossless_with: tuple[str, ...] = ("coupled", "residual")
 
     def start(self, canvas: Canvas, params: SamplingParams, randomness: Randomness) -> None:
         """Nothing to remember."""
@@ -112,9 +115,9 @@ class Stats:
                 continue
             deepest, kept = max(depths[row]), len(verdict.path) - 1
             self.nodes += len(depths[row])
-            for depth in range(len(self.verified_by_depth), deepest):
-                self.verified_by_depth.append(0)
-                self.accepted_by_depth.append(0)
+            missing = [0] * (deepest - len(self.verified_by_depth))
+            self.verified_by_depth += missing
+            self.accepted_by_depth += missing
             for depth in range(deepest):
                 self.verified_by_depth[depth] += 1
                 self.accepted_by_depth[depth] += depth < kept
@@ -234,7 +237,7 @@ def commit(
     before = sum(canvas.committed)
     for row, verdict in enumerate(verdicts):
         drafts = verdict.path[1:]
-        tokens = tree.tokens[row, drafts].tolist() + [verdict.token]
+        tokens = [*tree.tokens[row, drafts].tolist(), verdict.token]
         canvas.commit(row, tokens, [*tree.sources[row, drafts].tolist(), RECOVERED])
     state.stats.record(tree, depths, verdicts, live)
     state.stats.committed += sum(canvas.committed) - before

@@ -46,7 +46,7 @@ def rotary_angles(
 
 
 def rotate(x: Float[Tensor, "b n heads d"], angles: Float[Tensor, "#b n half 2"]) -> Float[Tensor, "b n heads d"]:
-    """Turn each adjacent pair of channels by its angle. Zero (cos, sin) erases the vector, as LlamaGen's prefix does."""
+    """Turn each adjacent pair of channels by its angle; zero (cos, sin) erases the vector (LlamaGen's prefix)."""
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     even, odd = wide.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = angles.to(wide.dtype).unsqueeze(-3).unbind(-1)

@@ -69,7 +69,7 @@ def _walk(tree: DraftTree, row: int, scores: Float[Tensor, "n vocab"], generator
 
 
 def residual_distribution(p: Float[Tensor, " vocab"], q: Float[Tensor, " vocab"]) -> Tensor | None:
-    """normalise(max(p - q, 0)) (Hawk, Eq. 7); None where nothing is left, that is where p = q and no draw is rejected."""
+    """normalise(max(p - q, 0)) (Hawk, Eq. 7); None where nothing is left (p = q: no draw is rejected)."""
     left = (p - q).clamp_min(0)
     total = left.sum()
     return None if total <= 0 else left / total

@@ -18,8 +18,11 @@ from torch import Tensor, nn
 class ImageTokenizer(Protocol):
     """Codes <-> pixels. Images are `[batch, 3, height, width]` in [-1, 1]; codes `[batch, rows, cols]`."""
 
-    codebook_size: int
-    downsample: int
+    @property
+    def codebook_size(self) -> int: ...
+
+    @property
+    def downsample(self) -> int: ...
 
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b rows cols"]: ...
 

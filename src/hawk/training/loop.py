@@ -42,7 +42,7 @@ class FitConfig:
 
 
 BatchLoss = Callable[[nn.Module, int, torch.Generator], dict[str, Tensor]]
-"""(module, step, generator) -> named scalars, `loss` among them. Must depend on nothing else, so a resume repeats it."""
+"""(module, step, generator) -> named scalars, `loss` among them; depends on nothing else, so a resume repeats it."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Dropouts:
     """Regularisation while training the target. `caption` replaces whole captions by the null caption (CFG)."""
 
     caption: float = 0.1
-    hidden: float = 0.1
+    hidden: float = 0.0
 
 
 class TeacherForced(nn.Module):

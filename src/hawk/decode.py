@@ -150,6 +150,7 @@ class Generation:
 
 
 OnStep = Callable[[Canvas, Stats], None]
+"""Called after each step with what is drawn so far."""
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hawk.sampling import gumbel_argmax
@@ -92,5 +92,5 @@ def _sample(p: Float[Tensor, " vocab"], generator: torch.Generator) -> int:
     return int(torch.multinomial(p.double().cpu(), 1, generator=generator))
 
 
-Verifier = Callable[[DraftTree, Bool[Tensor, "b n n"], Float[Tensor, "b n vocab"]], list[Verdict]]
-"""What `decode.step` calls: a verifier bound to its randomness."""
+Verifier = Callable[[DraftTree, Bool[Tensor, "b n n"], Float[Tensor, "b n vocab"], Int[Tensor, "b n"]], list[Verdict]]
+"""What `decode.step` calls, bound to its randomness: tree, ancestors, log p, positions of the nodes' next tokens."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hawk.drafters.heads import DraftHeads, HorizontalSource, OutputHead, VerticalSource
-from hawk.drafters.pool import CartesianPool, FusedPool, FusedSettings, Pool
+from hawk.drafters.pool import CartesianPool, FusedPool, FusedSettings
 from hawk.errors import HawkError
 
 
@@ -51,7 +51,9 @@ def method_named(name: str) -> Method:
     return METHODS[name]
 
 
-def build_drafter(method: Method, heads: DraftHeads, head: OutputHead, vocab: int, fused: FusedSettings) -> Pool:
+def build_drafter(
+    method: Method, heads: DraftHeads, head: OutputHead, vocab: int, fused: FusedSettings
+) -> CartesianPool | FusedPool:
     """The drafter of any method but `ar`. `fused` is what `hawk` has fitted: weights, acceptance, tree limits."""
     horizontal = HorizontalSource(heads, head) if method.horizontal else None
     depths = range(1, min(method.vertical, heads.config.vertical) + 1)

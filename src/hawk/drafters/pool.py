@@ -59,7 +59,7 @@ class Pool:
             source.observe(cache, canvas)
 
     def drafts(self, memory: PoolMemory, canvas: Canvas, row: int, window: int) -> list[dict[int, Tensor]]:
-        """For each offset 1 .. `window` from the root: log q `[vocab]` of every source that has one, by source index."""
+        """For each offset 1 .. `window` from the root: log q `[vocab]` of every source that has one, by index."""
         pool: list[dict[int, Tensor]] = [{} for _ in range(window)]
         if self.horizontal:
             reach = min(window, self.horizontal.reach)
@@ -163,7 +163,9 @@ class FusedSettings:
     def unfitted(cls, sources: int) -> FusedSettings:
         """Equal weights and a plain guess of acceptance, for heads whose pool has not been fitted."""
         patterns = [c for size in range(1, sources + 1) for c in combinations(range(sources), size)]
-        weights = {pattern_key(c): ((1.0 / len(c),) * len(c),) for c in patterns}
+        weights: dict[str, tuple[tuple[float, ...], ...]] = {
+            pattern_key(c): ((1.0 / len(c),) * len(c),) for c in patterns
+        }
         rate = tuple(tuple(first * 0.5**rank for rank in range(6)) for first in (0.4, 0.6, 0.8, 0.95))
         return cls(weights, (0.5, 1.5, 4.0), rate)
 

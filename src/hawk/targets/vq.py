@@ -55,6 +55,9 @@ class FSQ(nn.Module):
     No codebook is learned, so none can collapse. Code = mixed-radix number of the channel levels.
     """
 
+    sizes: Tensor
+    radix: Tensor
+
     def __init__(self, levels: tuple[int, ...]) -> None:
         super().__init__()
         sizes = torch.tensor(levels)
@@ -82,7 +85,7 @@ class FSQ(nn.Module):
     def _bound(self, z: Tensor) -> Tensor:
         """Squash so that rounding yields exactly `levels` integers (even counts lie half a step off centre)."""
         half = (self.sizes - 1) * (1 + 1e-3) / 2
-        offset = (self.sizes % 2 == 0).to(z.dtype) / 2
+        offset = (1 - self.sizes % 2).to(z.dtype) / 2
         return torch.tanh(z + torch.atanh(offset / half)) * half - offset
 
 
@@ -266,19 +269,23 @@ class _Resample(nn.Module):
         return self.conv(x)
 
 
-def _stage(inputs: int, outputs: int, blocks: int, attention: bool) -> nn.Module:
-    stage = nn.Module()
-    stage.res = nn.ModuleList(_Residual(inputs if i == 0 else outputs, outputs) for i in range(blocks))
-    stage.attn = nn.ModuleList(_Attention(outputs) for _ in range(blocks if attention else 0))
-    return stage
+class _Stage(nn.Module):
+    """The blocks of one resolution, and the change to the next (`upsample` or `downsample`) where there is one."""
 
+    def __init__(self, inputs: int, outputs: int, blocks: int, attention: bool, up: bool, last: bool) -> None:
+        super().__init__()
+        self.res = nn.ModuleList(_Residual(inputs if i == 0 else outputs, outputs) for i in range(blocks))
+        self.attn = nn.ModuleList(_Attention(outputs) for _ in range(blocks if attention else 0))
+        if not last:
+            setattr(self, "upsample" if up else "downsample", _Resample(outputs, up))
 
-def _run_stage(stage: nn.Module, x: Tensor) -> Tensor:
-    for i, block in enumerate(stage.res):
-        x = block(x)
-        if len(stage.attn):
-            x = stage.attn[i](x)
-    return x
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.res):
+            x = block(x)
+            if len(self.attn):
+                x = self.attn[i](x)
+        resample = getattr(self, "upsample", None) or getattr(self, "downsample", None)
+        return x if resample is None else resample(x)
 
 
 class _Coder(nn.Module):
@@ -293,13 +300,11 @@ class _Coder(nn.Module):
         inputs = [top if up else config.channels, *outputs[:-1]]
         self.conv_in = nn.Conv2d(config.z_channels if up else 3, inputs[0], 3, padding=1)
         self.mid = nn.ModuleList([_Residual(top, top), _Attention(top), _Residual(top, top)])
-        self.conv_blocks = nn.ModuleList()
-        for i, (source, width) in enumerate(zip(inputs, outputs, strict=True)):
-            coarsest = i == (0 if up else len(widths) - 1)
-            stage = _stage(source, width, config.blocks + up, attention=coarsest)
-            if i != len(widths) - 1:
-                setattr(stage, "upsample" if up else "downsample", _Resample(width, up))
-            self.conv_blocks.append(stage)
+        coarsest, last = (0 if up else len(widths) - 1), len(widths) - 1
+        self.conv_blocks = nn.ModuleList(
+            _Stage(source, width, config.blocks + up, attention=i == coarsest, up=up, last=i == last)
+            for i, (source, width) in enumerate(zip(inputs, outputs, strict=True))
+        )
         self.norm_out = _group_norm(outputs[-1])
         self.conv_out = nn.Conv2d(outputs[-1], 3 if up else config.z_channels, 3, padding=1)
 
@@ -308,9 +313,7 @@ class _Coder(nn.Module):
         if self.up:
             x = self._middle(x)
         for stage in self.conv_blocks:
-            x = _run_stage(stage, x)
-            resample = getattr(stage, "upsample" if self.up else "downsample", None)
-            x = x if resample is None else resample(x)
+            x = stage(x)
         if not self.up:
             x = self._middle(x)
         return self.conv_out(F.silu(self.norm_out(x)))
@@ -328,8 +331,7 @@ class LlamaGenVQ(nn.Module):
         super().__init__()
         self.config = config = config or LlamaGenVQConfig()
         self.encoder, self.decoder = _Coder(config, up=False), _Coder(config, up=True)
-        self.quantize = nn.Module()
-        self.quantize.embedding = nn.Embedding(config.codebook_size, config.codebook_dim)
+        self.quantize = nn.ModuleDict({"embedding": nn.Embedding(config.codebook_size, config.codebook_dim)})
         self.quant_conv = nn.Conv2d(config.z_channels, config.codebook_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.z_channels, 1)
         self.codebook_size = config.codebook_size
@@ -346,4 +348,4 @@ class LlamaGenVQ(nn.Module):
         return self.decoder(self.post_quant_conv(z)).float()
 
     def _codebook(self) -> Tensor:
-        return F.normalize(self.quantize.embedding.weight, dim=-1)
+        return F.normalize(self.quantize.get_parameter("embedding.weight"), dim=-1)

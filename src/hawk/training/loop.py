@@ -95,7 +95,7 @@ def fit(
     averaged = {name: value.detach().clone().float() for name, value in module.state_dict().items()}
     out.mkdir(parents=True, exist_ok=True)
     first, elapsed = _resume(out / "state.pt", module, optimizer, averaged, config)
-    runner = torch.compile(module) if config.compile else module
+    runner: nn.Module = torch.compile(module) if config.compile else module  # type: ignore[assignment]
     writer = SummaryWriter(str(out / "tensorboard"), purge_step=first) if rank == 0 else None
     scalars: dict[str, float] = {}
     started = time.monotonic() - elapsed

@@ -35,7 +35,8 @@ def train_tokenizer(
     weights = loss or TokenizerLoss()
     train, held_out = load_sprites(data, "train"), load_sprites(data, "held-out")
     torch.manual_seed(config.seed)
-    tokenizer = FSQTokenizer(shape).to(memory_format=torch.channels_last)
+    tokenizer = FSQTokenizer(shape)
+    tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def batch_loss(module: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         images = image_batch(train, config.batch_size, generator).to(config.device)

@@ -228,7 +228,7 @@ def grow_best_first(
     max_nodes: int,
     min_gain: float,
 ) -> None:
-    """Add the nodes likeliest to be kept: `rates[depth][rank]` is the chance of a candidate given its parent is kept."""
+    """Add the nodes likeliest to be kept; `rates[depth][rank]` is a candidate's chance given that its parent is."""
     heap = [(-rates[0][0], 0, 0, 0)]
     while heap and len(builder.tokens) < max_nodes:
         gain, parent, depth, rank = heapq.heappop(heap)

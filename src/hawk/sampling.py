@@ -99,6 +99,11 @@ class GumbelNoise:
         self._draw(int(positions.max()) + 1)
         return self._table[torch.arange(len(self.seeds), device=positions.device)[:, None], positions]
 
+    def window(self, row: int, start: int, count: int) -> Float[Tensor, "count vocab"]:
+        """Noise of one image at the positions `start` .. `start + count - 1`."""
+        self._draw(start + count)
+        return self._table[row, start : start + count]
+
     def _draw(self, until: int) -> None:
         for position in range(self._drawn, until):
             for row, seed in enumerate(self.seeds):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -146,10 +146,12 @@ class VerticalSource:
             memory.waiting[row, torch.arange(first, until) % slots] = predicted.to(memory.waiting.dtype)
             memory.read[row] = until
 
-    def available(self, memory: VerticalMemory, canvas: Canvas, position: int) -> bool:
-        """Whether the cell `depth` rows above exists and its state is known (it is, within one row of the root)."""
-        return position >= memory.waiting.shape[1]
+    def covered(self, memory: VerticalMemory, row: int, start: int, end: int) -> tuple[int, int]:
+        """The part of the positions [start, end) of an image whose cell `depth` rows above has been read."""
+        slots = memory.waiting.shape[1]
+        return max(start, slots), min(end, memory.read[row] + slots)
 
-    def draft(self, memory: VerticalMemory, row: int, positions: Int[Tensor, " n"]) -> Float[Tensor, "n vocab"]:
-        """log q of an image at `positions`, each of which must be available."""
-        return memory.waiting[row, positions % memory.waiting.shape[1]]
+    def draft(self, memory: VerticalMemory, row: int, start: int, end: int) -> Float[Tensor, "n vocab"]:
+        """log q of an image at the positions [start, end), all of which must be covered."""
+        slots = memory.waiting.shape[1]
+        return memory.waiting[row, torch.arange(start, end) % slots]

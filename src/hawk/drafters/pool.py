@@ -16,7 +16,7 @@ from itertools import combinations
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
@@ -26,6 +26,9 @@ from hawk.errors import HawkError
 from hawk.sampling import Randomness, SamplingParams
 from hawk.tree import DraftTree, TreeBuilder, batch_trees
 from hawk.verify import Verdict
+
+LEAST_LOG_Q = -30.0
+"""Floor of a source's log q inside a product: what one source filtered out, another may still propose."""
 
 
 @dataclass
@@ -58,24 +61,33 @@ class Pool:
         for source, cache in zip(self.vertical, memory.vertical, strict=True):
             source.observe(cache, canvas)
 
-    def drafts(self, memory: PoolMemory, canvas: Canvas, row: int, window: int) -> list[dict[int, Tensor]]:
-        """For each offset 1 .. `window` from the root: log q `[vocab]` of every source that has one, by index."""
-        pool: list[dict[int, Tensor]] = [{} for _ in range(window)]
-        if self.horizontal:
-            reach = min(window, self.horizontal.reach)
-            for offset, log_q in enumerate(self.horizontal.draft(memory.params, canvas, row, reach)):
-                pool[offset][0] = log_q
-        for k, (source, cache) in enumerate(
-            zip(self.vertical, memory.vertical, strict=True), start=1 if self.horizontal else 0
-        ):
-            first = canvas.committed[row]
-            positions = [p for p in range(first, first + window) if source.available(cache, canvas, p)]
-            positions = [p for p in positions if p - cache.waiting.shape[1] < cache.read[row]]
-            if positions:
-                drafted = source.draft(cache, row, torch.tensor(positions))
-                for position, log_q in zip(positions, drafted, strict=True):
-                    pool[position - first][k] = log_q
-        return pool
+    def drafts(self, memory: PoolMemory, canvas: Canvas, row: int, window: int) -> list[SourceDraft]:
+        """What each source says about the `window` positions after an image's root (those that it can speak of)."""
+        drafts = []
+        if self.horizontal and window:
+            log_q = self.horizontal.draft(memory.params, canvas, row, min(window, self.horizontal.reach))
+            drafts.append(SourceDraft(0, 0, log_q))
+        first_vertical = 1 if self.horizontal else 0
+        root = canvas.committed[row]
+        for k, (source, cache) in enumerate(zip(self.vertical, memory.vertical, strict=True), start=first_vertical):
+            start, end = source.covered(cache, row, root, root + window)
+            if start < end:
+                drafts.append(SourceDraft(k, start - root, source.draft(cache, row, start, end)))
+        return drafts
+
+
+@dataclass(frozen=True)
+class SourceDraft:
+    """log q of one source (by index) at consecutive offsets from `first` (0 is the position after the root)."""
+
+    source: int
+    first: int
+    log_q: Float[Tensor, "n vocab"]
+
+    @property
+    def end(self) -> int:
+        """One past the last offset."""
+        return self.first + len(self.log_q)
 
 
 @dataclass
@@ -106,13 +118,15 @@ class CartesianPool(Pool):
         generator = memory.randomness.generators[row]
         rows: list[Tensor] = []
         level, room = [0], self.max_nodes - 1
-        for sources in self.drafts(memory, canvas, row, window) if window else []:
+        drafts = self.drafts(memory, canvas, row, window)
+        for offset in range(window):
+            pool = [(d.source, d.log_q[offset - d.first].exp()) for d in drafts if d.first <= offset < d.end]
             trials = [
                 (int(token), source, len(rows) + i)
-                for i, (source, log_q) in enumerate(sources.items())
-                for token in torch.multinomial(log_q.exp().double(), self.draws, replacement=True, generator=generator)
+                for i, (source, q) in enumerate(pool)
+                for token in torch.multinomial(q.double(), self.draws, replacement=True, generator=generator)
             ]
-            rows += [log_q.exp() for log_q in sources.values()]
+            rows += [q for _, q in pool]
             if not trials or len(level) * len(trials) > room:
                 break
             room -= len(level) * len(trials)
@@ -141,6 +155,15 @@ class FusedSettings:
     def rates(self, lead: float) -> tuple[float, ...]:
         """Chance of each rank at a depth whose first candidate leads by `lead`."""
         return self.rate[sum(lead >= edge for edge in self.edges)]
+
+    def weights_of(self, present: list[list[int]]) -> list[dict[int, float]]:
+        """Weight of each source present at offset 1, 2, ..."""
+        rows = []
+        for offset, sources in enumerate(present):
+            by_offset = self.weights[pattern_key(sources)]
+            row = by_offset[min(offset, len(by_offset) - 1)]
+            rows.append(dict(zip(sorted(sources), row, strict=True)))
+        return rows
 
     def save(self, folder: Path) -> None:
         """Write `pool.json`."""
@@ -190,41 +213,55 @@ class FusedPool(Pool):
     def propose(self, memory: PoolMemory, canvas: Canvas) -> DraftTree:
         """One best-first tree for each image."""
         builders = [self._grow(memory, canvas, row) for row in range(canvas.batch)]
-        return batch_trees(builders, (*self.source_names, "pool"), None, canvas.tokens.device)
+        return batch_trees(builders, self.source_names, None, canvas.tokens.device)
 
     def _grow(self, memory: PoolMemory, canvas: Canvas, row: int) -> TreeBuilder:
-        committed = canvas.committed[row]
+        committed, settings = canvas.committed[row], self.settings
         builder = TreeBuilder.rooted(int(canvas.tokens[row, committed - 1]))
-        window = min(self.settings.window, canvas.room(row))
-        pool = self.drafts(memory, canvas, row, window) if window else []
-        reach = next((i for i, sources in enumerate(pool) if not sources), len(pool))
+        drafts = self.drafts(memory, canvas, row, min(settings.window, canvas.room(row)))
+        covered = [any(d.first <= offset < d.end for d in drafts) for offset in range(settings.window)]
+        reach = covered.index(False) if False in covered else settings.window
         if not reach:
             return builder
-        positions = torch.arange(committed, committed + reach).expand(canvas.batch, -1)
-        scores = self.fuse(pool[:reach]) + memory.randomness.noise.rows(positions)[row]
-        top = scores.topk(min(len(self.settings.rate[0]), scores.shape[-1]), dim=-1)
-        rates = [self.settings.rates(lead) for lead in (top.values[:, 0] - top.values[:, 1]).tolist()]
-        source = len(self.source_names)
-        settings = self.settings
-        grow_best_first(builder, top.indices.tolist(), rates, source, settings.max_nodes, settings.min_gain)
+        drafts = [draft for draft in drafts if draft.first < reach]
+        scores = self.fuse(drafts, reach) + memory.randomness.noise.window(row, committed, reach)
+        top = scores.topk(min(len(settings.rate[0]), scores.shape[-1]), dim=-1)
+        rates = [settings.rates(lead) for lead in (top.values[:, 0] - top.values[:, 1]).tolist()]
+        likeliest = strongest_source(drafts, top.indices).tolist()
+        grow_best_first(builder, top.indices.tolist(), likeliest, rates, settings.max_nodes, settings.min_gain)
         return builder
 
-    def fuse(self, pool: list[dict[int, Tensor]]) -> Float[Tensor, "window vocab"]:
+    def fuse(self, drafts: list[SourceDraft], reach: int) -> Float[Tensor, "reach vocab"]:
         """Weighted sum of log q over the sources present at each offset (only the order of log q + g counts)."""
-        rows = []
-        for i, sources in enumerate(pool):
-            by_offset = self.settings.weights[pattern_key(sources)]
-            weights = by_offset[min(i, len(by_offset) - 1)]
-            terms = [sources[k] * weight for k, weight in zip(sorted(sources), weights, strict=True)]
-            rows.append(torch.stack(terms).sum(0))
-        return torch.stack(rows)
+        fused = drafts[0].log_q.new_zeros(reach, drafts[0].log_q.shape[-1])
+        weights = self.settings.weights_of([[d.source for d in drafts if d.first <= o < d.end] for o in range(reach)])
+        for draft in drafts:
+            end = min(draft.end, reach)
+            weight = [weights[offset][draft.source] for offset in range(draft.first, end)]
+            log_q = draft.log_q[: end - draft.first].clamp_min(LEAST_LOG_Q)
+            fused[draft.first : end] += log_q * torch.tensor(weight, dtype=fused.dtype, device=fused.device)[:, None]
+        return fused
+
+
+def strongest_source(drafts: list[SourceDraft], tokens: Int[Tensor, "reach k"]) -> Int[Tensor, "reach k"]:
+    """The source that gives each candidate the largest q: whose draft it is called when it is kept."""
+    best = torch.full(tokens.shape, -torch.inf, device=tokens.device, dtype=drafts[0].log_q.dtype)
+    source = torch.zeros_like(tokens)
+    for draft in drafts:
+        end = min(draft.end, len(tokens))
+        here = slice(draft.first, end)
+        log_q = draft.log_q[: end - draft.first].gather(-1, tokens[here])
+        better = log_q > best[here]
+        best[here] = torch.where(better, log_q, best[here])
+        source[here] = torch.where(better, draft.source, source[here])
+    return source
 
 
 def grow_best_first(
     builder: TreeBuilder,
     candidates: list[list[int]],
+    sources: list[list[int]],
     rates: list[tuple[float, ...]],
-    source: int,
     max_nodes: int,
     min_gain: float,
 ) -> None:
@@ -234,7 +271,7 @@ def grow_best_first(
         gain, parent, depth, rank = heapq.heappop(heap)
         if -gain < min_gain:
             return
-        node = builder.add(parent, candidates[depth][rank], source)
+        node = builder.add(parent, candidates[depth][rank], sources[depth][rank])
         if rank + 1 < len(candidates[depth]):
             heapq.heappush(heap, (gain / rates[depth][rank] * rates[depth][rank + 1], parent, depth, rank + 1))
         if depth + 1 < len(candidates):

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from hawk.decode import NoDrafter, Target, generate
 from hawk.drafters.heads import DraftHeads, HeadsConfig
-from hawk.drafters.pool import FusedSettings, pattern_key
+from hawk.drafters.pool import LEAST_LOG_Q, FusedSettings, pattern_key
 from hawk.grid import Grid
 from hawk.sampling import GumbelNoise, SamplingParams, guide, log_probs
 from hawk.targets.llamagen import CaptionPrompt, LlamaGen
@@ -191,7 +191,7 @@ def _fit_row(log_q: Tensor, log_p: Tensor, steps: int) -> tuple[float, ...]:
     weights = torch.full((sources,), 1.0 / sources, requires_grad=True)
     if samples < 8:
         return tuple(weights.tolist())
-    finite, p = log_q.clamp_min(-30), log_p.exp()
+    finite, p = log_q.clamp_min(LEAST_LOG_Q), log_p.exp()
     optimizer = torch.optim.LBFGS([weights], lr=0.5, max_iter=steps, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
@@ -217,7 +217,7 @@ def fused_scores(
             if present:
                 rows = weights[pattern_key(present)]
                 row = torch.tensor(rows[min(offset, len(rows) - 1)])
-                fused[i, offset] = torch.einsum("s,sv->v", row, data.log_q[present, i, offset].clamp_min(-30))
+                fused[i, offset] = torch.einsum("s,sv->v", row, data.log_q[present, i, offset].clamp_min(LEAST_LOG_Q))
     return fused
 
 

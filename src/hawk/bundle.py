@@ -1,0 +1,386 @@
+"""Model folders: a target, its image tokenizer, its text encoder and its drafters, saved and loaded as one.
+
+config.json                        what the weights are (`ModelConfig`)
+target.safetensors                 LlamaGen's official key names; or target-00001-of-0000N.safetensors + an index
+tokenizer.safetensors              the image tokenizer
+words.safetensors words.txt text.json   the text encoder (`StaticTextEncoder.load`)
+drafters/heads/                    heads.safetensors, heads.json, pool.json (how `hawk` fuses and grows its tree)
+README.md                          model card
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from hawk.drafters.heads import DraftHeads
+from hawk.drafters.pool import FusedSettings
+from hawk.errors import HawkError
+from hawk.files import read_json, replacing, write_bytes, write_json
+from hawk.sampling import SamplingParams
+from hawk.targets.llamagen import LlamaGen, LlamaGenConfig
+from hawk.targets.text import StaticTextEncoder
+from hawk.targets.vq import FSQConfig, FSQTokenizer
+
+BUNDLED = Path(__file__).parent / "weights" / "bundled"
+SHARD_BYTES = 48_000_000
+TEXT_FILES = ("words.safetensors", "words.txt", "text.json")
+HEADS_FOLDER = Path("drafters") / "heads"
+_FLOATS = ("BF16", "F16", "F32", "F64")
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def _known(kind: type) -> Callable[[Any], Any]:
+    """A check that refuses fields which the dataclass `kind` does not have (pydantic would pass over them)."""
+    names = {field.name for field in fields(kind)}
+
+    def check(values: Any) -> Any:
+        unknown = sorted(set(values) - names) if isinstance(values, Mapping) else []
+        if unknown:
+            raise ValueError(f"unknown field {unknown[0]}")
+        return values
+
+    return check
+
+
+class TokenizerConfig(BaseModel):
+    """Which image tokenizer, and its shape (`FSQConfig`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["fsq"] = "fsq"
+    levels: tuple[Annotated[int, Field(ge=2)], ...]
+    encoder_widths: tuple[int, int, int]
+    decoder_widths: tuple[int, int, int]
+    decoder_depths: tuple[int, int, int]
+
+    def shape(self) -> FSQConfig:
+        """The tokenizer's own config."""
+        return FSQConfig.from_dict(self.model_dump(exclude={"kind"}))
+
+
+class ModelConfig(BaseModel):
+    """`config.json` of a model folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["hawk-1"] = "hawk-1"
+    name: str = Field(min_length=1)
+    architecture: Literal["llamagen"] = "llamagen"
+    target: Annotated[LlamaGenConfig, BeforeValidator(_known(LlamaGenConfig))]
+    tokenizer: TokenizerConfig
+    defaults: Annotated[SamplingParams, BeforeValidator(_known(SamplingParams))] = SamplingParams()
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model folder in memory. `fused` is how `hawk` fuses the heads; both are None where there are none."""
+
+    config: ModelConfig
+    target: LlamaGen
+    tokenizer: FSQTokenizer
+    text: StaticTextEncoder
+    heads: DraftHeads | None
+    fused: FusedSettings | None
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        """The model's own name."""
+        return self.config.name
+
+
+# --- loading -------------------------------------------------------------------------------------------------
+
+
+def load_model(
+    folder: Path, dtype: torch.dtype = torch.float32, drafter: Path | None = None, with_heads: bool = True
+) -> LoadedModel:
+    """Read a model folder.
+
+    Args:
+        dtype: of the target and the draft heads; the image tokenizer stays in float32.
+        drafter: a folder of draft heads to use in place of the model's own.
+        with_heads: False leaves the heads alone, also where they were made for another target.
+
+    Raises:
+        HawkError: one line on what is missing, cut short, of the wrong shape, or made for another target.
+    """
+    config = read_config(folder)
+    target = _filled(lambda: LlamaGen(config.target), _target_files(folder), dtype, on_meta=True)
+    tokenizer_file = folder / "tokenizer.safetensors"  # in float32 always: it is small, and pixels deserve it
+    tokenizer = _filled(lambda: FSQTokenizer(config.tokenizer.shape()), [tokenizer_file], torch.float32)
+    text = load_text(folder)
+    _check_parts(folder, config, tokenizer, text)
+    fingerprint = target_fingerprint(
+        folder if dtype == torch.float16 else target
+    )  # float16 cannot hold all of bfloat16
+    heads_folder = folder / HEADS_FOLDER if drafter is None else drafter
+    present = with_heads and (drafter is not None or heads_folder.is_dir())
+    heads = load_heads(heads_folder, config.target, fingerprint, dtype) if present else None
+    fused = load_pool(heads_folder, heads) if heads else None
+    return LoadedModel(config, target, tokenizer, text, heads, fused, fingerprint)
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """`config.json` of a model folder, checked."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise HawkError(f"{folder} is no model folder: it has no config.json")
+    try:
+        config = ModelConfig.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise HawkError(f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}") from error
+    shape = config.target
+    sizes = {field.name: getattr(shape, field.name) for field in fields(shape)}
+    wrong = [name for name, size in sizes.items() if size is not None and size <= 0]
+    if wrong:
+        raise HawkError(f"{path}: target.{wrong[0]} is {sizes[wrong[0]]}: it must be positive")
+    if shape.dim % shape.n_head or shape.head_dim % 4 or shape.n_head % shape.kv_heads:
+        raise HawkError(
+            f"{path}: dim {shape.dim} must split into {shape.n_head} heads of a multiple of 4 channels, "
+            f"and the heads among {shape.kv_heads} key/value heads"
+        )
+    return config
+
+
+def load_text(folder: Path) -> StaticTextEncoder:
+    """The text encoder of a model folder; `HawkError` for damaged files."""
+    try:
+        return StaticTextEncoder.load(folder)
+    except HawkError:
+        raise
+    except (SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise HawkError(f"the text encoder in {folder} is damaged: {_line(error)}") from error
+
+
+def load_heads(folder: Path, target: LlamaGenConfig, fingerprint: str, dtype: torch.dtype) -> DraftHeads:
+    """Draft heads that were trained for the target of that fingerprint; `HawkError` for any other or damaged ones."""
+    try:
+        heads = DraftHeads.load(folder, fingerprint)
+    except HawkError:
+        raise
+    except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise HawkError(f"the draft heads in {folder} are damaged: {_line(error)}") from error
+    if heads.config.dim != target.dim:
+        raise HawkError(f"the draft heads in {folder} are {heads.config.dim} wide, the target {target.dim}")
+    return heads.to(dtype).requires_grad_(False)
+
+
+def load_pool(folder: Path, heads: DraftHeads) -> FusedSettings:
+    """How `hawk` fuses these heads, from `pool.json` beside them; the unfitted settings where there is none."""
+    sources = 1 + heads.config.vertical
+    if not (folder / "pool.json").is_file():
+        return FusedSettings.unfitted(sources)
+    settings = FusedSettings.load(folder)
+    ranks = {len(row) for row in settings.rate}
+    if (
+        len(settings.rate) != len(settings.edges) + 1
+        or len(ranks) != 1
+        or settings.max_nodes < 1
+        or settings.window < 1
+    ):
+        raise HawkError(f"{folder / 'pool.json'}: one more row of rate than edges is needed, all of one length")
+    missing = sorted(FusedSettings.unfitted(sources).weights.keys() - settings.weights.keys())
+    if missing:
+        raise HawkError(f"{folder / 'pool.json'} has no weights for the sources {missing[0]}: train the drafter again")
+    return settings
+
+
+def _check_parts(folder: Path, config: ModelConfig, tokenizer: FSQTokenizer, text: StaticTextEncoder) -> None:
+    """That target, tokenizer and text encoder fit together."""
+    shape = config.target
+    if shape.vocab_size != tokenizer.codebook_size:
+        raise HawkError(
+            f"{folder}: the target draws {shape.vocab_size} codes, the image tokenizer has {tokenizer.codebook_size}"
+        )
+    if (shape.caption_tokens, shape.caption_dim) != (text.tokens, text.width):
+        raise HawkError(
+            f"{folder}: the target takes captions of {shape.caption_tokens}x{shape.caption_dim}, "
+            f"the text encoder gives {text.tokens}x{text.width}"
+        )
+
+
+def _filled(make: Callable[[], M], files: list[Path], dtype: torch.dtype, on_meta: bool = False) -> M:
+    """A module holding the weights of safetensors files in `dtype`; every key and shape must be as the module's."""
+    if on_meta:  # no second copy of a large model: its parameters are made by the files alone
+        with torch.device("meta"):
+            module = make()
+    else:
+        module = make()
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found: dict[str, Tensor] = {}
+    for path in files:
+        for name, tensor in _checked_tensors(path, wanted):
+            found[name] = tensor.to(dtype)
+    missing = sorted(wanted.keys() - found.keys())
+    if missing:
+        raise HawkError(f"{files[0]} lacks {len(missing)} of {len(wanted)} weights, among them {missing[0]}")
+    module.load_state_dict(found, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def _checked_tensors(path: Path, wanted: dict[str, tuple[int, ...]]) -> list[tuple[str, Tensor]]:
+    """The tensors of one safetensors file, each of which must be wanted, of its shape, and of a float dtype."""
+    if not path.is_file():
+        raise HawkError(f"{path} is missing: the model folder is not complete")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            names = list(file.keys())
+            for name in names:
+                entry = file.get_slice(name)
+                if name not in wanted:
+                    raise HawkError(f"{path} holds {name}, which this architecture does not have")
+                if tuple(entry.get_shape()) != wanted[name]:
+                    raise HawkError(
+                        f"{path}: {name} has shape {tuple(entry.get_shape())}, config.json asks for {wanted[name]}"
+                    )
+                if entry.get_dtype() not in _FLOATS:
+                    raise HawkError(
+                        f"{path}: {name} is {entry.get_dtype()}, weights must be one of {', '.join(_FLOATS)}"
+                    )
+            return [(name, file.get_tensor(name)) for name in names]
+    except SafetensorError as error:
+        raise HawkError(f"{path} is damaged or cut short ({_line(error)}): fetch or train it again") from error
+
+
+def _target_files(folder: Path) -> list[Path]:
+    """The target's weight files: those of the index where there is one, else the single file."""
+    index = folder / "target.safetensors.index.json"
+    if not index.is_file():
+        return [folder / "target.safetensors"]
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise HawkError(f"{index} has no weight_map")
+    names = sorted({str(name) for name in places.values()})
+    if any(Path(name).name != name for name in names):
+        raise HawkError(f"{index} names files outside its folder")
+    return [folder / name for name in names]
+
+
+def target_fingerprint(source: Path | LlamaGen) -> str:
+    """A short sha256 of a target's config and output head (in bfloat16, as on disk): what draft heads belong to."""
+    if isinstance(source, LlamaGen):
+        config, head = source.config, source.output.weight
+    else:
+        config = read_config(source).target
+        shapes = {"output.weight": (config.vocab_size, config.dim)}
+        head = _named_tensor(_target_files(source), "output.weight")
+        if tuple(head.shape) != shapes["output.weight"]:
+            raise HawkError(f"{source}: output.weight has shape {tuple(head.shape)}, not {shapes['output.weight']}")
+    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    digest.update(head.detach().cpu().to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _named_tensor(files: list[Path], name: str) -> Tensor:
+    for path in files:
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                if name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
+                    return file.get_tensor(name)
+        except (SafetensorError, FileNotFoundError) as error:
+            raise HawkError(f"{path} is missing or damaged ({_line(error)})") from error
+    raise HawkError(f"{files[0]} lacks {name}")
+
+
+def _line(error: Exception) -> str:
+    """The message of an exception on one line."""
+    return " ".join(str(error).split())[:200]
+
+
+# --- saving --------------------------------------------------------------------------------------------------
+
+
+def save_model(
+    folder: Path,
+    name: str,
+    target: LlamaGen,
+    tokenizer: FSQTokenizer,
+    text_folder: Path,
+    defaults: SamplingParams | None = None,
+    heads: DraftHeads | None = None,
+    fused: FusedSettings | None = None,
+    card: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> ModelConfig:
+    """Write a model folder; each file appears whole, config.json last. Weights are stored in bfloat16.
+
+    Args:
+        text_folder: the folder the text encoder was loaded from; its files are copied.
+        fused: settings of `hawk`'s pool, saved beside the heads.
+        card: text of README.md; an existing one is kept for None.
+        shard_bytes: largest size of one weight file of the target.
+    """
+    tokenizer_config = TokenizerConfig.model_validate(tokenizer.config.to_dict())
+    config = ModelConfig(
+        name=name, target=target.config, tokenizer=tokenizer_config, defaults=defaults or SamplingParams()
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in TEXT_FILES:
+        if (text_folder / file).resolve() != (folder / file).resolve():
+            with replacing(folder / file) as temporary:
+                shutil.copyfile(text_folder / file, temporary)
+    _save_target(folder, target, shard_bytes)
+    _save_tensors(folder / "tokenizer.safetensors", _stored(tokenizer))
+    if heads is not None:
+        heads.save(folder / HEADS_FOLDER, target_fingerprint(target))
+        if fused is not None:
+            fused.save(folder / HEADS_FOLDER)
+    if card is not None:
+        write_bytes(folder / "README.md", card.encode())
+    write_json(folder / "config.json", config.model_dump(mode="json"))
+    return config
+
+
+def _save_target(folder: Path, target: LlamaGen, shard_bytes: int) -> None:
+    """One file, or as many as `shard_bytes` asks for with an index; files of an earlier save are removed."""
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in _stored(target).items():
+        if size + tensor.nbytes > shard_bytes and shards[-1]:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    old = set(folder.glob("target*.safetensors*"))
+    if len(shards) == 1:
+        written = {folder / "target.safetensors": shards[0]}
+    else:
+        files = [folder / f"target-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+        written = dict(zip(files, shards, strict=True))
+    for path, tensors in written.items():
+        _save_tensors(path, tensors)
+    kept = set(written)
+    if len(shards) > 1:
+        index = folder / "target.safetensors.index.json"
+        places = {name: path.name for path, tensors in written.items() for name in tensors}
+        total = sum(tensor.nbytes for tensors in shards for tensor in tensors.values())
+        write_json(index, {"metadata": {"total_size": total}, "weight_map": places})
+        kept.add(index)
+    for path in old - kept:
+        path.unlink()
+
+
+def _stored(module: nn.Module) -> dict[str, Tensor]:
+    """A module's weights as they are stored: bfloat16, contiguous, on the CPU."""
+    return {k: v.detach().to("cpu", torch.bfloat16).contiguous() for k, v in module.state_dict().items()}
+
+
+def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})

@@ -1,0 +1,59 @@
+"""Files written whole or not at all: a temporary file beside the place, then `os.replace`."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hawk.errors import HawkError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path to write to; it takes the place of `path` when the block ends well, else it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically; raises OSError (no space, no permission) and leaves nothing behind then."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write an indented JSON document atomically."""
+    write_bytes(path, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; raises `HawkError` where it is missing or is none."""
+    if not path.is_file():
+        raise HawkError(f"{path} is missing")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise HawkError(f"{path} is not valid JSON ({error})") from error
+    if not isinstance(document, dict):
+        raise HawkError(f"{path} must hold a JSON object")
+    return document
+
+
+def _umask() -> int:
+    """The process's umask, which temporary files (private by default) are to follow once they are in place."""
+    current = os.umask(0)
+    os.umask(current)
+    return current

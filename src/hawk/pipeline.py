@@ -1,0 +1,353 @@
+"""HawkPipeline: text in, images out. Argument names as in diffusers."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+
+from hawk.bundle import BUNDLED, HEADS_FOLDER, LoadedModel, load_model
+from hawk.canvas import Canvas
+from hawk.decode import Drafter, Generation, NoDrafter, Stats, generate
+from hawk.drafters.methods import Method, build_drafter, method_named
+from hawk.errors import HawkError
+from hawk.grid import Grid
+from hawk.sampling import SamplingParams
+from hawk.targets.llamagen import CaptionPrompt
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+OUTPUT_TYPES = ("pil", "np", "pt")
+MAX_TOKENS = 4096
+MAX_SEED = 2**63 - 1
+
+OnStepEnd = Callable[["HawkPipeline", int, int, dict[str, Any]], Any]
+"""Called after each target forward with (pipeline, forwards of this batch so far, tokens committed so far in the whole
+call, {"canvas": Canvas, "stats": Stats})."""
+
+
+@dataclass(frozen=True)
+class PipelineOutput:
+    """Images of one call, and how they came about; the lists run parallel to `images`.
+
+    `tokens` and `origins` are `[images, grid.size]` on the CPU; `origins` index `source_names`, -1 is a recovered or
+    bonus token. `stats` holds the counts of the batch an image was drawn in (its own, at `batch_size` 1), `seconds` an
+    image's share of its batch's wall-clock time, from prompt to pixels.
+    """
+
+    images: Any
+    stats: list[Stats]
+    seeds: list[int]
+    tokens: Int[Tensor, "images n"]
+    origins: Int[Tensor, "images n"]
+    source_names: tuple[str, ...]
+    seconds: list[float]
+    grid: Grid
+    params: SamplingParams
+    verifier: str
+
+    @property
+    def nfe(self) -> float:
+        """Target forwards per image, prefill included (mean)."""
+        return sum(stats.nfe for stats in self.stats) / len(self.stats)
+
+    @property
+    def accept_length(self) -> float:
+        """Tokens committed per target forward."""
+        return self.grid.size / self.nfe
+
+
+@dataclass(frozen=True)
+class HawkPipeline:
+    """A loaded model on a device; call it with a prompt."""
+
+    model: LoadedModel
+    device: torch.device
+    dtype: str
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path = "bundled",
+        device: str = "auto",
+        dtype: str = "float32",
+        drafter: str | Path | None = None,
+    ) -> HawkPipeline:
+        """Load a model: "bundled", a folder, or a hub id `owner/name`.
+
+        Args:
+            device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:1".
+            dtype: of the target and its drafter: float32, bfloat16, float16 or float64.
+            drafter: a folder of draft heads to use in place of the model's own.
+
+        Raises:
+            HawkError: no such model, a damaged one, or a device that is not there.
+        """
+        if dtype not in DTYPES:
+            raise HawkError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+        place = _device(device)
+        if drafter is not None and not Path(drafter).is_dir():
+            raise HawkError(f"no folder of draft heads at {drafter}")
+        loaded = load_model(model_folder(model), DTYPES[dtype], None if drafter is None else Path(drafter))
+        for module in (loaded.target, loaded.tokenizer, loaded.heads):
+            if module is not None:
+                module.to(place)
+        return cls(loaded, place, dtype)
+
+    @property
+    def defaults(self) -> SamplingParams:
+        """The sampling parameters that a call uses where it names none."""
+        return self.model.config.defaults
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] | None = None,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        seed: int | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        method: str = "hawk",
+        verifier: str | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: OnStepEnd | None = None,
+        batch_size: int = 1,
+    ) -> PipelineOutput | tuple[Any]:
+        """Draw `num_images_per_prompt` images of each prompt.
+
+        Args:
+            negative_prompt: takes the place of the null caption in guidance; one for all prompts or one each.
+            guidance_scale, temperature, top_k, top_p: None takes the model's default.
+            seed: image i of the call has seed `seed + i`, so n images equal n single calls; None draws one.
+            generator: in place of `seed`: one to draw all seeds from, or one for each image.
+            method: a name of `hawk.drafters.methods.METHODS`.
+            verifier: "coupled" or "residual"; None is the method's own.
+            height, width: in pixels; None is what the model was trained for.
+            output_type: "pil"; "np" `[n, height, width, 3]` or "pt" `[n, 3, height, width]`, both in [0, 1].
+            return_dict: False returns `(images,)`.
+            callback_on_step_end: see `OnStepEnd`.
+            batch_size: images decoded together. 1 on a CPU; more pay on a GPU, at the price that rounding differs
+                between batch sizes, so that a near-tie may fall the other way.
+
+        Raises:
+            HawkError: one line on the argument that is wrong.
+        """
+        prompts, negatives = self._prompts(prompt, negative_prompt, num_images_per_prompt)
+        seeds = image_seeds(len(prompts), seed, generator)
+        params = self._params(guidance_scale, temperature, top_k, top_p)
+        if any(negatives) and not params.guided:
+            raise HawkError("a negative prompt has no effect at guidance_scale 1: raise the scale or leave it out")
+        grid = self._grid(height, width)
+        chosen = method_named(method)
+        drafter = self._drafter(chosen)
+        verifier = chosen.verifier if verifier is None else verifier
+        if output_type not in OUTPUT_TYPES:
+            raise HawkError(f"unknown output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
+        if batch_size < 1:
+            raise HawkError(f"batch_size must be 1 or more, not {batch_size}")
+        conditions = self._conditions(prompts, negatives)  # all of them first: a bad prompt fails before any work
+
+        drawn: list[Generation] = []
+        pixels: list[Tensor] = []
+        seconds: list[float] = []
+        for start in range(0, len(seeds), batch_size):
+            rows = slice(start, start + batch_size)
+            started = time.perf_counter()
+            on_step = self._on_step(callback_on_step_end, start * grid.size)
+            condition = _rows(conditions, rows)
+            drawn.append(generate(self.model.target, condition, grid, params, drafter, seeds[rows], verifier, on_step))
+            codes = drawn[-1].tokens.unflatten(1, (grid.height, grid.width))
+            pixels.append(self.model.tokenizer.decode(codes).cpu())
+            share = (time.perf_counter() - started) / len(codes)
+            seconds += [share] * len(codes)
+
+        images = as_output(torch.cat(pixels), output_type)
+        if not return_dict:
+            return (images,)
+        return PipelineOutput(
+            images=images,
+            stats=[generation.stats for generation in drawn for _ in generation.tokens],
+            seeds=seeds,
+            tokens=torch.cat([generation.tokens for generation in drawn]).cpu(),
+            origins=torch.cat([generation.origins for generation in drawn]).cpu(),
+            source_names=drawn[0].source_names,
+            seconds=seconds,
+            grid=grid,
+            params=params,
+            verifier=verifier,
+        )
+
+    def _prompts(
+        self, prompt: str | Sequence[str], negative: str | Sequence[str] | None, copies: int
+    ) -> tuple[list[str], list[str]]:
+        """One prompt and one negative prompt ("" for none) for each image."""
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        negatives = [negative or ""] * len(prompts) if negative is None or isinstance(negative, str) else list(negative)
+        if not prompts:
+            raise HawkError("no prompt given: describe the image, as in 'a red apple'")
+        if not all(isinstance(text, str) for text in (*prompts, *negatives)):
+            raise HawkError("prompts must be text")
+        if len(negatives) != len(prompts):
+            raise HawkError(f"{len(prompts)} prompts need as many negative prompts or one, not {len(negatives)}")
+        if copies < 1:
+            raise HawkError(f"num_images_per_prompt must be 1 or more, not {copies}")
+        return ([text for text in prompts for _ in range(copies)], [text for text in negatives for _ in range(copies)])
+
+    def _params(
+        self, scale: float | None, temperature: float | None, top_k: int | None, top_p: float | None
+    ) -> SamplingParams:
+        """The model's defaults with what the call names in their place."""
+        given = {"cfg_scale": scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        return replace(self.defaults, **{name: value for name, value in given.items() if value is not None})
+
+    def _grid(self, height: int | None, width: int | None) -> Grid:
+        """The grid of an image of that many pixels."""
+        trained, cell = self.model.target.grid, self.model.tokenizer.downsample
+        sides = []
+        for name, pixels, tokens in (("height", height, trained.height), ("width", width, trained.width)):
+            if pixels is not None and (pixels < cell or pixels % cell):
+                raise HawkError(f"{name} must be a positive multiple of {cell} pixels, not {pixels}")
+            sides.append(tokens if pixels is None else pixels // cell)
+        if sides[0] * sides[1] > MAX_TOKENS:
+            raise HawkError(
+                f"{sides[0]}x{sides[1]} tokens are too many: at most {MAX_TOKENS} fit, choose a smaller image"
+            )
+        return Grid(*sides)
+
+    def _drafter(self, method: Method) -> Drafter:
+        """The drafter of a method; `HawkError` where its heads are missing."""
+        if method.name == "ar":
+            return NoDrafter()
+        model = self.model
+        if model.heads is None or model.fused is None:
+            raise HawkError(
+                f"model {model.name!r} has no draft heads for method {method.name!r}: train them with "
+                f"`hawk train drafter --kind heads` into its {HEADS_FOLDER}, or choose method 'ar'"
+            )
+        return build_drafter(method, model.heads, model.target.head, model.config.target.vocab_size, model.fused)
+
+    def _conditions(self, prompts: list[str], negatives: list[str]) -> CaptionPrompt:
+        """Caption features of all images; where only some have a negative prompt, the others take the null caption."""
+        text, target = self.model.text, self.model.target
+        weight = target.tok_embeddings.weight
+        encoded = text.encode(prompts)
+        features, mask = encoded.features.to(weight), encoded.mask.to(weight.device)
+        if not any(text.strip() for text in negatives):
+            return CaptionPrompt(features, mask)
+        null, null_mask = target.null_features(features).clone(), mask.clone()
+        for row, negative in enumerate(negatives):
+            if negative.strip():
+                one = text.encode([negative])
+                null[row], null_mask[row] = one.features[0].to(weight), one.mask[0].to(weight.device)
+        return CaptionPrompt(features, mask, null, null_mask)
+
+    def _on_step(self, callback: OnStepEnd | None, before: int) -> Callable[[Canvas, Stats], None] | None:
+        """The decoder's callback for a batch that `before` committed tokens precede."""
+        if callback is None:
+            return None
+        return lambda canvas, stats: callback(
+            self, stats.nfe, before + sum(canvas.committed), {"canvas": canvas, "stats": stats}
+        )
+
+
+def model_folder(model: str | Path) -> Path:
+    """The folder of "bundled", of a path, or of a hub id (fetched where it is not in the cache)."""
+    if model == "bundled":
+        if not (BUNDLED / "config.json").is_file():
+            raise HawkError(
+                f"this installation has no bundled model in {BUNDLED}: reinstall hawk, or name a model folder"
+            )
+        return BUNDLED
+    path = Path(model)
+    if path.exists():
+        if not path.is_dir():
+            raise HawkError(f"{path} is a file: give the model's folder")
+        return path
+    name = str(model)
+    if name.count("/") != 1 or name.startswith(("/", ".", "~")) or name.endswith("/"):
+        raise HawkError(f"no model folder at {name} (and it is no hub id, which would look like owner/name)")
+    return _from_hub(name)
+
+
+def _from_hub(name: str) -> Path:
+    """A model folder of the hub; only files that a model folder can hold are fetched."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    patterns = ["*.json", "*.safetensors", "words.txt", "README.md"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (OSError, HFValidationError) as error:  # every hub error but the validation of ids is an OSError
+        reason = " ".join(str(error).split())[:160]
+        raise HawkError(f"no folder {name!r} here, and the hub did not give it ({reason})") from error
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise HawkError(f"unknown device {device!r}: choose auto, cpu or cuda") from error
+    if place.type not in ("cpu", "cuda"):
+        raise HawkError(f"device {device!r} is not supported: choose auto, cpu or cuda")
+    if place.type == "cuda" and (not torch.cuda.is_available() or (place.index or 0) >= torch.cuda.device_count()):
+        raise HawkError(f"device {device!r} is not there: this PyTorch sees {torch.cuda.device_count()} GPUs")
+    return place
+
+
+def image_seeds(
+    count: int, seed: int | None, generator: torch.Generator | Sequence[torch.Generator] | None
+) -> list[int]:
+    """The seed of each image: `seed + i`, or drawn from the generator(s), or from the system where neither is given."""
+    if seed is not None and generator is not None:
+        raise HawkError("give either seed or generator, not both")
+    if generator is not None:
+        generators = [generator] * count if isinstance(generator, torch.Generator) else list(generator)
+        if len(generators) != count:
+            raise HawkError(f"{count} images need one generator or {count}, not {len(generators)}")
+        return [int(torch.randint(2**62, (), generator=g, device=g.device)) for g in generators]
+    first = secrets.randbelow(2**31) if seed is None else seed
+    if not 0 <= first <= MAX_SEED - count:
+        raise HawkError(f"seed must be between 0 and 2^63 - 1, not {first}")
+    return [first + i for i in range(count)]
+
+
+def tokens_sha256(tokens: Int[Tensor, " n"]) -> str:
+    """What two equal images share: sha256 of the tokens as little-endian int32."""
+    return hashlib.sha256(tokens.cpu().numpy().astype("<i4").tobytes()).hexdigest()
+
+
+def as_output(pixels: Float[Tensor, "n 3 h w"], output_type: str) -> Any:
+    """Pixels in [-1, 1] as PIL images, or as an array `[n, h, w, 3]` or tensor `[n, 3, h, w]` in [0, 1]."""
+    unit = (pixels.float().clamp(-1, 1) + 1) / 2
+    if output_type == "pt":
+        return unit
+    array = unit.permute(0, 2, 3, 1).numpy()
+    if output_type == "np":
+        return array
+    return [Image.fromarray(image) for image in np.rint(array * 255).astype(np.uint8)]
+
+
+def _rows(prompt: CaptionPrompt, rows: slice) -> CaptionPrompt:
+    """The prompt of some images of a batch."""
+    negative, negative_mask = prompt.negative_features, prompt.negative_mask
+    if negative is None or negative_mask is None:
+        return CaptionPrompt(prompt.features[rows], prompt.mask[rows])
+    return CaptionPrompt(prompt.features[rows], prompt.mask[rows], negative[rows], negative_mask[rows])

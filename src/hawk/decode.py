@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,6 +23,7 @@ from hawk.tree import DraftTree, TreeBuilder, batch_trees
 from hawk.verify import Verdict, Verifier, coupled, residual
 
 
+@runtime_checkable
 class Target(Protocol):
     """The large AR model. Rows are [cond] or, under guidance, [cond; uncond], each `batch` long.
 
@@ -48,6 +49,7 @@ class Target(Protocol):
     def head(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b vocab"]: ...
 
 
+@runtime_checkable
 class Drafter(Protocol):
     """Proposes a tree below each image's last token. `memory` is whatever `start` returned for this batch.
 

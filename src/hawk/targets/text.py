@@ -10,7 +10,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ class TextFeatures:
     mask: Bool[Tensor, "b t"]
 
 
+@runtime_checkable
 class TextEncoder(Protocol):
     """Prompts to features that a target takes as prefix."""
 

@@ -7,7 +7,7 @@ code wherever it lies, and a wide decoder. `LlamaGenVQ` holds the public LlamaGe
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
+@runtime_checkable
 class ImageTokenizer(Protocol):
     """Codes <-> pixels. Images are `[batch, 3, height, width]` in [-1, 1]; codes `[batch, rows, cols]`."""
 

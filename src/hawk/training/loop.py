@@ -114,7 +114,7 @@ def fit(
         optimizer.step()
         _update_average(averaged, module, min(config.ema, (step + 1) / (step + 10)))
         if writer and (step % 20 == 0 or step == config.steps - 1):
-            scalars = {name: float(value) for name, value in losses.items()} | {"grad_norm": float(norm)}
+            scalars = {name: float(value.detach()) for name, value in losses.items()} | {"grad_norm": float(norm)}
             bar.set_postfix({name: f"{value:.3f}" for name, value in scalars.items()})
             for name, value in scalars.items():
                 writer.add_scalar(f"train/{name}", value, step)

@@ -1,0 +1,217 @@
+"""The loop resumes exactly; heads learn from the target's own grids; the pool's weights and rates are right."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hawk.drafters.heads import DraftHeads, HeadsConfig
+from hawk.errors import HawkError
+from hawk.grid import Grid
+from hawk.sampling import SamplingParams
+from hawk.targets.llamagen import CaptionPrompt, LlamaGen, LlamaGenConfig
+from hawk.targets.vq import FSQConfig, FSQTokenizer
+from hawk.training.drafter import (
+    HeadsLoss,
+    OnPolicy,
+    PoolData,
+    draft_quality,
+    draw_on_policy,
+    fit_pool,
+    fit_weights,
+    guided_states,
+    head_pairs,
+    measure_acceptance,
+    train_heads,
+)
+from hawk.training.loop import FitConfig, fit, learning_rate, load_averaged
+from hawk.training.target import TeacherForced
+from hawk.training.tokenizer import TokenizerLoss, flat_cell_share, reconstruction_loss
+
+GRID = Grid(4, 6)
+CONFIG = FitConfig(steps=12, batch_size=4, lr=1e-2, warmup=2, dtype="float32", save_every=5, evaluate_every=6)
+
+
+class Noisy(nn.Module):
+    """A regression with dropout, so that a resume must also repeat the random masks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.layers(x).squeeze(-1) - x.sum(-1)).square().mean()
+
+
+def noisy_loss(module: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+    return {"loss": module(torch.randn(4, 3, generator=generator))}
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_killed_run_resumes_with_the_same_curve(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole = Noisy()
+    other = Noisy()
+    other.load_state_dict(whole.state_dict())
+    expected = fit(whole, noisy_loss, CONFIG, tmp_path / "whole")
+
+    def dies_at_seven(module: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        if step == 7:
+            raise KilledError
+        return noisy_loss(module, step, generator)
+
+    with pytest.raises(KilledError):
+        fit(other, dies_at_seven, CONFIG, tmp_path / "killed")
+    resumed = fit(Noisy(), noisy_loss, CONFIG, tmp_path / "killed")
+    assert all(torch.equal(resumed.averaged[name], value) for name, value in expected.averaged.items())
+    assert resumed.scalars["loss"] == expected.scalars["loss"]
+
+
+def test_a_run_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
+    fit(Noisy(), noisy_loss, CONFIG, tmp_path)
+    with pytest.raises(HawkError, match=r"lr=0\.01, not 0\.5"):
+        fit(Noisy(), noisy_loss, replace(CONFIG, lr=0.5), tmp_path)
+    with pytest.raises(HawkError, match="no training state"):
+        load_averaged(tmp_path / "nowhere.pt")
+
+
+def test_the_learning_rate_warms_up_and_decays() -> None:
+    config = FitConfig(steps=100, batch_size=1, lr=1.0, warmup=10)
+    rates = [learning_rate(step, config) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[-1] == pytest.approx(config.final_lr_fraction, abs=2e-3)
+    assert all(a >= b for a, b in pairwise(rates[10:]))
+
+
+def test_gradients_reach_the_tokenizers_first_layer() -> None:
+    torch.manual_seed(0)
+    small = FSQConfig(encoder_widths=(8, 8, 8), decoder_widths=(8, 8, 8), decoder_depths=(1, 1, 1))
+    tokenizer = FSQTokenizer(small)
+    images = torch.rand(2, 3, 16, 24) * 2 - 1
+    reconstruction_loss(tokenizer(images), images, TokenizerLoss())["loss"].backward()
+    entry = [p for n, p in tokenizer.named_parameters() if n.startswith("encoder.1.")]
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in entry)
+    assert flat_cell_share(tokenizer) == 1.0
+
+
+def tiny_target() -> LlamaGen:
+    torch.manual_seed(3)
+    config = LlamaGenConfig(
+        dim=32,
+        n_layer=2,
+        n_head=2,
+        multiple_of=16,
+        vocab_size=24,
+        caption_dim=10,
+        caption_tokens=5,
+        height=GRID.height,
+        width=GRID.width,
+    )
+    target = LlamaGen(config)
+    target.initialize(0.2)
+    nn.init.normal_(target.output.weight, std=0.4)
+    return target.eval()
+
+
+def prompts(start: int, count: int) -> CaptionPrompt:
+    generator = torch.Generator().manual_seed(start)
+    return CaptionPrompt(torch.randn(count, 5, 10, generator=generator), torch.ones(count, 5, dtype=torch.bool))
+
+
+PARAMS = SamplingParams(cfg_scale=2.0)
+
+
+@pytest.fixture(scope="module")
+def onpolicy(tmp_path_factory: pytest.TempPathFactory) -> OnPolicy:
+    target = tiny_target()
+    tokens = draw_on_policy(target, prompts, GRID, PARAMS, 64, tmp_path_factory.mktemp("grids"))
+    states = [guided_states(target, tokens[i : i + 32], prompts(i, 32), GRID, PARAMS) for i in (0, 32)]
+    return OnPolicy(tokens, torch.cat(states))
+
+
+def test_drawn_grids_are_kept_and_not_drawn_again(tmp_path: Path) -> None:
+    first = draw_on_policy(tiny_target(), prompts, GRID, PARAMS, 8, tmp_path, batch=4)
+
+    def no_prompts(start: int, count: int) -> CaptionPrompt:
+        raise AssertionError("a finished shard was drawn again")
+
+    assert torch.equal(first, draw_on_policy(tiny_target(), no_prompts, GRID, PARAMS, 8, tmp_path, batch=4))
+
+
+def test_every_head_is_trained_on_the_position_it_predicts(onpolicy: OnPolicy) -> None:
+    heads = DraftHeads(HeadsConfig(32, horizontal=2, vertical=2))
+    for name, _, sources, positions in head_pairs(heads, GRID):
+        read = torch.arange(GRID.size)[sources]
+        predicted = torch.arange(GRID.size)[positions]
+        kind, number = name.split("-")
+        # states[:, i] is the state after token i - 1: horizontal heads look ahead of i, vertical ones below i - 1.
+        expected = read + int(number) if kind == "horizontal" else read - 1 + int(number) * GRID.width
+        assert torch.equal(predicted, expected)
+
+
+def test_heads_learn_and_leave_the_output_head_alone(onpolicy: OnPolicy, tmp_path: Path) -> None:
+    target = tiny_target()
+    config = replace(CONFIG, steps=60, batch_size=16)
+    shape = HeadsConfig(32, horizontal=2, vertical=1)
+    start = DraftHeads(shape)
+    heads, _ = train_heads(target, onpolicy, GRID, PARAMS, shape, config, tmp_path)
+    held_out = onpolicy.states[58:]
+    before = HeadsLoss(start, target.output, GRID, PARAMS)(held_out)["loss"]
+    after = HeadsLoss(heads, target.output, GRID, PARAMS)(held_out)["loss"]
+    assert after < before - 0.05
+    assert all(not p.requires_grad for p in target.output.parameters())
+    settings, quality = fit_pool(heads, target.output, OnPolicy(onpolicy.tokens, onpolicy.states), GRID, PARAMS)
+    settings.save(tmp_path)
+    assert type(settings).load(tmp_path) == settings
+    fused = quality["fused"][1]
+    assert 0.1 < fused["mass"] < 1
+    assert 0 < fused["top1"] <= fused["top8"] <= 1
+
+
+def synthetic_pool(samples: int = 400) -> PoolData:
+    """Source 0 is the target itself, source 1 is noise."""
+    generator = torch.Generator().manual_seed(5)
+    log_p = (2 * torch.randn(samples, 2, 16, generator=generator)).log_softmax(-1)
+    noise = torch.randn(samples, 2, 16, generator=generator).log_softmax(-1)
+    return PoolData(torch.stack((log_p, noise)), torch.ones(2, samples, 2, dtype=torch.bool), log_p)
+
+
+def test_weights_go_to_the_source_that_knows() -> None:
+    weights = fit_weights(synthetic_pool())
+    for know, guess in weights["0,1"]:
+        assert know == pytest.approx(1.0, abs=0.02)
+        assert guess == pytest.approx(0.0, abs=0.02)
+
+
+def test_a_perfect_source_is_always_accepted_and_a_poor_one_less() -> None:
+    data = synthetic_pool()
+    _, perfect = measure_acceptance(data, {"0": ((1.0,),), "1": ((1.0,),), "0,1": ((1.0, 0.0),)}, seed=1)
+    assert min(rates[0] for rates in perfect) > 0.9
+    edges, poor = measure_acceptance(data, {"0": ((1.0,),), "1": ((1.0,),), "0,1": ((0.0, 1.0),)}, seed=1)
+    assert sum(rates[0] for rates in poor) / len(poor) < 0.5
+    assert list(edges) == sorted(edges)
+    quality = draft_quality(data, {"0": ((1.0,),), "1": ((1.0,),), "0,1": ((1.0, 0.0),)}, seed=2)
+    assert quality["fused"][1]["mass"] == pytest.approx(1.0, abs=1e-5)
+    assert quality["fused"][1]["top1"] == 1.0
+    assert quality["vertical-1"][1]["mass"] < 0.6
+
+
+def test_teacher_forcing_uses_the_null_caption_where_it_is_dropped() -> None:
+    target = tiny_target()
+    module = TeacherForced(target, GRID, 0.1)
+    prompt = prompts(0, 3)
+    tokens = torch.randint(24, (3, GRID.size), generator=torch.Generator().manual_seed(0))
+    dropped = torch.tensor([True, True, True])
+    null = module(tokens, prompt.features, prompt.mask, dropped)
+    other = module(tokens, prompt.features * 3 + 1, prompt.mask, dropped)
+    assert torch.equal(null, other)
+    assert not torch.equal(null, module(tokens, prompt.features, prompt.mask, ~dropped))

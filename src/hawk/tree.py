@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -45,18 +46,14 @@ class DraftTree:
 
     def ancestors(self) -> Bool[Tensor, "b n n"]:
         """`[b, i, j]`: node j is node i or lies above it."""
-        batch, n = self.parents.shape
-        reach = torch.eye(n, dtype=torch.bool, device=self.parents.device).repeat(batch, 1, 1)
-        rows = torch.arange(batch, device=self.parents.device)
-        for node in range(1, n):
-            reach[:, node] |= reach[rows, self.parents[:, node]]
-        return reach
-
-    def with_root(self, tokens: Int[Tensor, " b"]) -> DraftTree:
-        """The same tree under other root tokens."""
-        replaced = self.tokens.clone()
-        replaced[:, 0] = tokens
-        return DraftTree(replaced, self.parents, self.sources, self.valid, self.source_names, self.trials, self.q)
+        parents = self.parents.cpu().numpy()
+        batch, n = parents.shape
+        reach = np.zeros((batch, n, n), dtype=bool)
+        for row in range(batch):
+            for node in range(n):
+                reach[row, node] = reach[row, parents[row, node]]
+                reach[row, node, node] = True
+        return torch.from_numpy(reach).to(self.parents.device)
 
 
 @dataclass

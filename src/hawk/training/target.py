@@ -115,7 +115,7 @@ def _batch(
 def preset() -> FitConfig:
     """The bundled recipe."""
     return FitConfig(
-        steps=4000,
+        steps=1500,
         batch_size=32,
         lr=1.5e-3,
         weight_decay=0.1,

@@ -1,0 +1,102 @@
+"""The exact law of residual verification: the verifier itself, integrated over its draws and its uniforms.
+
+Nothing is sampled. Every possible draw is tried, and the chance that the verifier keeps it is found by bisection on
+the uniform number it compares with, so that a wrong rule shows up at the size of its error, not of sampling noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from hawk.tree import TreeBuilder, batch_trees
+from hawk.verify import Verdict, residual
+
+DrawLaw = Callable[[tuple[int, ...]], Tensor]
+"""q of a draw given the tokens drawn before it below the same node; a one-hot q is handed on as `Trial.q = -1`."""
+
+REJECTING = 1 - 2.0**-53
+"""The largest uniform number: it rejects whatever is not certain."""
+
+
+class Scripted(TorchFunctionMode):
+    """In this context torch.rand returns the scripted numbers, torch.multinomial 0; `final` is what that drew from."""
+
+    def __init__(self, uniforms: list[float]) -> None:
+        super().__init__()
+        self._uniforms: Iterator[float] = iter(uniforms)
+        self.final = torch.empty(0)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.rand:
+            return torch.full((), next(self._uniforms), dtype=torch.float64)
+        if func is torch.multinomial:
+            self.final = args[0]
+            return torch.zeros(1, dtype=torch.long)
+        return func(*args, **kwargs)
+
+
+def exact_law(p: Float[Tensor, " vocab"], draws: Sequence[DrawLaw]) -> Float[Tensor, " vocab"]:
+    """Distribution of the token that `verify.residual` commits below a node with these draws; lossless where it is p.
+
+    `p` is float64. Exact up to rounding (about 1e-15 a draw).
+    """
+    law = torch.zeros_like(p)
+
+    def descend(tokens: tuple[int, ...], qs: list[Tensor], weight: float) -> None:
+        """Add what follows once `tokens` were drawn and rejected, an event of probability `weight`."""
+        if len(tokens) == len(draws):
+            final = _verdict(p, qs, tokens, [REJECTING] * len(tokens))[1]
+            law.add_(weight * final / final.sum())
+            return
+        q = draws[len(tokens)](tokens)
+        for token in q.nonzero().flatten().tolist():
+            drawn = (*tokens, token)
+            kept = keep_chance(p, [*qs, q], drawn)
+            chance = weight * float(q[token])
+            law[token] += chance * kept
+            if kept < 1:
+                descend(drawn, [*qs, q], chance * (1 - kept))
+
+    descend((), [], 1.0)
+    return law
+
+
+def keep_chance(p: Float[Tensor, " vocab"], qs: list[Tensor], tokens: tuple[int, ...]) -> float:
+    """Chance that the verifier keeps the last of `tokens` after rejecting the others: where its mind changes."""
+
+    def keeps(uniform: float) -> bool:
+        verdict, _ = _verdict(p, qs, tokens, [REJECTING] * (len(tokens) - 1) + [uniform])
+        return len(verdict.path) > 1
+
+    if keeps(REJECTING):
+        return 1.0
+    low, high = 0.0, 1.0
+    if not keeps(low):
+        return 0.0
+    for _ in range(52):
+        middle = (low + high) / 2
+        low, high = (middle, high) if keeps(middle) else (low, middle)
+    return (low + high) / 2
+
+
+def _verdict(
+    p: Float[Tensor, " vocab"], qs: list[Tensor], tokens: tuple[int, ...], uniforms: list[float]
+) -> tuple[Verdict, Tensor]:
+    """What the verifier says of a root with these draws, and the distribution it drew its own token from."""
+    builder = TreeBuilder.rooted(0)
+    for index, (token, q) in enumerate(zip(tokens, qs, strict=True)):
+        builder.add(0, token, 0, -1 if float(q.max()) == 1 else index)
+    rows = torch.stack(qs) if qs else p.new_empty(0, len(p))
+    tree = batch_trees([builder], ("draw",), [rows])
+    with Scripted(uniforms) as script:
+        verdict = residual(tree, p.log().expand(1, tree.nodes, -1), [torch.Generator()])[0]
+    return verdict, script.final

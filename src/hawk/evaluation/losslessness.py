@@ -1,0 +1,300 @@
+"""Losslessness, proven on this machine: what `hawk verify` runs.
+
+Coupled verification must return the tokens of plain AR, one by one, for the same seed; and plain AR must return what
+its definition says, argmax(log p + g) at every position, from a teacher-forced forward that shares nothing with the
+decoder's steps. Residual verification must keep the joint distribution of the tokens: end to end by a chi-square test
+against the enumerated joint of a tiny target, and exactly, to 1e-12, for the verifier by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hawk.decode import Drafter, Generation, NoDrafter, Target, generate, guided_logits
+from hawk.errors import HawkError
+from hawk.evaluation.law import DrawLaw, exact_law
+from hawk.evaluation.tiny import tiny_drafters, tiny_prompt, tiny_target
+from hawk.grid import Grid
+from hawk.sampling import SamplingParams, gumbel_argmax, gumbel_row, log_probs
+from hawk.targets.llamagen import LlamaGen
+
+MOST_SEQUENCES = 20_000
+"""Largest number of images (token sequences) whose probabilities are enumerated."""
+SMALLEST_P_VALUE = 1e-3
+"""A chi-square test below this fails; seeds are fixed, so it fails always or never."""
+SMALLEST_CELL = 5.0
+"""Expected count below which the chi-square test lumps sequences together (Cochran's rule)."""
+LAW_TOLERANCE = 1e-12
+
+EXACT_SETTINGS = (
+    SamplingParams(),
+    SamplingParams(cfg_scale=3.0),
+    SamplingParams(temperature=0.7, top_k=5, top_p=0.9, cfg_scale=2.0),
+    SamplingParams(temperature=1.5, top_k=4),
+    SamplingParams(top_p=0.8, cfg_scale=1.5),
+    SamplingParams(temperature=0.0, cfg_scale=2.0),
+)
+JOINT_SETTINGS = (SamplingParams(temperature=0.8, top_k=2), SamplingParams(temperature=0.6, cfg_scale=1.5))
+
+
+@dataclass(frozen=True)
+class Check:
+    """One proof: of which method under which verifier and settings, what was measured, and whether it holds."""
+
+    name: str
+    method: str
+    verifier: str
+    settings: str
+    measured: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Pearson's chi-square test of counts against a distribution."""
+
+    statistic: float
+    freedom: int
+    p_value: float
+
+
+def prove(target: LlamaGen | None = None) -> list[Check]:
+    """Every proof, for every drafter. The seed-exact ones run on `target`, or else on a tiny random LlamaGen.
+
+    A `target` must be in float64, where rounding does not decide between tokens (`HawkError`).
+    """
+    target = target or tiny_target(0)
+    if target.output.weight.dtype != torch.float64:
+        raise HawkError(
+            f"equality of tokens is proven in float64, not {target.output.weight.dtype}: use target.double()"
+        )
+    exact = {name: (drafter, "coupled") for name, (drafter, _) in tiny_drafters(target).items()}
+    small = tiny_target(3, vocab=3, grid=Grid(3, 2), dim=16)
+    drawn = {name: pair for name, pair in tiny_drafters(small).items() if pair[1] == "residual"}
+    images = 250
+    return [
+        *check_all(target, tiny_prompt(target, 3), target.grid, exact, EXACT_SETTINGS, [1, 2, 3]),
+        *check_all(
+            small, tiny_prompt(small, images, alike=True), small.grid, drawn, JOINT_SETTINGS, list(range(images))
+        ),
+        *check_laws(),
+    ]
+
+
+def check_all(
+    target: Target,
+    prompt: Any,
+    grid: Grid,
+    drafters: dict[str, tuple[Drafter, str]],
+    params_list: Sequence[SamplingParams],
+    seeds: list[int],
+    rounds: int = 6,
+) -> list[Check]:
+    """Plain AR against its definition, then each (drafter, verifier) under each of `params_list`.
+
+    `coupled` is proven seed-exact, on one batch. `residual` is proven by the joint distribution of
+    `rounds * len(seeds)` images: the rows of `prompt` must then all be alike and the images few enough to enumerate.
+    """
+    checks = []
+    for params in params_list:
+        plain = generate(target, prompt, grid, params, NoDrafter(), seeds)
+        checks.append(check_definition(target, prompt, grid, params, seeds, plain))
+        residual_too = any(verifier == "residual" for _, verifier in drafters.values())
+        joint = exact_joint(target, prompt, grid, params, len(seeds)) if residual_too else None
+        for name, (drafter, verifier) in drafters.items():
+            if verifier == "residual" and joint is not None:
+                checks.append(check_joint(name, target, prompt, grid, drafter, params, seeds, rounds, joint))
+            else:
+                checks.append(check_seed_exact(name, target, prompt, grid, drafter, params, seeds, plain))
+    return checks
+
+
+def check_definition(
+    target: Target, prompt: Any, grid: Grid, params: SamplingParams, seeds: list[int], plain: Generation
+) -> Check:
+    """Plain AR's tokens are argmax(log p + g) at every position, by one teacher-forced forward over them."""
+    scores = teacher_forced(target, prompt, grid, params, plain.tokens)
+    rows = [[gumbel_row(seed, position, target.vocab_size) for position in range(grid.size)] for seed in seeds]
+    noise = torch.stack([torch.stack([torch.from_numpy(row) for row in image]) for image in rows])
+    expected = gumbel_argmax(scores, noise.to(scores))
+    return Check(
+        "argmax(log p + g) at every position",
+        "ar",
+        "coupled",
+        describe(params, len(seeds)),
+        _equal_tokens(plain.tokens, expected),
+        bool(torch.equal(plain.tokens, expected)),
+    )
+
+
+def check_seed_exact(
+    name: str,
+    target: Target,
+    prompt: Any,
+    grid: Grid,
+    drafter: Drafter,
+    params: SamplingParams,
+    seeds: list[int],
+    plain: Generation,
+) -> Check:
+    """Speculative decoding under the coupled verifier returns plain AR's tokens, one by one."""
+    drawn = generate(target, prompt, grid, params, drafter, seeds, "coupled")
+    spent = f"{sum(drawn.stats.accepted_by_source.values())} drafts kept, NFE {plain.stats.nfe} -> {drawn.stats.nfe}"
+    return Check(
+        "same seed, same tokens as plain AR",
+        name,
+        "coupled",
+        describe(params, len(seeds)),
+        f"{_equal_tokens(drawn.tokens, plain.tokens)}, {spent}",
+        bool(torch.equal(drawn.tokens, plain.tokens)),
+    )
+
+
+def check_joint(
+    name: str,
+    target: Target,
+    prompt: Any,
+    grid: Grid,
+    drafter: Drafter,
+    params: SamplingParams,
+    seeds: list[int],
+    rounds: int,
+    joint: Float[Tensor, " sequences"],
+) -> Check:
+    """Images drawn under the residual verifier follow the enumerated `joint` of plain AR, by a chi-square test."""
+    digits = target.vocab_size ** torch.arange(grid.size - 1, -1, -1)
+    counts = torch.zeros(len(joint), dtype=torch.long)
+    kept, stride = 0, max(seeds) - min(seeds) + 1
+    for turn in range(rounds):
+        drawn = generate(target, prompt, grid, params, drafter, [seed + turn * stride for seed in seeds], "residual")
+        counts += torch.bincount((drawn.tokens.cpu() * digits).sum(-1), minlength=len(joint))
+        kept += sum(drawn.stats.accepted_by_source.values())
+    fit = chi_square(counts, joint)
+    return Check(
+        "joint distribution of plain AR",
+        name,
+        "residual",
+        describe(params, len(seeds)),
+        f"{int(counts.sum())} images, {kept} drafts kept, chi-square {fit.statistic:.1f} "
+        f"with {fit.freedom} degrees of freedom, p = {fit.p_value:.2g}",
+        fit.p_value > SMALLEST_P_VALUE,
+    )
+
+
+def check_laws() -> list[Check]:
+    """The residual verifier by itself, exactly: for each kind of draws its output law is p."""
+    checks = []
+    p, cases = law_cases()
+    for name, draws in cases.items():
+        off = float((exact_law(p, draws) - p).abs().max())
+        measured = f"largest difference {off:.1e}"
+        checks.append(Check("exact law of the verifier", "any", "residual", name, measured, off < LAW_TOLERANCE))
+    return checks
+
+
+def law_cases(seed: int = 0, vocab: int = 4) -> tuple[Float[Tensor, " vocab"], dict[str, list[DrawLaw]]]:
+    """A distribution p with a forbidden token, and draws that a verifier must survive, by what is special in them."""
+    generator = torch.Generator().manual_seed(seed)
+    p, *qs = (2 * torch.randn(4, vocab, generator=generator, dtype=torch.float64)).softmax(-1)
+    p[1] = 0
+    p = p / p.sum()
+    narrow = torch.where(torch.arange(vocab) == int(p.argmax()), 0.0, qs[0])
+    one_hot = torch.eye(vocab, dtype=torch.float64)
+
+    def always(q: Tensor) -> DrawLaw:
+        return lambda tokens: q
+
+    def without_replacement(q: Tensor, tokens: tuple[int, ...]) -> Tensor:
+        left = q.index_fill(0, torch.tensor(tokens, dtype=torch.long), 0.0)
+        return left / left.sum()
+
+    return p, {
+        "no draw": [],
+        "one draw": [always(qs[0])],
+        "three draws, each from its own q": [always(q) for q in qs],
+        "three draws from one q, equal ones tried again": [always(qs[0])] * 3,
+        "three draws from one q without replacement": [partial(without_replacement, qs[0])] * 3,
+        "q = p": [always(p)] * 2,
+        "q that lacks p's likeliest token": [always(narrow / narrow.sum())] * 2,
+        "one-hot drafts, one of them forbidden": [always(one_hot[token]) for token in range(3)],
+        "a one-hot draft, then a drawn one": [always(one_hot[2]), always(qs[1])],
+    }
+
+
+def teacher_forced(
+    target: Target, prompt: Any, grid: Grid, params: SamplingParams, tokens: Int[Tensor, "b n"]
+) -> Float[Tensor, "b n vocab"]:
+    """log p of each next token of whole images given those before it, from one causal forward behind the prompt."""
+    batch, n = tokens.shape
+    prefilled = target.prefill(prompt, params.guided, n)
+    inputs = tokens.repeat(2 if params.guided else 1, 1)[:, :-1]
+    positions = torch.arange(n - 1, device=tokens.device).expand_as(inputs)
+    causal = torch.ones(n - 1, n - 1, dtype=torch.bool, device=tokens.device).tril().expand(len(inputs), -1, -1)
+    with torch.no_grad():
+        hidden = target.forward_nodes(inputs, positions, causal, prefilled.padding, prefilled.cache, grid)
+        states = torch.cat((prefilled.hidden[:, None], hidden), dim=1)
+        return log_probs(guided_logits(target, states, params, batch), params)
+
+
+def exact_joint(
+    target: Target, prompt: Any, grid: Grid, params: SamplingParams, images: int
+) -> Float[Tensor, " sequences"]:
+    """Plain AR's probability of every possible image, the sequences in lexicographic order.
+
+    All `images` rows of `prompt` must be alike. Raises `HawkError` where there are too many sequences.
+    """
+    total = target.vocab_size**grid.size
+    if total > MOST_SEQUENCES:
+        raise HawkError(
+            f"{target.vocab_size} tokens on {grid.height}x{grid.width} cells make more than {MOST_SEQUENCES} images, "
+            "too many to enumerate: prove residual verification on a smaller grid or vocabulary"
+        )
+    sequences = torch.cartesian_prod(*[torch.arange(target.vocab_size)] * grid.size)
+    indices = torch.arange(-(-total // images) * images).clamp(max=total - 1)
+    logs = []
+    for chunk in indices.split(images):
+        scores = teacher_forced(target, prompt, grid, params, sequences[chunk]).cpu()
+        logs.append(scores.gather(-1, sequences[chunk][..., None]).sum((1, 2)))
+    return torch.cat(logs)[:total].double().exp()
+
+
+def chi_square(counts: Int[Tensor, " cells"], probabilities: Float[Tensor, " cells"]) -> Fit:
+    """Pearson's test; the rarest cells are lumped together until `SMALLEST_CELL` counts are expected in each lump.
+
+    A count where the probability is 0 gives p = 0.
+    """
+    total = int(counts.sum())
+    if bool(counts[probabilities == 0].any()):
+        return Fit(float("inf"), 0, 0.0)
+    observed, expected = [0.0], [0.0]
+    for cell in probabilities.argsort().tolist():
+        if expected[-1] >= SMALLEST_CELL:
+            observed.append(0.0)
+            expected.append(0.0)
+        observed[-1] += float(counts[cell])
+        expected[-1] += float(probabilities[cell]) * total
+    statistic = sum((o - e) ** 2 / e for o, e in zip(observed, expected, strict=True))
+    freedom = len(expected) - 1
+    if freedom < 1:
+        raise HawkError(f"{total} draws are too few for a chi-square test: draw more")
+    tail = torch.special.gammaincc(torch.tensor(freedom / 2, dtype=torch.float64), torch.tensor(statistic / 2).double())
+    return Fit(statistic, freedom, float(tail))
+
+
+def describe(params: SamplingParams, images: int) -> str:
+    """The settings of a check in one line."""
+    return (
+        f"temperature {params.temperature:g}, top-k {params.top_k}, top-p {params.top_p:g}, "
+        f"cfg {params.cfg_scale:g}, batch of {images}"
+    )
+
+
+def _equal_tokens(tokens: Tensor, expected: Tensor) -> str:
+    return f"{int((tokens == expected).sum())} of {expected.numel()} tokens equal"

@@ -1,0 +1,123 @@
+"""Tiny random models on which losslessness is decided in seconds, and a drafter that proposes anything at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hawk.canvas import Canvas
+from hawk.decode import Drafter
+from hawk.drafters.heads import DraftHeads, HeadsConfig
+from hawk.drafters.methods import METHODS, build_drafter
+from hawk.drafters.pool import FusedSettings
+from hawk.grid import Grid
+from hawk.sampling import Randomness, SamplingParams
+from hawk.targets.llamagen import CaptionPrompt, LlamaGen, LlamaGenConfig
+from hawk.tree import DraftTree, TreeBuilder, batch_trees
+from hawk.verify import Verdict
+
+
+def tiny_target(
+    seed: int, dtype: torch.dtype = torch.float64, vocab: int = 12, grid: Grid | None = None, dim: int = 32
+) -> LlamaGen:
+    """A LlamaGen with random weights whose distributions are far from uniform and depend on all that went before.
+
+    float64 by default: rounding there cannot flip an argmax, so equality of tokens is a fair demand.
+    """
+    grid = grid or Grid(4, 6)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = LlamaGenConfig(
+            dim=dim,
+            n_layer=2,
+            n_head=2,
+            vocab_size=vocab,
+            caption_dim=10,
+            caption_tokens=5,
+            height=grid.height,
+            width=grid.width,
+            multiple_of=16,
+        )
+        target = LlamaGen(config).to(dtype)
+        target.initialize(0.3)
+        nn.init.normal_(target.output.weight, std=0.3)
+    return target.eval().requires_grad_(False)
+
+
+def tiny_prompt(target: LlamaGen, images: int, seed: int = 0, alike: bool = False) -> CaptionPrompt:
+    """Random left-padded captions of different lengths; `alike`: the same caption for every image."""
+    config = target.config
+    generator = torch.Generator().manual_seed(seed)
+    shape = (images, config.caption_tokens, config.caption_dim)
+    like = target.tok_embeddings.weight
+    features = torch.randn(shape, generator=generator, dtype=torch.float64).to(like)
+    lengths = 1 + (torch.arange(images) * 2 + config.caption_tokens // 2) % config.caption_tokens
+    if alike:
+        features, lengths = features[:1].expand(shape), lengths[:1].expand(images)
+    mask = torch.arange(config.caption_tokens) >= config.caption_tokens - lengths[:, None]
+    return CaptionPrompt(features * mask[..., None].to(like), mask.to(like.device))
+
+
+@dataclass
+class RandomDrafter:
+    """Random trees of random tokens. One-hot drafts, or (`carries_q`) most of them drawn from a random q of their own.
+
+    A node may get the same token twice: under residual verification each draw is a trial. Whether there is another
+    draw never depends on its own token, so any such tree keeps the target's distribution.
+    """
+
+    vocab: int
+    carries_q: bool = False
+    max_nodes: int = 12
+    depth: int = 4
+    lossless_with: tuple[str, ...] = ("coupled", "residual")
+
+    def start(self, canvas: Canvas, params: SamplingParams, randomness: Randomness) -> list[torch.Generator]:
+        """Each image's own generator, so that its trees do not depend on its neighbours."""
+        return randomness.generators
+
+    def propose(self, memory: list[torch.Generator], canvas: Canvas) -> DraftTree:
+        """A random tree for each image, never past the image's end."""
+        grown = [self._grow(generator, canvas, row) for row, generator in enumerate(memory)]
+        return batch_trees([builder for builder, _ in grown], ("random",), [q for _, q in grown])
+
+    def observe(self, memory: list[torch.Generator], canvas: Canvas, verdicts: list[Verdict]) -> None:
+        """Nothing to learn."""
+
+    def _grow(self, generator: torch.Generator, canvas: Canvas, row: int) -> tuple[TreeBuilder, Tensor]:
+        builder = TreeBuilder.rooted(int(canvas.tokens[row, canvas.committed[row] - 1]))
+        shape, depth = (self.max_nodes, self.vocab), min(self.depth, canvas.room(row))
+        qs = (2 * torch.randn(shape, generator=generator, dtype=torch.float64)).softmax(-1)
+        draws = torch.multinomial(qs, 1, generator=generator).flatten().tolist()
+        one_hot = (torch.rand(self.max_nodes, generator=generator) < (0.3 if self.carries_q else 1.0)).tolist()
+        counts = torch.randint(0, 4, (self.max_nodes,), generator=generator).tolist()
+        used = 0
+        for node, count in enumerate(counts):
+            if node >= len(builder.tokens) or builder.depths[node] == depth:
+                break
+            for _ in range(min(count, self.max_nodes - 1 - used)):
+                builder.add(node, draws[used], 0, -1 if one_hot[used] else used)
+                used += 1
+        return builder, qs
+
+
+def tiny_drafters(target: LlamaGen, seed: int = 0) -> dict[str, tuple[Drafter, str]]:
+    """Every drafter by name with the verifier of its method; the heads are random, never zero."""
+    dtype, vocab = target.output.weight.dtype, target.vocab_size
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        heads = DraftHeads(HeadsConfig(target.config.dim, horizontal=3, vertical=2)).to(dtype)
+        for parameter in heads.parameters():
+            nn.init.normal_(parameter, std=0.1)
+    heads.eval().requires_grad_(False)
+    drafters: dict[str, tuple[Drafter, str]] = {
+        "random": (RandomDrafter(vocab), "coupled"),
+        "random-q": (RandomDrafter(vocab, carries_q=True), "residual"),
+    }
+    for name, method in METHODS.items():
+        if name != "ar":
+            fused = FusedSettings.unfitted(method.horizontal + method.vertical)
+            drafters[name] = (build_drafter(method, heads, target.head, vocab, fused), method.verifier)
+    return drafters

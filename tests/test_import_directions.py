@@ -22,9 +22,9 @@ MAX_LINES = 450
 LEAVES = frozenset({"errors", "files", "grid", "canvas", "layers", "cache", "sampling", "tree"})
 DECODER = LEAVES | {"verify", "decode"}
 MODELS = frozenset({"targets", "drafters"})
-PICTURES = frozenset({"contact_sheet"})  # draws for people; knows nothing of decoding
+PICTURES = frozenset({"contact_sheet", "png"})  # drawn and written for people; know nothing of decoding
 FACES = frozenset({"bundle", "pipeline"})  # a model on disk, and in a person's hands
-MIDDLE = frozenset({"training", "evaluation", "benchmark", "compare", "prompts"})
+MIDDLE = frozenset({"training", "evaluation", "benchmark", "compare", "prompts", "report"})
 TOP = frozenset({"server", "cluster", "cli", "cli_train", "__main__"})
 
 # part of the house (a module or a package right under hawk) -> the other parts it may import

@@ -115,7 +115,7 @@ class HawkPipeline:
         negative_prompt: str | Sequence[str] | None = None,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -134,7 +134,8 @@ class HawkPipeline:
         Args:
             negative_prompt: takes the place of the null caption in guidance; one for all prompts or one each.
             guidance_scale, temperature, top_k, top_p: None takes the model's default.
-            seed: image i of the call has seed `seed + i`, so n images equal n single calls; None draws one.
+            seed: image i of the call has seed `seed + i`, so n images equal n single calls; a list holds one for each
+                image; None draws one.
             generator: in place of `seed`: one to draw all seeds from, or one for each image.
             method: a name of `hawk.drafters.methods.METHODS`.
             verifier: "coupled" or "residual"; None is the method's own.
@@ -313,9 +314,11 @@ def _device(device: str) -> torch.device:
 
 
 def image_seeds(
-    count: int, seed: int | None, generator: torch.Generator | Sequence[torch.Generator] | None
+    count: int,
+    seed: int | Sequence[int] | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> list[int]:
-    """The seed of each image: `seed + i`, or drawn from the generator(s), or from the system where neither is given."""
+    """The seed of each image: given, `seed + i`, drawn from generators, or from the system where nothing is given."""
     if seed is not None and generator is not None:
         raise HawkError("give either seed or generator, not both")
     if generator is not None:
@@ -323,10 +326,17 @@ def image_seeds(
         if len(generators) != count:
             raise HawkError(f"{count} images need one generator or {count}, not {len(generators)}")
         return [int(torch.randint(2**62, (), generator=g, device=g.device)) for g in generators]
-    first = secrets.randbelow(2**31) if seed is None else seed
-    if not 0 <= first <= MAX_SEED - count:
-        raise HawkError(f"seed must be between 0 and 2^63 - 1, not {first}")
-    return [first + i for i in range(count)]
+    if seed is None or isinstance(seed, int):
+        first = secrets.randbelow(2**31) if seed is None else seed
+        seeds = [first + i for i in range(count)]
+    else:
+        seeds = list(seed)
+    if len(seeds) != count:
+        raise HawkError(f"{count} images need one seed or {count}, not {len(seeds)}")
+    wrong = [each for each in seeds if not 0 <= each <= MAX_SEED]
+    if wrong:
+        raise HawkError(f"a seed must be between 0 and 2^63 - 1, not {wrong[0]}")
+    return seeds
 
 
 def tokens_sha256(tokens: Int[Tensor, " n"]) -> str:

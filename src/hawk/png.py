@@ -1,0 +1,91 @@
+"""PNG files that say how they were made, under names that never take another picture's place."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from hawk.errors import HawkError
+from hawk.files import write_bytes
+
+MAX_SLUG = 60
+
+
+def slug(text: str) -> str:
+    """A prompt as part of a file name: ASCII letters, digits and hyphens."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain)[:MAX_SLUG].strip("-") or "image"
+
+
+def picture_path(out: Path | None, prompt: str, seed: int, images: int, as_folder: bool = False) -> Path:
+    """Where an image goes: FILE.png for a single one, else `<prompt>-<seed>.png` in a folder (default: here).
+
+    Raises `HawkError` where `out` is a file name for several images or not a PNG, or cannot be written.
+    """
+    name = f"{slug(prompt)}-{seed}.png"
+    if out is None:
+        return Path(name)
+    if as_folder or out.is_dir() or not out.suffix:
+        path = out / name
+    elif out.suffix.lower() != ".png":
+        raise HawkError(f"{out}: images are written as PNG: give a name that ends in .png, or a folder")
+    elif images > 1:
+        raise HawkError(f"{out} names one file for {images} images: give a folder")
+    else:
+        path = out
+    check_writable(path.parent)
+    return path
+
+
+def check_writable(folder: Path) -> None:
+    """Raise `HawkError` unless files can be made in a folder, or the folder itself can be made; makes nothing."""
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not existing.is_dir():
+        raise HawkError(f"cannot write into {folder}: {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise HawkError(f"cannot write into {folder}: no permission in {existing}")
+
+
+def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str]) -> Path:
+    """Write a PNG with text metadata, atomically; return the path taken.
+
+    Where `path` holds a different file, `-2`, `-3`, ... is added to the name; equal content is left as it is.
+    """
+    content = _png(image, metadata)
+    for candidate in _numbered(path):
+        if not candidate.exists():
+            write_bytes(candidate, content)
+            return candidate
+        if candidate.is_file() and candidate.read_bytes() == content:
+            return candidate
+    raise AssertionError("unreachable")
+
+
+def write_png(image: Image.Image, path: Path) -> Path:
+    """Write a PNG atomically, in the place of any earlier one; return its path."""
+    write_bytes(path, _png(image, {}))
+    return path
+
+
+def _png(image: Image.Image, metadata: Mapping[str, str]) -> bytes:
+    info = PngInfo()
+    for key, value in metadata.items():
+        info.add_text(key, value)  # as UTF-8 where Latin-1 does not hold it
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    yield path
+    number = 2
+    while True:
+        yield path.with_stem(f"{path.stem}-{number}")
+        number += 1

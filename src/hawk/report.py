@@ -1,0 +1,137 @@
+"""What the command line tells: metadata and reports of images, tables, facts of a model folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from hawk import __version__
+from hawk.benchmark import DEPTHS, BenchResult
+from hawk.bundle import LoadedModel
+from hawk.pipeline import HawkPipeline, PipelineOutput, tokens_sha256
+
+if TYPE_CHECKING:
+    from hawk.evaluation.losslessness import Check
+
+
+def image_settings(pipe: HawkPipeline, output: PipelineOutput) -> dict[str, Any]:
+    """What decides an image beside prompt, seed, model and method."""
+    cell = pipe.model.tokenizer.downsample
+    size = {"height": output.grid.height * cell, "width": output.grid.width * cell}
+    return {**asdict(output.params), **size, "verifier": output.verifier, "dtype": pipe.dtype}
+
+
+def image_metadata(
+    pipe: HawkPipeline, output: PipelineOutput, prompt: str, method: str, negative_prompt: str | None
+) -> dict[str, str]:
+    """Text for the PNG of a single image; equal for equal calls, so it tells no time and no path."""
+    return {
+        "prompt": prompt,
+        **({"negative_prompt": negative_prompt} if negative_prompt else {}),
+        "seed": str(output.seeds[0]),
+        "model": pipe.model.name,
+        "method": method,
+        "settings": json.dumps(image_settings(pipe, output)),
+        "tokens_sha256": tokens_sha256(output.tokens[0]),
+        "Software": f"hawk {__version__}",
+    }
+
+
+def image_report(pipe: HawkPipeline, output: PipelineOutput, prompt: str, method: str, path: Path) -> dict[str, Any]:
+    """What `hawk generate --json` says of a single image."""
+    stats = output.stats[0]
+    return {
+        "method": method,
+        "seed": output.seeds[0],
+        "tokens_sha256": tokens_sha256(output.tokens[0]),
+        "nfe": stats.nfe,
+        "accept_length": stats.accept_length,
+        "seconds": output.seconds[0],
+        "path": str(path),
+        "prompt": prompt,
+        "model": pipe.model.name,
+        "device": pipe.device.type,
+        **image_settings(pipe, output),
+        "acceptance_rate": stats.acceptance_rate,
+        "accepted_by_source": stats.accepted_by_source,
+    }
+
+
+def bench_table(result: BenchResult) -> Table:
+    """The rows of a benchmark for people."""
+    environment = result.environment
+    where = f"{environment['processor']}, {environment['threads']} threads, {environment['dtype']}"
+    table = Table(title=f"{environment['model']} on {where}", title_justify="left")
+    heads = ("method", "verifier", "NFE", "accept length", "accepted at depth 1 2 3", "s/image", "speed-up")
+    for head in (*heads, "identical to ar", "ms/forward"):
+        table.add_column(head, justify="left" if head in ("method", "verifier") else "right")
+    for row in result.rows:
+        rates = " ".join(f"{rate:.2f}" for rate in row.acceptance_rate[:DEPTHS]) or "-"
+        # The residual verifier keeps the distribution: other tokens from the same seed are as they should be.
+        same = f"{row.identical_to_ar:.0%}" if row.verifier == "coupled" else "in distribution"
+        table.add_row(
+            row.method,
+            "-" if row.method == "ar" else row.verifier,
+            f"{row.nfe:.1f}",
+            f"{row.accept_length:.2f}",
+            rates,
+            f"{row.seconds_per_image:.2f}",
+            f"{row.speedup_vs_ar:.2f}x",
+            same,
+            f"{row.ms_per_forward:.1f}",
+        )
+    return table
+
+
+def checks_table(checks: list[Check]) -> Table:
+    """What `hawk verify` checked."""
+    table = Table()
+    for head in ("check", "method", "verifier", "settings", "measured", "result"):
+        table.add_column(head)
+    for check in checks:
+        result = "[green]ok[/green]" if check.passed else "[bold red]FAILED[/bold red]"
+        table.add_row(check.name, check.method, check.verifier, check.settings, check.measured, result)
+    return table
+
+
+def check_document(check: Check) -> dict[str, Any]:
+    """A check as JSON."""
+    return asdict(check)
+
+
+def model_facts(folder: Path, model: LoadedModel) -> dict[str, Any]:
+    """What `hawk info` says of a model folder."""
+    shape, cell = model.config.target, model.tokenizer.downsample
+    heads = None
+    if model.heads is not None and model.fused is not None:
+        heads = {
+            "horizontal": model.heads.config.horizontal,
+            "vertical": model.heads.config.vertical,
+            "parameters": _parameters(model.heads),
+            "share_of_target": f"{_parameters(model.heads) / _parameters(model.target):.1%}",
+        }
+    return {
+        "name": model.name,
+        "folder": str(folder),
+        "megabytes": round(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6, 1),
+        "target": {
+            "architecture": model.config.architecture,
+            "parameters": _parameters(model.target),
+            "layers": shape.n_layer,
+            "width": shape.dim,
+            "fingerprint": model.fingerprint,
+        },
+        "grid": f"{shape.height}x{shape.width} tokens, {shape.height * cell}x{shape.width * cell} pixels",
+        "tokenizer": {"codes": model.tokenizer.codebook_size, "parameters": _parameters(model.tokenizer)},
+        "text": {"words": len(model.text.index), "longest_prompt": f"{model.text.tokens} words"},
+        "defaults": asdict(model.config.defaults),
+        "draft_heads": heads or "none: train them with `hawk train drafter --kind heads`",
+    }
+
+
+def _parameters(module: Any) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -159,11 +159,12 @@ class LlamaGen(nn.Module):
         return Grid(self.config.height, self.config.width)
 
     def initialize(self, std: float = 0.02) -> None:
-        """Fresh weights for training: normal of `std`, residual outputs scaled by depth, output head zero."""
+        """Fresh weights for training: normal of `std` (captions: of their fan-in), residual outputs scaled by depth."""
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2 and "uncond" not in name:
                 scale = (2 * self.config.n_layer) ** -0.5 if name.endswith(("wo.weight", "w2.weight")) else 1.0
-                nn.init.normal_(parameter, std=std * scale)
+                own = parameter.shape[1] ** -0.5 if "cap_proj" in name else std * scale
+                nn.init.normal_(parameter, std=own)
         nn.init.zeros_(self.output.weight)
 
     # --- training ---------------------------------------------------------------------------------------------
@@ -195,12 +196,14 @@ class LlamaGen(nn.Module):
     def prefill(self, prompt: CaptionPrompt, guided: bool, capacity: int) -> Prefilled:
         """Run left-padded caption prefixes; rows are [cond] or, guided, [cond; uncond]. Room for `capacity` nodes."""
         config = self.config
+        for given in (prompt.features, prompt.negative_features):
+            if given is not None and given.shape[1:] != (config.caption_tokens, config.caption_dim):
+                raise HawkError(
+                    f"caption features are {given.shape[1]}x{given.shape[2]}, "
+                    f"this model takes {config.caption_tokens}x{config.caption_dim}"
+                )
         features, real = self._prefix_rows(prompt) if guided else (prompt.features, prompt.mask)
-        rows, t, width = features.shape
-        if (t, width) != (config.caption_tokens, config.caption_dim):
-            raise HawkError(
-                f"caption features are {t}x{width}, this model takes {config.caption_tokens}x{config.caption_dim}"
-            )
+        rows, t = real.shape
         x = self.cls_embedding(features.to(self.tok_embeddings.weight))
         real = real.to(x.device)
         shape = (config.n_layer, rows, config.kv_heads, t + capacity, config.head_dim)

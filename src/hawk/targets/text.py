@@ -1,7 +1,7 @@
 """Text encoders: prompts to left-padded caption features.
 
-`StaticTextEncoder` is the bundled one: static word vectors, a fixed window of neighbours and a position code. It is
-deterministic and offline; a word it has no vector for is the mean of its longest known pieces.
+`StaticTextEncoder` is the bundled one: static word vectors, a fixed window of neighbours, the caption's mean and a
+position code. It is deterministic and offline; a word it has no vector for is the mean of its longest known pieces.
 """
 
 from __future__ import annotations
@@ -42,13 +42,19 @@ _WORD = re.compile(r"[a-z0-9]+")
 
 @dataclass(frozen=True)
 class StaticTextEncoder:
-    """Word vectors `[words, d]` (float32), a window of `context` words either side, and `tokens` positions."""
+    """Word vectors `[words, d]` (float32), a window of `context` words either side, and `tokens` positions.
+
+    With `fill` the caption is repeated until the prefix is full: LlamaGen's prefix keys are zero, so that images attend
+    to it in proportion to its length. At most `longest` words are taken.
+    """
 
     index: dict[str, int]
     vectors: Float[Tensor, "words d"]
-    tokens: int = 24
+    tokens: int = 40
     context: int = 2
     position_channels: int = 16
+    fill: bool = True
+    longest: int = 24
 
     @classmethod
     def load(cls, folder: Path) -> StaticTextEncoder:
@@ -70,7 +76,7 @@ class StaticTextEncoder:
     @property
     def width(self) -> int:
         """Channels of a feature (`caption_dim` of the target)."""
-        return self.vectors.shape[1] * (2 * self.context + 1) + self.position_channels
+        return self.vectors.shape[1] * (2 * self.context + 2) + self.position_channels
 
     def encode(self, prompts: list[str]) -> TextFeatures:
         """Features `[b, tokens, width]` of prompts; an empty or over-long one raises `HawkError`."""
@@ -84,12 +90,14 @@ class StaticTextEncoder:
         words = [word for word in _WORD.findall(prompt.lower()) if word not in _DROPPED]
         if not words:
             raise HawkError(f"the prompt {prompt!r} has no word in it: describe the image, as in 'a red apple'")
-        if len(words) > self.tokens:
-            raise HawkError(f"the prompt has {len(words)} words, at most {self.tokens} fit: shorten it")
+        if len(words) > self.longest:
+            raise HawkError(f"the prompt has {len(words)} words, at most {self.longest} fit: shorten it")
         vectors = torch.stack([self._vector(word) for word in words])
         padded = F.pad(vectors, (0, 0, self.context, self.context))
         windows = padded.unfold(0, 2 * self.context + 1, 1).transpose(1, 2).flatten(1)
-        return torch.cat((windows, _position_code(len(words), self.position_channels)), dim=1)
+        mean = vectors.mean(0).expand(len(words), -1)
+        features = torch.cat((windows, mean, _position_code(len(words), self.position_channels)), dim=1)
+        return features.repeat(-(-self.tokens // len(words)), 1)[-self.tokens :] if self.fill else features
 
     def _vector(self, word: str) -> Float[Tensor, " d"]:
         if word in self.index:

@@ -26,17 +26,28 @@ if TYPE_CHECKING:
     from hawk.pipeline import HawkPipeline, PipelineOutput
 
 USAGE, INTERRUPTED = 2, 130
+WIDE = 140  # columns of a table that goes to a file
 # The class of typer's own usage errors; the package it lives in differs between versions of typer.
-USAGE_ERROR = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+USAGE_ERROR: type[Exception] = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException" and issubclass(kind, Exception)
+)
 
 
 class OneLineErrors(TyperGroup):
     """Ends bad input with one line on standard error and exit code 2, and Ctrl-C with 130."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
         """Run the command; exits unless `standalone_mode` is False."""
         try:
-            code = super().main(*args, standalone_mode=False, **extra)
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         except (HawkError, OSError) as error:
             code = _fail(_os_line(error) if isinstance(error, OSError) else str(error))
         except USAGE_ERROR as error:
@@ -320,12 +331,14 @@ def verify(
     prompts: Annotated[int, typer.Option("--prompts", min=1, help="Prompts drawn by the model itself.")] = 4,
     device: Device = "auto",
     threads: Threads = None,
-    as_json: AsJson = False,
+    only_json: Annotated[bool, typer.Option("--json", help="Print the line of JSON alone, no table.")] = False,
 ) -> None:
     """Prove on this machine that every method is lossless; exit code 1 if one is not."""
+    from dataclasses import asdict
+
     from hawk.benchmark import bench_prompts, identical_images
     from hawk.evaluation.losslessness import Check, prove
-    from hawk.report import check_document, checks_table
+    from hawk.report import checks_table
 
     pipe = _pipeline(model, device, "float32", drafter, threads)
     checks = list(prove())
@@ -333,12 +346,12 @@ def verify(
     settings = f"{pipe.model.name}, float32, {pipe.device.type}"
     measured = f"{same} of {prompts} images identical to ar"
     checks.append(Check("the model itself, same seed", "hawk", "coupled", settings, measured, same >= 0.99 * prompts))
-    Console(width=None if sys.stdout.isatty() else 140).print(checks_table(checks))
     passed = all(check.passed for check in checks)
-    failed = sum(not check.passed for check in checks)
-    print(f"{len(checks)} checks passed" if passed else f"{failed} of {len(checks)} checks FAILED")
-    if as_json:
-        print(json.dumps({"passed": passed, "checks": [check_document(check) for check in checks]}))
+    if not only_json:
+        Console(width=None if sys.stdout.isatty() else WIDE).print(checks_table(checks))
+        failed = sum(not check.passed for check in checks)
+        print(f"{len(checks)} checks passed" if passed else f"{failed} of {len(checks)} checks FAILED")
+    print(json.dumps({"passed": passed, "checks": [asdict(check) for check in checks]}))
     if not passed:
         raise typer.Exit(1)
 

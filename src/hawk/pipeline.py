@@ -214,7 +214,7 @@ class HawkPipeline:
         self, scale: float | None, temperature: float | None, top_k: int | None, top_p: float | None
     ) -> SamplingParams:
         """The model's defaults with what the call names in their place."""
-        given = {"cfg_scale": scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        given: dict[str, Any] = {"cfg_scale": scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         return replace(self.defaults, **{name: value for name, value in given.items() if value is not None})
 
     def _grid(self, height: int | None, width: int | None) -> Grid:

@@ -65,14 +65,31 @@ def bench_table(result: BenchResult) -> Table:
     """The rows of a benchmark for people."""
     environment = result.environment
     where = f"{environment['processor']}, {environment['threads']} threads, {environment['dtype']}"
-    table = Table(title=f"{environment['model']} on {where}", title_justify="left")
-    heads = ("method", "verifier", "NFE", "accept length", "accepted at depth 1 2 3", "s/image", "speed-up")
-    for head in (*heads, "identical to ar", "ms/forward"):
-        table.add_column(head, justify="left" if head in ("method", "verifier") else "right")
+    caption = "dist.: the residual verifier keeps the distribution, not the tokens of a seed"
+    title = f"{environment['model']} on {where}"
+    table = Table(
+        title=title,
+        caption=caption,
+        title_justify="left",
+        caption_justify="left",
+        box=None,
+        padding=(0, 1, 0, 0),  # all columns fit into a terminal of 80
+    )
+    heads = (
+        "NFE",
+        "accept\nlength",
+        "accepted at\ndepth 1 2 3",
+        "s per\nimage",
+        "speed\nup",
+        "same\nas ar",
+        "ms per\nforward",
+    )
+    table.add_column("method", no_wrap=True)
+    table.add_column("verifier", no_wrap=True)
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
     for row in result.rows:
-        rates = " ".join(f"{rate:.2f}" for rate in row.acceptance_rate[:DEPTHS]) or "-"
-        # The residual verifier keeps the distribution: other tokens from the same seed are as they should be.
-        same = f"{row.identical_to_ar:.0%}" if row.verifier == "coupled" else "in distribution"
+        rates = " ".join(f"{rate:.2f}".lstrip("0") for rate in row.acceptance_rate[:DEPTHS]) or "-"
         table.add_row(
             row.method,
             "-" if row.method == "ar" else row.verifier,
@@ -81,7 +98,7 @@ def bench_table(result: BenchResult) -> Table:
             rates,
             f"{row.seconds_per_image:.2f}",
             f"{row.speedup_vs_ar:.2f}x",
-            same,
+            f"{row.identical_to_ar:.0%}" if row.verifier == "coupled" else "dist.",
             f"{row.ms_per_forward:.1f}",
         )
     return table
@@ -96,11 +113,6 @@ def checks_table(checks: list[Check]) -> Table:
         result = "[green]ok[/green]" if check.passed else "[bold red]FAILED[/bold red]"
         table.add_row(check.name, check.method, check.verifier, check.settings, check.measured, result)
     return table
-
-
-def check_document(check: Check) -> dict[str, Any]:
-    """A check as JSON."""
-    return asdict(check)
 
 
 def model_facts(folder: Path, model: LoadedModel) -> dict[str, Any]:

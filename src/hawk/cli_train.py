@@ -79,6 +79,13 @@ def train_target_command(
     tokenizer: Annotated[Path, typer.Option("--tokenizer", help="Run folder of `hawk train tokenizer`.")],
     text: Annotated[Path, typer.Option("--text", help="Folder with words.txt, words.safetensors and text.json.")],
     name: Annotated[str, typer.Option("--name", help="Name of the model folder's model.")] = "hawk-sprites",
+    init: Annotated[Path | None, typer.Option("--init", help="Model folder whose weights to go on from.")] = None,
+    hidden_images: Annotated[
+        float, typer.Option("--hidden-images", min=0, max=1, help="Share of images whose context is partly hidden.")
+    ] = 0.75,
+    hidden_rate: Annotated[
+        float, typer.Option("--hidden-rate", min=0, max=1, help="Largest share of such an image's tokens to hide.")
+    ] = 1.0,
     steps: Steps = None,
     batch_size: Batch = None,
     lr: Rate = None,
@@ -88,14 +95,16 @@ def train_target_command(
     compiled: Compile = False,
 ) -> None:
     """Fit the text-to-image transformer; writes a model folder to OUT/model."""
-    from hawk.bundle import save_model
+    from hawk.bundle import load_model, save_model
     from hawk.targets.text import StaticTextEncoder
-    from hawk.training.target import bundled_shape, preset, train_target
+    from hawk.training.target import Dropouts, bundled_shape, preset, train_target
     from hawk.training.tokenizer import load_tokenizer
 
     config = _adjusted(preset(), steps, batch_size, lr, seed, device, dtype, compiled)
     vq, words = load_tokenizer(tokenizer).to(device), StaticTextEncoder.load(text)
-    target, fitted = train_target(data, vq, words, bundled_shape(vq, words), config, out)
+    start = None if init is None else load_model(init).target.state_dict()
+    dropouts = Dropouts(context=hidden_images, context_rate=hidden_rate)
+    target, fitted = train_target(data, vq, words, bundled_shape(vq, words), config, out, dropouts, start)
     save_model(out / "model", name, target, vq, text)
     typer.echo(f"{out / 'model'}: held-out loss {fitted.scalars['nll']:.3f} nats, {fitted.seconds / 60:.1f} minutes")
 

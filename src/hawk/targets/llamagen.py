@@ -175,10 +175,17 @@ class LlamaGen(nn.Module):
         features: Float[Tensor, "b t caption_dim"],
         feature_mask: Bool[Tensor, "b t"],
         grid: Grid,
+        seen: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b n dim"]:
-        """Last hidden states (after the final norm) that predict tokens 0 .. n-1, teacher-forced."""
+        """Last hidden states (after the final norm) that predict tokens 0 .. n-1, teacher-forced.
+
+        Where `seen` is false the token's embedding is zero (context dropout in training).
+        """
         prefix = self.cls_embedding(features)
-        x = self.tok_dropout(torch.cat((prefix, self.tok_embeddings(tokens[:, :-1])), dim=1))
+        embedded = self.tok_embeddings(tokens[:, :-1])
+        if seen is not None:
+            embedded = embedded * seen[:, :-1, None]
+        x = self.tok_dropout(torch.cat((prefix, embedded), dim=1))
         t, total = prefix.shape[1], x.shape[1]
         positions = torch.arange(total - t, device=tokens.device)
         angles = torch.cat((self._prefix_angles(t, x), self._angles(positions, grid)), dim=0).unsqueeze(0)

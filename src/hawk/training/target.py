@@ -31,10 +31,16 @@ class CaptionedTokens:
 
 @dataclass(frozen=True)
 class Dropouts:
-    """Regularisation while training the target. `caption` replaces whole captions by the null caption (CFG)."""
+    """Regularisation while training the target. `caption` replaces whole captions by the null caption (CFG).
+
+    `context` is the share of images in which input tokens are hidden at a random rate of up to `context_rate`: an image's
+    own tokens soon tell what it shows, and only where they are missing must the caption be read.
+    """
 
     caption: float = 0.1
     hidden: float = 0.0
+    context: float = 0.75
+    context_rate: float = 1.0
 
 
 class TeacherForced(nn.Module):
@@ -44,10 +50,12 @@ class TeacherForced(nn.Module):
         super().__init__()
         self.target, self.grid, self.caption_dropout = target, grid, caption_dropout
 
-    def forward(self, tokens: Tensor, features: Tensor, mask: Tensor, dropped: Tensor) -> Tensor:
+    def forward(
+        self, tokens: Tensor, features: Tensor, mask: Tensor, dropped: Tensor, seen: Tensor | None = None
+    ) -> Tensor:
         """Mean negative log-likelihood per token in nats; `dropped` `[b]` marks captions to replace by the null one."""
         features = torch.where(dropped[:, None, None], self.target.null_features(features), features)
-        hidden = self.target(tokens, features, mask, self.grid)
+        hidden = self.target(tokens, features, mask, self.grid, seen)
         logits = self.target.output(hidden).float()
         return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
 
@@ -60,13 +68,19 @@ def train_target(
     config: FitConfig,
     out: Path,
     dropouts: Dropouts | None = None,
+    start: dict[str, Tensor] | None = None,
 ) -> tuple[LlamaGen, Fitted]:
-    """Fit a target on the sprites under `data`, tokenised by `tokenizer`; state and tensorboard go to `out`."""
+    """Fit a target on the sprites under `data`, tokenised by `tokenizer`; state and tensorboard go to `out`.
+
+    `start` holds weights to begin from in place of fresh ones.
+    """
     rates = dropouts or Dropouts()
     train, held_out = load_sprites(data, "train"), load_sprites(data, "held-out")
     torch.manual_seed(config.seed)
     target = LlamaGen(shape, dropout=rates.hidden)
     target.initialize()
+    if start is not None:
+        target.load_state_dict(start)
     module = TeacherForced(target, target.grid, rates.caption)
     checks = [_batch(held_out, 32, np.random.default_rng(i), tokenizer, text, config.device) for i in range(6)]
 
@@ -74,7 +88,9 @@ def train_target(
         rng = np.random.default_rng(int(torch.randint(1 << 62, (), generator=generator)))
         batch = _batch(train, config.batch_size, rng, tokenizer, text, config.device)
         dropped = torch.rand(config.batch_size, generator=generator) < rates.caption
-        return {"loss": runner(batch.tokens, batch.features, batch.mask, dropped.to(config.device))}
+        seen = seen_tokens(batch.tokens.shape, rates, generator)
+        device = config.device
+        return {"loss": runner(batch.tokens, batch.features, batch.mask, dropped.to(device), seen.to(device))}
 
     def evaluate(runner: nn.Module, step: int) -> dict[str, float]:
         losses = [_held_out_loss(runner, batch, config) for batch in checks]
@@ -84,6 +100,14 @@ def train_target(
     fitted = fit(module, batch_loss, config, out, evaluate)
     module.load_state_dict(fitted.averaged)
     return target.eval(), fitted
+
+
+def seen_tokens(shape: torch.Size, rates: Dropouts, generator: torch.Generator) -> Bool[Tensor, "b n"]:
+    """Which input tokens an image may see: all, or in a share `rates.context` of images a random part."""
+    images = shape[0]
+    rate = torch.rand(images, generator=generator) * rates.context_rate
+    rate = torch.where(torch.rand(images, generator=generator) < rates.context, rate, 0.0)
+    return torch.rand(shape, generator=generator) >= rate[:, None]
 
 
 def _held_out_loss(runner: nn.Module, batch: CaptionedTokens, config: FitConfig) -> tuple[float, float]:

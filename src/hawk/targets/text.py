@@ -90,8 +90,9 @@ class StaticTextEncoder:
         words = [word for word in _WORD.findall(prompt.lower()) if word not in _DROPPED]
         if not words:
             raise HawkError(f"the prompt {prompt!r} has no word in it: describe the image, as in 'a red apple'")
-        if len(words) > self.longest:
-            raise HawkError(f"the prompt has {len(words)} words, at most {self.longest} fit: shorten it")
+        room = min(self.longest, self.tokens)
+        if len(words) > room:
+            raise HawkError(f"the prompt has {len(words)} words, at most {room} fit: shorten it")
         vectors = torch.stack([self._vector(word) for word in words])
         padded = F.pad(vectors, (0, 0, self.context, self.context))
         windows = padded.unfold(0, 2 * self.context + 1, 1).transpose(1, 2).flatten(1)

@@ -37,7 +37,7 @@ class DraftTree:
     valid: Bool[Tensor, "b n"]
     source_names: tuple[str, ...]
     trials: list[dict[int, list[Trial]]] | None = None
-    q: list[Float[Tensor, "draws vocab"]] | None = None
+    q: list[Float[Tensor, "_ vocab"]] | None = None
 
     @property
     def nodes(self) -> int:

@@ -132,7 +132,7 @@ class CartesianPool(Pool):
             room -= len(level) * len(trials)
             level = [builder.add(parent, token, source, q) for parent in level for token, source, q in trials]
             level = list(dict.fromkeys(level))
-        return builder, torch.stack(rows) if rows else torch.empty(0, 0)
+        return builder, torch.stack(rows) if rows else torch.empty(0, memory.randomness.noise.vocab)
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ class CaptionedTokens:
 class Dropouts:
     """Regularisation while training the target. `caption` replaces whole captions by the null caption (CFG).
 
-    `context` is the share of images in which input tokens are hidden at a random rate of up to `context_rate`: an image's
-    own tokens soon tell what it shows, and only where they are missing must the caption be read.
+    `context` is the share of images in which input tokens are hidden at a random rate of up to `context_rate`: an
+    image's own tokens soon tell what it shows, and only where they are missing must the caption be read.
     """
 
     caption: float = 0.1

@@ -36,3 +36,47 @@ def empty_folder(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def saved_model(tmp_path_factory):
+    """A tiny random model folder with draft heads, 4x6 tokens of 8 pixels; tests that damage it copy it first."""
+    import json
+
+    from safetensors.torch import save_file
+
+    from hawk.bundle import save_model
+    from hawk.drafters.heads import DraftHeads, HeadsConfig
+    from hawk.drafters.pool import FusedSettings
+    from hawk.sampling import SamplingParams
+    from hawk.targets.llamagen import LlamaGen, LlamaGenConfig
+    from hawk.targets.text import StaticTextEncoder
+    from hawk.targets.vq import FSQConfig, FSQTokenizer
+
+    torch.manual_seed(0)
+    text, folder = tmp_path_factory.mktemp("text"), tmp_path_factory.mktemp("models") / "tiny"
+    words = ["apple", "background", "blue", "cat", "green", "on", "red"]
+    (text / "words.txt").write_text("\n".join(words))
+    (text / "text.json").write_text(json.dumps({"tokens": 6, "context": 1, "position_channels": 4}))
+    vectors = torch.randint(-127, 127, (len(words), 4), dtype=torch.int8)
+    save_file({"vectors": vectors, "scales": torch.full((len(words),), 1 / 127).half()}, text / "words.safetensors")
+    tokenizer = FSQTokenizer(FSQConfig((4, 3), (4, 8, 8), (8, 8, 8), (1, 1, 1)))
+    encoder = StaticTextEncoder.load(text)
+    shape = LlamaGenConfig(
+        dim=16,
+        n_layer=2,
+        n_head=2,
+        multiple_of=16,
+        vocab_size=12,
+        caption_dim=encoder.width,
+        caption_tokens=6,
+        height=4,
+        width=6,
+    )
+    target = LlamaGen(shape)
+    target.initialize(0.3)
+    torch.nn.init.normal_(target.output.weight, std=0.5)
+    heads = DraftHeads(HeadsConfig(16))
+    defaults = SamplingParams(temperature=0.8, cfg_scale=2.0)
+    save_model(folder, "tiny", target, tokenizer, text, defaults, heads, FusedSettings.unfitted(3), "# Tiny\n")
+    return folder

@@ -6,13 +6,12 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from typer.core import TyperGroup
 
@@ -21,8 +20,6 @@ from hawk.cli_train import train_app
 from hawk.errors import HawkError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from hawk.pipeline import HawkPipeline, PipelineOutput
 
 USAGE, INTERRUPTED = 2, 130
@@ -67,7 +64,7 @@ def _fail(message: str, code: int = USAGE) -> int:
 
 
 def _usage(error: Any) -> int:
-    if type(error).__name__ == "NoArgsIsHelpError":  # `hawk train`: its message is the help text
+    if type(error).__name__ == "NoArgsIsHelpError":  # `hawk`, `hawk train`: its message is the help text
         print(error.format_message())
         return USAGE
     return _fail(error.format_message())
@@ -84,11 +81,13 @@ def _os_line(error: OSError) -> str:
 app = typer.Typer(
     cls=OneLineErrors,
     add_completion=False,
+    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Text to image, autoregressive and fast: the same image as plain decoding, in fewer forwards.",
 )
-data_app = typer.Typer(rich_markup_mode=None, help="The captioned images that the bundled model learns from.")
+data_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="The captioned images that the bundled model learns from."
+)
 app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
 
@@ -108,22 +107,20 @@ TopP = Annotated[float | None, typer.Option("--top-p", help="Sample from the lik
 AsJson = Annotated[bool, typer.Option("--json", help="End standard output with one line of JSON.")]
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         print(f"hawk {__version__}")
         raise typer.Exit()
+    return wanted
 
 
-@app.callback(invoke_without_command=True)
+@app.callback()
 def root(
-    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
     """Text to image, autoregressive and fast: the same image as plain decoding, in fewer forwards."""
-    if context.invoked_subcommand is None:
-        print(context.get_help())
 
 
 def main() -> None:
@@ -415,30 +412,18 @@ def _said(path: Path, output: PipelineOutput) -> str:
     return f"{path}  seed {output.seeds[0]}, {output.seconds[0]:.2f} s, NFE {nfe:.0f}, accept length {length:.2f}"
 
 
-@contextmanager
-def _token_bar() -> Iterator[Progress]:
-    """A live progress bar in tokens on standard error."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("tokens"),
-        TextColumn("{task.fields[accept]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        yield bar
+def _token_bar() -> Progress:
+    """A live progress bar in tokens."""
+    return _bar(TextColumn("tokens"), TextColumn("{task.fields[accept]}"))
 
 
-@contextmanager
-def _image_bar() -> Iterator[Progress]:
-    """A progress bar in images on standard error; it draws only when told, so that it does not disturb timings."""
-    columns: Sequence[Any] = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("images"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
-        yield bar
+def _image_bar() -> Progress:
+    """A progress bar in images that draws only when told, so that it does not disturb what is timed."""
+    return _bar(TextColumn("images"), auto_refresh=False)
+
+
+def _bar(*columns: ProgressColumn, auto_refresh: bool = True) -> Progress:
+    """A bar on standard error that goes when it is done; nothing at all where that is no terminal."""
+    console = Console(stderr=True)
+    parts = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *columns, TimeElapsedColumn())
+    return Progress(*parts, console=console, transient=True, auto_refresh=auto_refresh, disable=not console.is_terminal)

@@ -1,0 +1,325 @@
+"""The command line: what it writes, what it says, and one clear line with exit code 2 for whatever is wrong."""
+
+import errno
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import hawk.files
+from hawk import HawkPipeline, __version__
+from hawk.cli import app
+from hawk.pipeline import tokens_sha256
+
+runner = CliRunner()
+
+
+def hawk_command(*words: object, code: int = 0):
+    result = runner.invoke(app, [str(word) for word in words])
+    assert result.exit_code == code, (result.exit_code, result.stdout, result.stderr, result.exception)
+    return result
+
+
+def refused(*words: object) -> str:
+    """Run a command that must end with exit code 2 and one line on standard error; return that line."""
+    result = hawk_command(*words, code=2)
+    assert result.stderr.startswith("hawk: ")
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def last_json(result) -> dict:
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def model_copy(saved_model, tmp_path) -> Path:
+    return Path(shutil.copytree(saved_model, tmp_path / "copy"))
+
+
+# --- generate
+
+
+def test_generate_writes_one_png_that_says_how_it_was_made(saved_model, empty_folder):
+    report = last_json(hawk_command("generate", "A cat, on red!", "--seed", 7, "-m", saved_model, "--json"))
+    assert files(empty_folder) == ["a-cat-on-red-7.png"] == [report["path"]]
+    assert {"method", "seed", "tokens_sha256", "nfe", "accept_length", "seconds", "path"} <= report.keys()
+    assert (report["method"], report["seed"], report["verifier"]) == ("hawk", 7, "coupled")
+    with Image.open(report["path"]) as image:
+        assert image.size == (48, 32)
+        text = image.text
+        pixels = image.tobytes()
+    assert (text["prompt"], text["seed"], text["model"], text["method"]) == ("A cat, on red!", "7", "tiny", "hawk")
+    assert json.loads(text["settings"])["cfg_scale"] == 2.0
+    output = HawkPipeline.from_pretrained(saved_model, "cpu")("A cat, on red!", seed=7)
+    assert report["tokens_sha256"] == tokens_sha256(output.tokens[0]) == text["tokens_sha256"]
+    assert pixels == output.images[0].tobytes()
+
+
+def test_generate_never_takes_the_place_of_another_picture(saved_model, empty_folder):
+    def draw(*more):
+        return last_json(hawk_command("generate", "a cat", "-m", saved_model, "--json", "-o", "cat.png", *more))["path"]
+
+    assert draw("--seed", 1) == "cat.png"
+    first = Path("cat.png").read_bytes()
+    assert draw("--seed", 1) == "cat.png", "the same picture again"
+    assert draw("--seed", 2) == "cat-2.png"
+    assert draw("--seed", 3) == "cat-3.png"
+    assert Path("cat.png").read_bytes() == first
+    assert files(empty_folder) == ["cat-2.png", "cat-3.png", "cat.png"]
+
+
+def test_several_images_equal_single_calls(saved_model, empty_folder):
+    call = ("generate", "a cat", "red apple", "-n", 2, "--seed", 7, "-m", saved_model, "-o", "out/new/", "--json")
+    report = last_json(hawk_command(*call))
+    images = report["images"]
+    assert [image["seed"] for image in images] == [7, 8, 9, 10]
+    assert [image["prompt"] for image in images] == ["a cat", "a cat", "red apple", "red apple"]
+    assert {name: value for name, value in report.items() if name != "images"} == images[0]
+    assert files(empty_folder) == sorted(image["path"] for image in images)
+    single = last_json(hawk_command("generate", "red apple", "--seed", 9, "-m", saved_model, "--json"))
+    assert single["tokens_sha256"] == images[2]["tokens_sha256"]
+
+
+def test_settings_reach_the_decoder(saved_model, empty_folder):
+    settings = ("--cfg-scale", 1.5, "--temperature", 0.5, "--top-k", 4, "--top-p", 0.9, "--height", 16, "--width", 24)
+    more = ("--method", "hawk-paper", "--dtype", "bfloat16", "--device", "cpu", "--threads", 1)
+    before = torch.get_num_threads()
+    try:
+        report = last_json(hawk_command("generate", "cat", "--seed", 1, "-m", saved_model, "--json", *settings, *more))
+    finally:
+        torch.set_num_threads(before)
+    wanted = {"cfg_scale": 1.5, "temperature": 0.5, "top_k": 4, "top_p": 0.9, "height": 16, "width": 24}
+    assert wanted.items() <= report.items()
+    assert (report["method"], report["verifier"], report["dtype"]) == ("hawk-paper", "residual", "bfloat16")
+
+
+def test_without_json_the_paths_are_said(saved_model, empty_folder):
+    lines = hawk_command("generate", "a cat", "-n", 2, "--seed", 3, "-m", saved_model).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["a-cat-3.png", "a-cat-4.png"]
+    assert all("accept length" in line for line in lines)
+
+
+BAD_CALLS = {
+    "no prompt": ((), "Missing argument"),
+    "empty prompt": (("",), "no word in it"),
+    "long prompt": (("cat " * 7,), "7 words, at most 6"),
+    "second prompt bad": (("a cat", "!!"), "no word in it"),
+    "unknown option": (("a cat", "--steps", "3"), "--steps"),
+    "unknown method": (("a cat", "--method", "eagle"), "unknown method 'eagle'"),
+    "unknown verifier": (("a cat", "--verifier", "loose"), "unknown verifier"),
+    "unfit verifier": (("a cat", "--verifier", "residual"), "need the verifier coupled"),
+    "not a number": (("a cat", "--seed", "x"), "--seed"),
+    "negative seed": (("a cat", "--seed=-1"), "seed must be between"),
+    "no images": (("a cat", "-n", "0"), "--count"),
+    "temperature": (("a cat", "--temperature=-1"), "temperature must be"),
+    "top-p": (("a cat", "--top-p", "2"), "top_p must be"),
+    "cfg-scale": (("a cat", "--cfg-scale", "0"), "cfg_scale must be"),
+    "height": (("a cat", "--height", "13"), "multiple of 8"),
+    "device": (("a cat", "--device", "npu"), "npu"),
+    "absent gpu": (("a cat", "--device", "cuda:77"), "not there"),
+    "dtype": (("a cat", "--dtype", "int4"), "unknown dtype"),
+    "no threads": (("a cat", "--threads", "0"), "--threads"),
+    "drafter": (("a cat", "--drafter", "nowhere"), "no folder of draft heads"),
+    "not a png": (("a cat", "-o", "cat.jpg"), "ends in .png"),
+    "one name for two": (("a cat", "-n", "2", "-o", "cat.png"), "for 2 images"),
+    "output below a file": (("a cat", "-o", "taken/cat.png"), "taken is a file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_bad_calls_of_generate_end_with_one_line_and_write_nothing(saved_model, empty_folder, case):
+    words, message = BAD_CALLS[case]
+    Path("taken").write_text("in the way")
+    assert message in refused("generate", *words, "-m", saved_model)
+    assert files(empty_folder) == ["taken"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: shutil.rmtree(f), "no model folder"),
+        (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
+        (lambda f: (f / "target.safetensors").write_bytes(b"x" * 100), "damaged or cut short"),
+        (lambda f: (f / "tokenizer.safetensors").unlink(), "is missing"),
+        (lambda f: shutil.rmtree(f / "drafters"), "hawk train drafter --kind heads"),
+    ],
+)
+def test_a_damaged_model_ends_with_one_line(model_copy, empty_folder, damage, message):
+    damage(model_copy)
+    assert message in refused("generate", "a cat", "-m", model_copy)
+    assert files(empty_folder) == []
+
+
+@pytest.mark.parametrize("command", [("generate", "a cat", "--seed", 1), ("compare", "a cat", "--repeats", 1)])
+def test_a_full_disk_ends_with_one_line_and_nothing_half_written(saved_model, empty_folder, monkeypatch, command):
+    def full(source, destination):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(destination))
+
+    monkeypatch.setattr(hawk.files.os, "replace", full)
+    assert "No space left on device" in refused(*command, "-m", saved_model, "-o", "out/")
+    assert files(empty_folder) == []
+
+
+def test_ctrl_c_keeps_what_is_finished(saved_model, empty_folder, monkeypatch):
+    draw, calls = HawkPipeline.__call__, []
+
+    def interrupted(self, *args, **kwargs):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return draw(self, *args, **kwargs)
+
+    monkeypatch.setattr(HawkPipeline, "__call__", interrupted)
+    result = hawk_command("generate", "a cat", "-n", 3, "--seed", 1, "-m", saved_model, code=130)
+    assert files(empty_folder) == ["a-cat-1.png"] == [result.stdout.split()[0]]
+    assert "Traceback" not in result.stderr
+
+
+# --- compare
+
+
+def test_compare_draws_both_and_the_map(saved_model, empty_folder):
+    result = hawk_command("compare", "a red apple", "--seed", 3, "-m", saved_model, "--repeats", 1, "-o", "demo/")
+    report = last_json(result)
+    assert files(empty_folder) == ["demo/compare.png"]
+    assert report["path"] == "demo/compare.png"
+    assert report["identical"] is True
+    assert report["ar"]["tokens_sha256"] == report["hawk"]["tokens_sha256"]
+    assert report["ar"]["nfe"] == 24 > report["hawk"]["nfe"]
+    assert sum(report["accepted_by"].values()) == 24
+    assert report["speedup"] == pytest.approx(report["ar"]["seconds"] / report["hawk"]["seconds"])
+    assert "identical" in result.stdout
+    hawk_command("compare", "a cat", "-m", saved_model, "--repeats", 1, "-o", "demo")
+    assert files(empty_folder) == ["demo/compare.png"], "the demo's picture is drawn anew"
+
+
+def test_the_picture_shows_both_images_and_colours_each_cell(saved_model):
+    from hawk.compare import RECOVERED_COLOUR, acceptance_map, compare, draw_comparison, source_colours
+
+    pipe = HawkPipeline.from_pretrained(saved_model, "cpu")
+    seen = []
+    result = compare(pipe, "a red apple", 3, repeats=2, on_image=lambda: seen.append(1))
+    assert len(seen) == 6
+    output = result.hawk.output
+    cells = acceptance_map(output)
+    side = cells.width // 6
+    colours = source_colours(output.source_names)
+    for position, origin in enumerate(output.origins[0].tolist()):
+        x, y = position % 6 * side + side // 2, position // 6 * side + side // 2
+        wanted = RECOVERED_COLOUR if origin == -1 else colours[output.source_names[origin]]
+        shades = [got / full for got, full in zip(cells.getpixel((x, y)), wanted, strict=True) if full > 30]
+        assert max(shades) - min(shades) < 0.04, "the cell's colour, evenly shaded"
+        assert 0.75 < min(shades) <= max(shades) <= 1
+    picture = draw_comparison(result, "tiny")
+    assert picture.width > 3 * 336
+    long = draw_comparison(type(result)("word " * 80, 3, result.plain, result.hawk), "tiny")
+    assert long.size == picture.size
+
+
+# --- bench, verify, info, data
+
+
+def test_bench_ends_with_json_and_writes_it(saved_model, empty_folder):
+    call = ("bench", "--methods", "medusa,hawk", "--prompts", "mine.txt", "--json-out", "new/bench.json")
+    Path("mine.txt").write_text("a red apple\n")
+    result = hawk_command(*call, "-m", saved_model, "--temperature", 0.7)
+    document = last_json(result)
+    assert [row["method"] for row in document["rows"]] == ["ar", "medusa", "hawk"]
+    assert document["environment"]["settings"]["temperature"] == 0.7
+    assert json.loads(Path("new/bench.json").read_text()) == document
+    assert files(empty_folder) == ["mine.txt", "new/bench.json"]
+    assert "hawk" in result.stdout.splitlines()[-3] + result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--methods", "ar,eagle"), "unknown method 'eagle'"),
+        (("--prompts", "99"), "32 built-in"),
+        (("--prompts", "none.txt"), "no file of prompts"),
+        (("--seeds", "0"), "--seeds"),
+        (("--json-out", "taken/x.json"), "taken is a file"),
+    ],
+)
+def test_bad_calls_of_bench(saved_model, empty_folder, words, message):
+    Path("taken").write_text("in the way")
+    assert message in refused("bench", "-m", saved_model, *words)
+    assert files(empty_folder) == ["taken"]
+
+
+@dataclass(frozen=True)
+class Proven:
+    passed: bool
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_verify_ends_with_1_where_a_proof_fails(saved_model, monkeypatch, holds):
+    from hawk.benchmark import bench_prompts as real
+    from hawk.evaluation import losslessness
+
+    check = losslessness.Check("tokens", "medusa", "coupled", "cfg 2", "0 differ", holds)
+    monkeypatch.setattr(losslessness, "prove", lambda: [check])
+    monkeypatch.setattr("hawk.benchmark.bench_prompts", lambda wanted: ["a cat", "red apple"][: len(real(wanted))])
+    result = hawk_command("verify", "-m", saved_model, "--prompts", 2, code=0 if holds else 1)
+    document = last_json(result)
+    assert document["passed"] is holds
+    assert [each["method"] for each in document["checks"]] == ["medusa", "hawk"]
+    assert document["checks"][1]["passed"] is True
+    assert ("FAILED" in result.stdout) is not holds
+    alone = hawk_command("verify", "-m", saved_model, "--prompts", 2, "--json", code=0 if holds else 1)
+    assert len(alone.stdout.splitlines()) == 1
+
+
+def test_verify_fails_where_the_models_own_images_differ(saved_model, monkeypatch):
+    from hawk.evaluation import losslessness
+
+    monkeypatch.setattr(losslessness, "prove", list)
+    monkeypatch.setattr("hawk.benchmark.identical_images", lambda pipe, prompts: 3)
+    document = last_json(hawk_command("verify", "-m", saved_model, "--prompts", 4, code=1))
+    assert document["checks"][0]["measured"] == "3 of 4 images identical to ar"
+
+
+def test_info_names_sizes_and_drafters(saved_model, model_copy):
+    facts = last_json(hawk_command("info", saved_model, "--json"))
+    assert facts["name"] == "tiny"
+    assert facts["grid"] == "4x6 tokens, 32x48 pixels"
+    assert facts["draft_heads"]["horizontal"] == 3
+    shutil.rmtree(model_copy / "drafters")
+    assert "hawk train drafter" in last_json(hawk_command("info", model_copy, "--json"))["draft_heads"]
+    assert "no model folder" in refused("info", "nowhere")
+
+
+def test_data_build_passes_its_options_on(empty_folder, monkeypatch):
+    from hawk.training import data
+
+    asked = []
+
+    def build(out, sources, limit, workers):
+        asked.append((out, sources, limit, workers))
+        return data.BuildReport(out, 3, 1, 0, {"noto": 3}, {})
+
+    monkeypatch.setattr(data, "build_dataset", build)
+    result = hawk_command("data", "build", "--out", "d", "--source", "noto", "--limit", 3, "--workers", 0)
+    assert asked == [(Path("d"), ["noto"], 3, 0)]
+    assert last_json(result)["sprites"] == 3
+    assert "--out" in refused("data", "build")
+
+
+def test_version_help_and_unknown_commands():
+    assert hawk_command("--version").stdout == f"hawk {__version__}\n"
+    for command in ("generate", "compare", "bench", "verify"):
+        assert command in hawk_command(code=2).stdout
+    assert "No such command" in refused("draw")
+    assert "tokenizer" in hawk_command("train", code=2).stdout

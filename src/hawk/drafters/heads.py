@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from hawk.canvas import Canvas
 from hawk.errors import HawkError
+from hawk.files import replacing, write_json
 from hawk.sampling import SamplingParams, log_probs
 
 OutputHead = Callable[[Tensor], Tensor]
@@ -53,10 +54,9 @@ class DraftHeads(nn.Module):
 
     def save(self, folder: Path, target_fingerprint: str) -> None:
         """Write `heads.safetensors` and `heads.json` (shape, and the target that the heads were trained for)."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "heads.safetensors")
-        described = {**asdict(self.config), "target": target_fingerprint}
-        (folder / "heads.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        with replacing(folder / "heads.safetensors") as temporary:
+            save_file({k: v.contiguous() for k, v in self.state_dict().items()}, temporary)
+        write_json(folder / "heads.json", {**asdict(self.config), "target": target_fingerprint})
 
     @classmethod
     def load(cls, folder: Path, target_fingerprint: str) -> DraftHeads:

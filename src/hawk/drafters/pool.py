@@ -9,7 +9,6 @@ noise the target will use, and the tree grows best-first by measured acceptance.
 from __future__ import annotations
 
 import heapq
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -23,6 +22,7 @@ from torch import Tensor
 from hawk.canvas import Canvas
 from hawk.drafters.heads import HorizontalSource, VerticalMemory, VerticalSource
 from hawk.errors import HawkError
+from hawk.files import write_json
 from hawk.sampling import Randomness, SamplingParams
 from hawk.tree import DraftTree, TreeBuilder, batch_trees
 from hawk.verify import Verdict
@@ -167,7 +167,7 @@ class FusedSettings:
 
     def save(self, folder: Path) -> None:
         """Write `pool.json`."""
-        (folder / "pool.json").write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        write_json(folder / "pool.json", asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> FusedSettings:

@@ -26,7 +26,7 @@ from hawk.training.loop import FitConfig
 
 def train_bundled_heads(folder: Path, data: Path, out: Path, images: int, config: FitConfig) -> str:
     """Draw grids for training captions, fit heads and pool, write them into the model folder; a line of figures."""
-    model = load_model(folder)
+    model = load_model(folder, with_heads=False)  # there may be heads of an earlier target
     grid, params = model.target.grid, model.config.defaults
     sprites = load_sprites(data, "train")
 

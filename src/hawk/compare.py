@@ -166,7 +166,8 @@ def _legend(draw: ImageDraw.ImageDraw, left: int, top: int, counts: list[tuple[s
         colour = RECOVERED_COLOUR if name == "recovered" else colours[name]
         draw.rectangle((left, y + 3, left + 16, y + 19), fill=colour)
         meaning = "drawn by the model itself (recovered)" if name == "recovered" else SOURCE_MEANINGS.get(name, name)
-        draw.text((left + 26, y), f"{count / cells:.0%}  {meaning}", fill=INK, font=_font(17))
+        draw.text((left + 66, y), f"{count / cells:.0%}", fill=INK, font=_font(17), anchor="ra")
+        draw.text((left + 76, y), meaning, fill=INK, font=_font(17))
 
 
 def _verdict(draw: ImageDraw.ImageDraw, comparison: Comparison, height: int) -> None:

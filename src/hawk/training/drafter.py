@@ -81,7 +81,8 @@ class HeadsLoss(nn.Module):
         teacher = log_probs(output(states), self.params).exp()
         losses = {}
         for name, block, sources, positions in head_pairs(self.heads, self.grid):
-            drafted = output(self.heads.draft_state(block, states[:, sources])).float().log_softmax(-1)
+            drafted = output(self.heads.draft_state(block, states[:, sources]))
+            drafted = log_probs(drafted, SamplingParams(self.params.temperature))  # unfiltered: p's zeros need log q
             losses[name] = -(teacher[:, positions] * drafted).sum(-1).mean()
         return {"loss": torch.stack(list(losses.values())).mean(), **losses}
 

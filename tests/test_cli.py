@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-import hawk.files
 from hawk import HawkPipeline, __version__
 from hawk.cli import app
 from hawk.pipeline import tokens_sha256
@@ -164,11 +163,12 @@ def test_a_damaged_model_ends_with_one_line(model_copy, empty_folder, damage, me
 
 @pytest.mark.parametrize("command", [("generate", "a cat", "--seed", 1), ("compare", "a cat", "--repeats", 1)])
 def test_a_full_disk_ends_with_one_line_and_nothing_half_written(saved_model, empty_folder, monkeypatch, command):
-    def full(source, destination):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(destination))
+    def full(path, content):
+        path.open("wb").write(content[:100])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(hawk.files.os, "replace", full)
-    assert "No space left on device" in refused(*command, "-m", saved_model, "-o", "out/")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert "No space left on device: out/" in refused(*command, "-m", saved_model, "-o", "out/")
     assert files(empty_folder) == []
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import hawk.bundle
 import hawk.pipeline
 from hawk import HawkError, HawkPipeline
 from hawk.bundle import HEADS_FOLDER, load_model, read_config, save_model, target_fingerprint
@@ -113,10 +113,10 @@ def test_a_save_cut_short_leaves_the_old_weights(model_copy, monkeypatch):
 
     def cut_short(tensors, path, metadata=None):
         Path(path).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+        raise safetensors.SafetensorError("I/O error: No space left on device")
 
-    monkeypatch.setattr(hawk.bundle, "save_file", cut_short)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(safetensors.torch, "save_file", cut_short)
+    with pytest.raises(HawkError, match=r"cannot write .*target.safetensors: .*No space"):
         save_model(model_copy, "tiny", model.target, model.tokenizer, model_copy)
     assert (model_copy / "target.safetensors").read_bytes() == before
     assert not list(model_copy.rglob("*.tmp"))

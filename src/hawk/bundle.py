@@ -21,13 +21,12 @@ from typing import Annotated, Any, Literal, TypeVar
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hawk.drafters.heads import DraftHeads
 from hawk.drafters.pool import FusedSettings
 from hawk.errors import HawkError
-from hawk.files import read_json, replacing, write_bytes, write_json
+from hawk.files import read_json, replacing, save_tensors, write_bytes, write_json
 from hawk.sampling import SamplingParams
 from hawk.targets.llamagen import LlamaGen, LlamaGenConfig
 from hawk.targets.text import StaticTextEncoder
@@ -336,7 +335,7 @@ def save_model(
             with replacing(folder / file) as temporary:
                 shutil.copyfile(text_folder / file, temporary)
     _save_target(folder, target, shard_bytes)
-    _save_tensors(folder / "tokenizer.safetensors", _stored(tokenizer))
+    save_tensors(folder / "tokenizer.safetensors", _stored(tokenizer))
     if heads is not None:
         heads.save(folder / HEADS_FOLDER, target_fingerprint(target))
         if fused is not None:
@@ -364,7 +363,7 @@ def _save_target(folder: Path, target: LlamaGen, shard_bytes: int) -> None:
         files = [folder / f"target-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
         written = dict(zip(files, shards, strict=True))
     for path, tensors in written.items():
-        _save_tensors(path, tensors)
+        save_tensors(path, tensors)
     kept = set(written)
     if len(shards) > 1:
         index = folder / "target.safetensors.index.json"
@@ -379,8 +378,3 @@ def _save_target(folder: Path, target: LlamaGen, shard_bytes: int) -> None:
 def _stored(module: nn.Module) -> dict[str, Tensor]:
     """A module's weights as they are stored: bfloat16, contiguous, on the CPU."""
     return {k: v.detach().to("cpu", torch.bfloat16).contiguous() for k, v in module.state_dict().items()}
-
-
-def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})

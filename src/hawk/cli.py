@@ -72,8 +72,6 @@ def _usage(error: Any) -> int:
 
 def _os_line(error: OSError) -> str:
     """What the system refused, and where."""
-    if isinstance(error, BrokenPipeError):  # `hawk ... | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     where = f": {error.filename}" if error.filename else ""
     return f"{error.strerror or error}{where}"
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hawk.canvas import Canvas
 from hawk.errors import HawkError
-from hawk.files import replacing, write_json
+from hawk.files import save_tensors, write_json
 from hawk.sampling import SamplingParams, log_probs
 
 OutputHead = Callable[[Tensor], Tensor]
@@ -54,8 +54,7 @@ class DraftHeads(nn.Module):
 
     def save(self, folder: Path, target_fingerprint: str) -> None:
         """Write `heads.safetensors` and `heads.json` (shape, and the target that the heads were trained for)."""
-        with replacing(folder / "heads.safetensors") as temporary:
-            save_file({k: v.contiguous() for k, v in self.state_dict().items()}, temporary)
+        save_tensors(folder / "heads.safetensors", {k: v.contiguous() for k, v in self.state_dict().items()})
         write_json(folder / "heads.json", {**asdict(self.config), "target": target_fingerprint})
 
     @classmethod

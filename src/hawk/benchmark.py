@@ -37,7 +37,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class MethodRow:
-    """One line of the table. Counts are means over images; seconds are medians over batches, per image.
+    """One line of the table. Counts are means over images; times are medians over batches.
 
     `speedup_vs_ar` is the ratio of the medians, `identical_to_ar` the share of images with the very tokens of AR (the
     residual verifier keeps the distribution, not the tokens), `acceptance_rate` accepted / verified at depths 1, 2, 3.
@@ -151,7 +151,6 @@ def synchronize(device: torch.device) -> None:
 def summarise(method: str, trials: Sequence[Trial], plain: Sequence[Trial]) -> MethodRow:
     """A method's row from its trials and those of plain AR on the same batches."""
     images = sum(trial.stats.images for trial in trials)
-    forwards = sum(trial.stats.nfe for trial in trials)
     image_forwards = sum(trial.stats.nfe * trial.stats.images for trial in trials)
     seconds = statistics.median(trial.seconds for trial in trials)
     identical = sum(
@@ -170,7 +169,7 @@ def summarise(method: str, trials: Sequence[Trial], plain: Sequence[Trial]) -> M
         seconds_per_image=seconds,
         speedup_vs_ar=statistics.median(trial.seconds for trial in plain) / seconds,
         identical_to_ar=identical / images,
-        ms_per_forward=1000 * sum(trial.seconds * trial.stats.images for trial in trials) / forwards,
+        ms_per_forward=1000 * statistics.median(each.seconds * each.stats.images / each.stats.nfe for each in trials),
         nodes_per_forward=sum(trial.stats.nodes for trial in trials) / image_forwards,
         accepted_by_source=by_source,
         images=images,

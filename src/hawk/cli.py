@@ -45,6 +45,8 @@ class OneLineErrors(TyperGroup):
         """Run the command; exits unless `standalone_mode` is False."""
         try:
             code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+            if code == INTERRUPTED:  # typer's own answer to Ctrl-C
+                _fail("interrupted")
         except (HawkError, OSError) as error:
             code = _fail(_os_line(error) if isinstance(error, OSError) else str(error))
         except USAGE_ERROR as error:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from hawk.tree import TreeBuilder, batch_trees
+from hawk.tree import DraftTree, TreeBuilder, batch_trees
 from hawk.verify import Verdict, residual
 
 DrawLaw = Callable[[tuple[int, ...]], Tensor]
@@ -22,6 +22,7 @@ DrawLaw = Callable[[tuple[int, ...]], Tensor]
 
 REJECTING = 1 - 2.0**-53
 """The largest uniform number: it rejects whatever is not certain."""
+BISECTIONS = 44
 
 
 class Scripted(TorchFunctionMode):
@@ -47,14 +48,14 @@ class Scripted(TorchFunctionMode):
 def exact_law(p: Float[Tensor, " vocab"], draws: Sequence[DrawLaw]) -> Float[Tensor, " vocab"]:
     """Distribution of the token that `verify.residual` commits below a node with these draws; lossless where it is p.
 
-    `p` is float64. Exact up to rounding (about 1e-15 a draw).
+    `p` is float64. Exact but for the bisection and for rounding (together below 1e-12).
     """
     law = torch.zeros_like(p)
 
     def descend(tokens: tuple[int, ...], qs: list[Tensor], weight: float) -> None:
         """Add what follows once `tokens` were drawn and rejected, an event of probability `weight`."""
         if len(tokens) == len(draws):
-            final = _verdict(p, qs, tokens, [REJECTING] * len(tokens))[1]
+            final = _judge(p, drawn_tree(qs, tokens), [REJECTING] * len(tokens))[1]
             law.add_(weight * final / final.sum())
             return
         q = draws[len(tokens)](tokens)
@@ -72,9 +73,10 @@ def exact_law(p: Float[Tensor, " vocab"], draws: Sequence[DrawLaw]) -> Float[Ten
 
 def keep_chance(p: Float[Tensor, " vocab"], qs: list[Tensor], tokens: tuple[int, ...]) -> float:
     """Chance that the verifier keeps the last of `tokens` after rejecting the others: where its mind changes."""
+    tree = drawn_tree(qs, tokens)
 
     def keeps(uniform: float) -> bool:
-        verdict, _ = _verdict(p, qs, tokens, [REJECTING] * (len(tokens) - 1) + [uniform])
+        verdict, _ = _judge(p, tree, [REJECTING] * (len(tokens) - 1) + [uniform])
         return len(verdict.path) > 1
 
     if keeps(REJECTING):
@@ -82,21 +84,22 @@ def keep_chance(p: Float[Tensor, " vocab"], qs: list[Tensor], tokens: tuple[int,
     low, high = 0.0, 1.0
     if not keeps(low):
         return 0.0
-    for _ in range(52):
+    for _ in range(BISECTIONS):
         middle = (low + high) / 2
         low, high = (middle, high) if keeps(middle) else (low, middle)
     return (low + high) / 2
 
 
-def _verdict(
-    p: Float[Tensor, " vocab"], qs: list[Tensor], tokens: tuple[int, ...], uniforms: list[float]
-) -> tuple[Verdict, Tensor]:
-    """What the verifier says of a root with these draws, and the distribution it drew its own token from."""
+def drawn_tree(qs: list[Tensor], tokens: tuple[int, ...]) -> DraftTree:
+    """A root and these draws below it, in order, each with its own q."""
     builder = TreeBuilder.rooted(0)
     for index, (token, q) in enumerate(zip(tokens, qs, strict=True)):
         builder.add(0, token, 0, -1 if float(q.max()) == 1 else index)
-    rows = torch.stack(qs) if qs else p.new_empty(0, len(p))
-    tree = batch_trees([builder], ("draw",), [rows])
+    return batch_trees([builder], ("draw",), [torch.stack(qs) if qs else torch.empty(0, 0)])
+
+
+def _judge(p: Float[Tensor, " vocab"], tree: DraftTree, uniforms: list[float]) -> tuple[Verdict, Tensor]:
+    """What the verifier says under these uniforms, and the distribution that it drew its own token from."""
     with Scripted(uniforms) as script:
         verdict = residual(tree, p.log().expand(1, tree.nodes, -1), [torch.Generator()])[0]
     return verdict, script.final

@@ -104,13 +104,16 @@ class RandomDrafter:
 
 
 def tiny_drafters(target: LlamaGen, seed: int = 0) -> dict[str, tuple[Drafter, str]]:
-    """Every drafter by name with the verifier of its method; the heads are random, never zero."""
+    """Every drafter by name with the verifier of its method.
+
+    The heads are random and strong: each source's q is far from p and from the others', so that confusing them shows.
+    """
     dtype, vocab = target.output.weight.dtype, target.vocab_size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         heads = DraftHeads(HeadsConfig(target.config.dim, horizontal=3, vertical=2)).to(dtype)
         for parameter in heads.parameters():
-            nn.init.normal_(parameter, std=0.1)
+            nn.init.normal_(parameter, std=2.5 * target.config.dim**-0.5)
     heads.eval().requires_grad_(False)
     drafters: dict[str, tuple[Drafter, str]] = {
         "random": (RandomDrafter(vocab), "coupled"),

@@ -1,0 +1,329 @@
+"""The decoder: speculation changes nothing but the number of target forwards, and that number is counted right."""
+
+import pytest
+import torch
+
+from hawk.canvas import RECOVERED
+from hawk.decode import Drafter, NoDrafter, Target, generate
+from hawk.errors import HawkError
+from hawk.evaluation.losslessness import (
+    EXACT_SETTINGS,
+    JOINT_SETTINGS,
+    check_all,
+    check_definition,
+    check_seed_exact,
+    exact_joint,
+    prove,
+    teacher_forced,
+)
+from hawk.evaluation.tiny import RandomDrafter, tiny_drafters, tiny_prompt, tiny_target
+from hawk.grid import Grid
+from hawk.sampling import GumbelNoise, SamplingParams
+from hawk.targets.llamagen import CaptionPrompt
+from hawk.tree import TreeBuilder, batch_trees
+
+DRAFTERS = ("random", "random-q", "medusa", "hawk-vertical", "hawk-paper", "hawk")
+SEEDS = [1, 2, 3]
+
+
+@pytest.fixture(scope="module")
+def target():
+    return tiny_target(0)
+
+
+@pytest.fixture(scope="module")
+def prompt(target):
+    return tiny_prompt(target, len(SEEDS))
+
+
+@pytest.fixture(scope="module")
+def drafters(target):
+    return {name: drafter for name, (drafter, _) in tiny_drafters(target).items()}
+
+
+@pytest.fixture(scope="module")
+def plain(target, prompt):
+    return [generate(target, prompt, target.grid, params, NoDrafter(), SEEDS) for params in EXACT_SETTINGS]
+
+
+def rows_of(prompt, rows):
+    return CaptionPrompt(prompt.features[rows], prompt.mask[rows])
+
+
+# --- seed-exact
+
+
+def test_the_parts_are_what_the_decoder_asks_for(target, drafters):
+    assert isinstance(target, Target)
+    assert set(drafters) == set(DRAFTERS)
+    assert all(isinstance(drafter, Drafter) for drafter in (*drafters.values(), NoDrafter()))
+
+
+def test_plain_ar_is_its_definition(target, prompt, plain):
+    for params, generation in zip(EXACT_SETTINGS, plain, strict=True):
+        assert check_definition(target, prompt, target.grid, params, SEEDS, generation).passed
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_same_seed_same_tokens(name, target, prompt, plain, drafters):
+    for params, generation in zip(EXACT_SETTINGS, plain, strict=True):
+        check = check_seed_exact(name, target, prompt, target.grid, drafters[name], params, SEEDS, generation)
+        assert check.passed, check
+
+
+@pytest.mark.parametrize("grid", [Grid(1, 9), Grid(9, 1), Grid(3, 5)])
+def test_other_grids_than_the_targets_own(grid, target, prompt, drafters):
+    chosen = {name: (drafters[name], "coupled") for name in ("random", "hawk")}
+    checks = check_all(target, prompt, grid, chosen, [SamplingParams(cfg_scale=2.0)], SEEDS)
+    assert [check.passed for check in checks] == [True] * 3
+
+
+def test_speculation_pays(target, prompt, plain, drafters):
+    """Equal tokens would prove nothing if no draft were ever kept."""
+    for name in DRAFTERS:
+        generation = generate(target, prompt, target.grid, EXACT_SETTINGS[0], drafters[name], SEEDS)
+        assert generation.stats.accepted_by_source, name
+        assert generation.stats.nfe < plain[0].stats.nfe, name
+
+
+@pytest.mark.parametrize(("name", "verifier"), [("hawk", "coupled"), ("random", "coupled"), ("hawk-paper", "residual")])
+@pytest.mark.parametrize("params", [EXACT_SETTINGS[0], EXACT_SETTINGS[2]])
+def test_an_image_does_not_depend_on_its_neighbours(name, verifier, params, target, prompt, drafters):
+    together = generate(target, prompt, target.grid, params, drafters[name], SEEDS, verifier)
+    turned = [2, 0, 1]
+    again = generate(
+        target, rows_of(prompt, turned), target.grid, params, drafters[name], [SEEDS[i] for i in turned], verifier
+    )
+    assert torch.equal(again.tokens, together.tokens[turned])
+    alone = generate(target, rows_of(prompt, [1]), target.grid, params, drafters[name], SEEDS[1:2], verifier)
+    assert torch.equal(alone.tokens[0], together.tokens[1])
+
+
+def test_seeds_make_images_differ_and_greedy_ignores_them(target):
+    prompt = tiny_prompt(target, 3, alike=True)
+    drawn = generate(target, prompt, target.grid, SamplingParams(), NoDrafter(), [5, 6, 5]).tokens
+    assert torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[0], drawn[1])
+    greedy = generate(target, prompt, target.grid, SamplingParams(temperature=0.0), NoDrafter(), [5, 6, 7]).tokens
+    assert bool((greedy == greedy[0]).all())
+
+
+def test_captions_and_guidance_matter(target, prompt):
+    alike = tiny_prompt(target, 3, alike=True)
+
+    def draw(prompt, scale):
+        return generate(target, prompt, target.grid, SamplingParams(cfg_scale=scale), NoDrafter(), SEEDS).tokens
+
+    assert not torch.equal(draw(prompt, 1.0), draw(alike, 1.0))
+    assert not torch.equal(draw(prompt, 3.0), draw(prompt, 1.0))
+
+
+def test_guided_decoding_is_teacher_forcing_with_caption_and_null_caption(target, prompt, plain):
+    """By the training forward, which knows neither cache nor tree, and the guidance formula written out."""
+    scale, tokens = EXACT_SETTINGS[1].cfg_scale, plain[1].tokens
+    cond = target.head(target(tokens, prompt.features, prompt.mask, target.grid))
+    null = target.head(target(tokens, target.null_features(prompt.features), prompt.mask, target.grid))
+    noise = GumbelNoise(SEEDS, target.grid.size, target.vocab_size, like=cond)
+    noise = noise.rows(torch.arange(target.grid.size).repeat(3, 1))
+    expected = (null + scale * (cond - null)).log_softmax(-1) + noise
+    assert torch.equal(expected.argmax(-1), tokens)
+
+
+def test_what_lies_under_the_padding_does_not_matter(target, prompt, plain, drafters):
+    junk = torch.where(prompt.mask[..., None], prompt.features, 9.0)
+    drawn = generate(target, CaptionPrompt(junk, prompt.mask), target.grid, SamplingParams(), drafters["hawk"], SEEDS)
+    assert not bool(prompt.mask.all())
+    assert torch.equal(drawn.tokens, plain[0].tokens)
+
+
+def test_a_negative_prompt_equal_to_the_prompt_undoes_guidance(target, prompt):
+    cancelled = CaptionPrompt(prompt.features, prompt.mask, prompt.features, prompt.mask)
+    guided = generate(target, cancelled, target.grid, SamplingParams(cfg_scale=4.0), NoDrafter(), SEEDS)
+    unguided = generate(target, prompt, target.grid, SamplingParams(), NoDrafter(), SEEDS)
+    assert torch.equal(guided.tokens, unguided.tokens)
+
+
+def test_guiding_logits_and_guiding_states_agree(target, prompt, plain, drafters, monkeypatch):
+    """A head that is not known to be linear is applied to both rows."""
+    monkeypatch.setattr(target, "linear_head", False)
+    drawn = generate(target, prompt, target.grid, EXACT_SETTINGS[1], drafters["hawk"], SEEDS)
+    assert torch.equal(drawn.tokens, plain[1].tokens)
+
+
+# --- the joint distribution
+
+
+def test_the_enumerated_joint_is_a_distribution_and_a_product():
+    target = tiny_target(3, vocab=3, grid=Grid(2, 2), dim=16)
+    prompt, params = tiny_prompt(target, 2, alike=True), SamplingParams(top_k=2)
+    joint = exact_joint(target, prompt, target.grid, params, images=2)
+    assert len(joint) == 3**4
+    assert float(joint.sum()) == pytest.approx(1)
+    assert int((joint > 0).sum()) == 2**4
+    sequence = torch.tensor([[2, 0, 1, 2], [0, 0, 0, 1]])
+    scores = teacher_forced(target, prompt, target.grid, params, sequence)
+    product = scores.exp().gather(-1, sequence[..., None]).prod(1).flatten()
+    assert joint[[2 * 27 + 1 * 3 + 2, 1]].tolist() == pytest.approx(product.tolist())
+
+
+def test_joint_refuses_what_cannot_be_enumerated(target, prompt, drafters):
+    with pytest.raises(HawkError, match="too many to enumerate"):
+        check_all(target, prompt, target.grid, {"medusa": (drafters["medusa"], "residual")}, [SamplingParams()], SEEDS)
+
+
+@pytest.mark.parametrize("name", ["random-q", "hawk-paper"])
+def test_residual_keeps_the_joint_distribution(name):
+    target = tiny_target(3, vocab=3, grid=Grid(3, 2), dim=16)
+    chosen = {name: tiny_drafters(target)[name]}
+    prompt, seeds = tiny_prompt(target, 200, alike=True), list(range(200))
+    checks = check_all(target, prompt, target.grid, chosen, JOINT_SETTINGS[:1], seeds, rounds=3)
+    assert [check.passed for check in checks] == [True, True], checks
+
+
+@pytest.mark.slow
+def test_every_proof_holds():
+    assert [check for check in prove() if not check.passed] == []
+
+
+def test_proofs_want_float64():
+    with pytest.raises(HawkError, match="float64"):
+        prove(tiny_target(0, dtype=torch.float32))
+
+
+# --- what is counted
+
+
+class Oracle:
+    """Knows plain AR's tokens and drafts them as a chain; `wrong` depths (1 first) get another token instead.
+
+    `lengths[row]` is the chain's length for each image.
+    """
+
+    lossless_with = ("coupled", "residual")
+
+    def __init__(self, tokens, lengths, wrong=()):
+        self.tokens, self.lengths, self.wrong = tokens, lengths, wrong
+        self.max_nodes = max(lengths) + 1
+        self.observed = []
+
+    def start(self, canvas, params, randomness):
+        return "memory"
+
+    def propose(self, memory, canvas):
+        assert memory == "memory"
+        builders = []
+        for row, length in enumerate(self.lengths):
+            node = 0
+            builder = TreeBuilder.rooted(int(canvas.tokens[row, canvas.committed[row] - 1]))
+            for depth in range(1, min(length, canvas.room(row)) + 1):
+                token = int(self.tokens[row, canvas.committed[row] + depth - 1])
+                node = builder.add(node, (token + (depth in self.wrong)) % 12, 0)
+            builders.append(builder)
+        return batch_trees(builders, ("oracle",))
+
+    def observe(self, memory, canvas, verdicts):
+        self.observed.append(([len(v.path) for v in verdicts], list(canvas.committed)))
+
+
+SMALL = Grid(3, 4)
+NUMBERED = SamplingParams(cfg_scale=2.0)
+
+
+@pytest.fixture(scope="module")
+def known(target, prompt):
+    return generate(target, prompt, SMALL, NUMBERED, NoDrafter(), SEEDS).tokens
+
+
+def test_plain_ar_takes_one_forward_a_token(target, prompt):
+    stats = generate(target, prompt, SMALL, NUMBERED, NoDrafter(), SEEDS).stats
+    assert (stats.images, stats.nfe, stats.committed) == (3, 12, 36)
+    assert stats.accept_length == 1
+    assert stats.nodes == 36
+    assert stats.acceptance_rate == []
+    assert stats.accepted_by_source == {}
+
+
+def test_an_oracle_is_always_kept(target, prompt, known):
+    """12 tokens: the prefill commits 1, then 3 drafts and a bonus a step: 4 + 4 + 3."""
+    oracle = Oracle(known, [3, 3, 3])
+    drawn = generate(target, prompt, SMALL, NUMBERED, oracle, SEEDS)
+    assert torch.equal(drawn.tokens, known)
+    stats = drawn.stats
+    assert (stats.nfe, stats.committed) == (1 + 3, 36)
+    assert stats.accept_length == 3
+    assert stats.verified_by_depth == stats.accepted_by_depth == [9, 9, 9]
+    assert stats.acceptance_rate == [1, 1, 1]
+    assert stats.accepted_by_source == {"oracle": 27}
+    assert stats.nodes == 3 * (1 + 3 * 4)
+    assert drawn.source_names == ("oracle",)
+    assert (drawn.origins[0] == RECOVERED).nonzero().flatten().tolist() == [0, 4, 8]
+    assert oracle.observed == [([1] * 3, [1] * 3), ([4] * 3, [5] * 3), ([4] * 3, [9] * 3), ([4] * 3, [12] * 3)]
+
+
+def test_a_wrong_draft_costs_what_lies_below_it(target, prompt, known):
+    """Of right, wrong, right: one draft and a recovered token a step. Rooms 11, 9, 7, 5, 3, 1: six steps."""
+    drawn = generate(target, prompt, SMALL, NUMBERED, Oracle(known, [3, 3, 3], wrong=(2,)), SEEDS)
+    assert torch.equal(drawn.tokens, known)
+    stats = drawn.stats
+    assert stats.nfe == 7
+    assert stats.accept_length == pytest.approx(12 / 7)
+    assert stats.verified_by_depth == [18, 15, 15]
+    assert stats.accepted_by_depth == [18, 0, 0]
+    assert stats.acceptance_rate == [1, 0, 0]
+    assert drawn.origins[1].tolist() == [RECOVERED, 0] * 6
+
+
+def test_a_finished_image_waits_uncounted(target, prompt, known):
+    """The first image needs 1 + 1 forwards, the second 12, the third 1 + 4; the batch takes the longest."""
+    drawn = generate(target, prompt, SMALL, NUMBERED, Oracle(known, [11, 0, 2]), SEEDS)
+    assert torch.equal(drawn.tokens, known)
+    stats = drawn.stats
+    assert (stats.nfe, stats.committed) == (12, 36)
+    assert stats.accept_length == 1
+    assert stats.accepted_by_source == {"oracle": 11 + 4 * 2}
+    assert stats.verified_by_depth == [1 + 4, 1 + 4, *[1] * 9]
+    assert stats.nodes == (1 + 12) + 12 + (1 + 4 * 3)
+
+
+def test_on_step_sees_every_step(target, prompt, known):
+    seen = []
+    generate(
+        target,
+        prompt,
+        SMALL,
+        NUMBERED,
+        Oracle(known, [3, 3, 3]),
+        SEEDS,
+        on_step=lambda canvas, stats: seen.append((list(canvas.committed), stats.nfe)),
+    )
+    assert seen == [([5] * 3, 2), ([9] * 3, 3), ([12] * 3, 4)]
+
+
+# --- what is refused
+
+
+def test_a_verifier_that_the_drafts_cannot_be_verified_by_is_refused(target, prompt, drafters):
+    with pytest.raises(HawkError, match="need the verifier coupled, not residual"):
+        generate(target, prompt, SMALL, NUMBERED, drafters["hawk"], SEEDS, "residual")
+    with pytest.raises(HawkError, match="unknown verifier 'relaxed'"):
+        generate(target, prompt, SMALL, NUMBERED, drafters["hawk"], SEEDS, "relaxed")
+
+
+def test_captions_of_another_shape_are_refused(target):
+    prompt = CaptionPrompt(torch.zeros(1, 7, 10, dtype=torch.float64), torch.ones(1, 7, dtype=torch.bool))
+    with pytest.raises(HawkError, match="7x10, this model takes 5x10"):
+        generate(target, prompt, SMALL, NUMBERED, NoDrafter(), [1])
+
+
+def test_random_trees_never_pass_the_end_and_do_not_depend_on_neighbours(target, prompt):
+    class Watched(RandomDrafter):
+        def propose(self, memory, canvas):
+            tree = super().propose(memory, canvas)
+            depths = tree.ancestors().sum(-1) - 1
+            for row in range(canvas.batch):
+                assert int(depths[row][tree.valid[row]].max()) <= canvas.room(row)
+            assert tree.nodes <= self.max_nodes
+            return tree
+
+    generate(target, prompt, SMALL, NUMBERED, Watched(12), SEEDS)
+    generate(target, prompt, SMALL, NUMBERED, Watched(12, carries_q=True), SEEDS, "residual")

@@ -1,0 +1,349 @@
+"""Heads, vertical cache, pools: every draft is for the position it claims and carries the q it was drawn from."""
+
+import itertools
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hawk.canvas import Canvas
+from hawk.decode import generate
+from hawk.drafters.heads import DraftHeads, HeadsConfig, HorizontalSource, VerticalSource
+from hawk.drafters.methods import METHODS, build_drafter, method_named
+from hawk.drafters.pool import CartesianPool, FusedPool, FusedSettings, SourceDraft, grow_best_first
+from hawk.errors import HawkError
+from hawk.evaluation.losslessness import chi_square
+from hawk.evaluation.tiny import tiny_drafters, tiny_prompt, tiny_target
+from hawk.grid import Grid
+from hawk.sampling import Randomness, SamplingParams, gumbel_argmax, log_probs
+from hawk.tree import TreeBuilder
+
+F64 = torch.float64
+FREE = SamplingParams()
+
+
+# --- offsets: a mock whose states and tokens are position numbers, so that every draft must name its position
+
+
+GRID = Grid(4, 3)
+NUMBERS = GRID.size + 8
+HORIZONTAL, VERTICAL = 4, 2
+
+
+def shift(by):
+    """Linear map that adds `by` to a number."""
+    return 3.0 * torch.diag(torch.ones(NUMBERS - by), -by)
+
+
+@pytest.fixture
+def numbered_heads():
+    """Horizontal head n adds n; vertical head d adds d rows to the token it follows (whose state says one more)."""
+    heads = DraftHeads(HeadsConfig(NUMBERS, HORIZONTAL, VERTICAL))
+    for n, block in enumerate(heads.horizontal, start=1):
+        block.weight.data = shift(n)
+    for d, block in enumerate(heads.vertical, start=1):
+        block.weight.data = shift(d * GRID.width - 1)
+    return heads.requires_grad_(False)
+
+
+def numbered_canvas(committed):
+    """States that say the position they predict; those not known yet are NaN."""
+    canvas = Canvas.blank(GRID, torch.zeros(len(committed), NUMBERS))
+    for row, count in enumerate(committed):
+        canvas.commit(row, list(range(count)), [0] * count)
+        canvas.states[row] = torch.nan
+    tell(canvas)
+    return canvas
+
+
+def tell(canvas):
+    for row, count in enumerate(canvas.committed):
+        canvas.states[row, :count] = 10.0 * torch.eye(NUMBERS)[:count]
+
+
+def test_horizontal_head_n_is_for_n_places_after_the_root(numbered_heads):
+    source = HorizontalSource(numbered_heads, lambda state: state)
+    assert source.reach == HORIZONTAL
+    canvas = numbered_canvas([1, 6])
+    memory = source.start(canvas, FREE)
+    for row, count in enumerate(canvas.committed):
+        for offsets in range(1, HORIZONTAL + 1):
+            drafted = source.draft(memory, canvas, row, offsets).argmax(-1).tolist()
+            assert drafted == [count - 1 + n for n in range(1, offsets + 1)]
+
+
+def test_vertical_drafts_wait_for_the_cell_d_rows_below(numbered_heads):
+    """Images that advance unevenly, over more rows than the ring holds."""
+    pool = CartesianPool(None, [VerticalSource(numbered_heads, lambda s: s, d, NUMBERS) for d in (1, 2)])
+    canvas = numbered_canvas([0, 0])
+    memory = pool.start(canvas, FREE, Randomness.from_seeds([1, 2], GRID.size, NUMBERS, torch.zeros(0)))
+    for advance in [(1, 1), (3, 1), (1, 4), (4, 1), (1, 1), (2, 3), (0, 1)]:
+        for row, count in enumerate(advance):
+            first = canvas.committed[row]
+            canvas.commit(row, list(range(first, first + count)), [0] * count)
+        tell(canvas)
+        pool.observe(memory, canvas, [])
+        for row in range(canvas.batch):
+            root = canvas.committed[row] - 1
+            found = {}
+            for draft in pool.drafts(memory, canvas, row, canvas.room(row)):
+                positions = range(root + 1 + draft.first, root + 1 + draft.end)
+                assert draft.log_q.argmax(-1).tolist() == list(positions)
+                found[draft.source + 1] = list(positions)
+            for d in (1, 2):  # exactly the cells whose cell d rows above has a state by now
+                known = [p for p in range(root + 1, GRID.size) if 0 <= p - d * GRID.width < root]
+                assert found.get(d, []) == known
+
+
+def test_zero_heads_repeat_the_targets_own_distribution():
+    heads = DraftHeads(HeadsConfig(8))
+    state = torch.randn(5, 8)
+    for block in (*heads.horizontal, *heads.vertical):
+        assert torch.equal(heads.draft_state(block, state), state)
+
+
+@pytest.mark.parametrize("name", ["hawk-vertical", "hawk-paper", "hawk"])
+@pytest.mark.parametrize("params", [FREE, SamplingParams(temperature=0.7, top_k=5, cfg_scale=2.0)])
+def test_waiting_predictions_equal_those_made_afresh(name, params):
+    """In a real decoding run: what the cache holds for y is the vertical head of the state after y - d * width."""
+    target = tiny_target(1, grid=Grid(5, 4))
+    pool, verifier = tiny_drafters(target)[name]
+    inner, checked = pool.drafts, 0
+
+    def watched(memory, canvas, row, window):
+        nonlocal checked
+        drafts = inner(memory, canvas, row, window)
+        for draft in drafts:
+            source = draft.source - (pool.horizontal is not None)
+            if source < 0:
+                continue
+            block, first = pool.vertical[source].heads.vertical[source], canvas.committed[row] + draft.first
+            after = torch.arange(first, first + len(draft.log_q)) - (source + 1) * canvas.grid.width
+            assert bool((after >= 0).all())
+            assert int(after.max()) < canvas.committed[row] - 1
+            state = pool.vertical[source].heads.draft_state(block, canvas.states[row, after + 1])
+            torch.testing.assert_close(
+                draft.log_q.double(), log_probs(target.head(state), params), rtol=1e-5, atol=1e-5
+            )
+            checked += 1
+        return drafts
+
+    pool.drafts = watched
+    generate(target, tiny_prompt(target, 3), target.grid, params, pool, [1, 2, 3], verifier)
+    assert checked > 20
+
+
+# --- the paper's pool
+
+
+def settled_canvas(grid, committed, vocab):
+    canvas = Canvas.blank(grid, torch.zeros(len(committed), 2, dtype=F64))
+    for row, count in enumerate(committed):
+        canvas.commit(row, [(row + 1) % vocab] * count, [0] * count)
+    return canvas
+
+
+def known_pool(kind, drafts, sources=2, **settings):
+    """A pool of the given kind whose sources always say `drafts`."""
+
+    class Known(kind):
+        source_names = tuple(f"source-{k}" for k in range(sources))
+
+        def drafts(self, memory, canvas, row, window):
+            kept = [replace(d, log_q=d.log_q[: max(window - d.first, 0)]) for d in drafts]
+            return [d for d in kept if len(d.log_q)]
+
+    return Known(None, [], **settings)
+
+
+def test_cartesian_draws_carry_the_q_they_were_drawn_from():
+    """Sources whose supports do not meet, so that a draw tells its source; over many proposals they follow q."""
+    left = torch.tensor([[0.7, 0.3, 0, 0], [0.2, 0.8, 0, 0]], dtype=F64)
+    right = torch.tensor([[0, 0, 0.5, 0.5]], dtype=F64)
+    pool = known_pool(CartesianPool, [SourceDraft(0, 0, left.log()), SourceDraft(1, 1, right.log())], depth=2)
+    canvas = settled_canvas(Grid(1, 9), [2], 4)
+    memory = pool.start(canvas, FREE, Randomness.from_seeds([7], 9, 4, torch.zeros(0, dtype=F64)))
+    counts = torch.zeros(3, 4, dtype=torch.long)
+    for _ in range(400):
+        tree = pool.propose(memory, canvas)
+        depths = tree.ancestors().sum(-1)[0] - 1
+        for parent, trials in tree.trials[0].items():
+            for trial in trials:
+                token, source = int(tree.tokens[0, trial.node]), int(tree.sources[0, trial.node])
+                depth = int(depths[trial.node])
+                said = left[depth - 1] if source == 0 else right[0]
+                assert int(tree.parents[0, trial.node]) == parent
+                assert torch.equal(tree.q[0][trial.q], said)
+                assert said[token] > 0
+        for node in tree.parents[0].unique().tolist():
+            assert [int(tree.sources[0, trial.node]) for trial in tree.trials[0][node]] == (
+                [0] if node == 0 else [0, 1]
+            )
+        for node in range(1, tree.nodes):
+            which = 0 if depths[node] == 1 else 1 + int(tree.sources[0, node])
+            counts[which, tree.tokens[0, node]] += 1
+    for observed, q in zip(counts, (left[0], left[1], right[0]), strict=True):
+        assert chi_square(observed, q).p_value > 1e-3
+
+
+def test_cartesian_tree_multiplies_the_depths():
+    """One-hot sources: two candidates at each of three depths make 2 + 4 + 8 nodes, every combination once."""
+    eye = torch.eye(6, dtype=F64).log()
+    drafts = [SourceDraft(0, 0, eye[[0, 1, 2]]), SourceDraft(1, 0, eye[[3, 4, 5]])]
+    canvas = settled_canvas(Grid(2, 5), [1, 8], 6)
+    memory = known_pool(CartesianPool, drafts).start(canvas, FREE, Randomness.from_seeds([1, 2], 10, 6, torch.zeros(0)))
+    tree = known_pool(CartesianPool, drafts, max_nodes=15).propose(memory, canvas)
+    assert tree.valid.sum(1).tolist() == [15, 7]  # the second image has room for two depths only
+    leaves = [node for node in range(15) if node not in tree.parents[0].tolist()]
+    paths = {tuple(tree.tokens[0, tree.ancestors()[0, leaf]].tolist()[1:]) for leaf in leaves}
+    assert paths == set(itertools.product((0, 3), (1, 4), (2, 5)))
+    assert tree.tokens[:, 0].tolist() == [1, 2]
+    fewer = known_pool(CartesianPool, drafts, max_nodes=14).propose(memory, canvas)
+    assert fewer.valid.sum(1).tolist() == [7, 7]  # a depth that does not fit is left out as a whole
+
+
+def test_equal_draws_share_a_node_and_stay_trials():
+    certain = torch.eye(3, dtype=F64)[[1]].log()
+    pool = known_pool(CartesianPool, [SourceDraft(0, 0, certain), SourceDraft(1, 0, certain)], draws=2)
+    canvas = settled_canvas(Grid(1, 4), [1], 3)
+    tree = pool.propose(pool.start(canvas, FREE, Randomness.from_seeds([1], 4, 3, torch.zeros(0))), canvas)
+    assert tree.nodes == 2
+    assert [trial.node for trial in tree.trials[0][0]] == [1, 1, 1, 1]
+    assert [trial.q for trial in tree.trials[0][0]] == [0, 0, 1, 1]
+
+
+# --- Hawk's pool
+
+
+def test_best_first_takes_the_likeliest_nodes_in_order():
+    """Against all nodes of the full tree, sorted by the product of the rates along their path."""
+    rates = [(0.5, 0.3, 0.1), (0.6, 0.25, 0.05), (0.7, 0.2, 0.15)]
+    candidates = [[10 * depth + rank for rank in range(3)] for depth in range(3)]
+    paths = [p for depth in range(1, 4) for p in itertools.product(range(3), repeat=depth)]
+    chance = {path: math.prod(rates[depth][rank] for depth, rank in enumerate(path)) for path in paths}
+    builder = TreeBuilder.rooted(99)
+    grow_best_first(builder, candidates, [[0] * 3] * 3, rates, max_nodes=12, min_gain=1e-9)
+
+    def path_of(node):
+        return () if node == 0 else (*path_of(builder.parents[node]), builder.tokens[node] % 10)
+
+    grown = [path_of(node) for node in range(1, len(builder.tokens))]
+    gains = [chance[path] for path in grown]
+    assert gains == pytest.approx(sorted(gains, reverse=True))
+    assert gains == pytest.approx(sorted(chance.values(), reverse=True)[:11])
+    assert len(set(grown)) == 11
+
+
+def test_best_first_stops_where_a_node_no_longer_pays():
+    builder = TreeBuilder.rooted(0)
+    grow_best_first(builder, [[1, 2], [3, 4]], [[0, 0]] * 2, [(0.5, 0.2)] * 2, max_nodes=50, min_gain=0.15)
+    assert builder.tokens[1:] == [1, 3, 2]  # 0.5, 0.25, 0.2; then 0.1
+
+
+def test_fused_candidates_are_the_top_of_log_q_plus_the_targets_noise():
+    """A single source: rank by rank log q + g of the very position, a product of experts where there are two."""
+    vocab, committed = 7, [3, 5]
+    log_q = torch.randn(3, vocab, dtype=F64).log_softmax(-1)
+    other = torch.randn(2, vocab, dtype=F64).log_softmax(-1)
+    settings = FusedSettings(
+        {"0": ((1.0,),), "0,1": ((0.8, 0.4), (0.3, 0.9))}, (), ((0.5, 0.4, 0.3),), max_nodes=40, min_gain=0.01
+    )
+    pool = known_pool(FusedPool, [SourceDraft(0, 0, log_q), SourceDraft(1, 1, other)], settings=settings)
+    canvas = settled_canvas(Grid(2, 6), committed, vocab)
+    randomness = Randomness.from_seeds([3, 4], 12, vocab, torch.zeros(0, dtype=F64))
+    tree = pool.propose(pool.start(canvas, FREE, randomness), canvas)
+    fused = log_q.clone()
+    fused[1:] = 0.3 * log_q[1:] + 0.9 * other  # both are at offset 2 and on: the second row of weights
+    depths = tree.ancestors().sum(-1) - 1
+    noise = randomness.noise.rows(torch.tensor([[3, 4, 5], [5, 6, 7]]))
+    for row in range(2):
+        for depth in range(1, 4):
+            at = {int(t) for t in tree.tokens[row, (depths[row] == depth) & tree.valid[row]]}
+            best = (fused[depth - 1] + noise[row, depth - 1]).topk(3).indices.tolist()
+            assert at <= set(best)
+            assert best[0] in at
+        assert int(tree.tokens[row, 1]) == int(gumbel_argmax(fused[0], noise[row, 0]))
+
+
+def test_a_fused_pool_stops_where_no_source_speaks():
+    log_q = torch.zeros(1, 4, dtype=F64)
+    pool = known_pool(
+        FusedPool, [SourceDraft(0, 0, log_q), SourceDraft(1, 2, log_q)], settings=FusedSettings.unfitted(2)
+    )
+    canvas = settled_canvas(Grid(2, 6), [3], 4)
+    randomness = Randomness.from_seeds([3], 12, 4, torch.zeros(0, dtype=F64))
+    tree = pool.propose(pool.start(canvas, FREE, randomness), canvas)
+    assert int((tree.ancestors().sum(-1) - 1).max()) == 1
+
+
+def test_a_drafter_that_knows_p_is_always_right():
+    """Under the coupled verifier log q = log p names the very token the target takes: every first draft is kept."""
+    target = tiny_target(2, grid=Grid(3, 4))
+    prompt, grid = tiny_prompt(target, 2), target.grid
+    fused = FusedSettings({"0": ((1.0,),)}, (), ((0.9, 0.01),), window=1)
+
+    class Seer(FusedPool):
+        source_names = ("seer",)
+
+        def drafts(self, memory, canvas, row, window):
+            """log p of the next position, by a teacher-forced forward over what is drawn."""
+            tokens = canvas.tokens[row : row + 1]
+            state = target(tokens, prompt.features[row : row + 1], prompt.mask[row : row + 1], grid)
+            return [SourceDraft(0, 0, log_probs(target.head(state), FREE)[0, canvas.committed[row]][None])][:window]
+
+    stats = generate(target, prompt, grid, FREE, Seer(None, [], fused), [1, 2]).stats
+    assert stats.acceptance_rate == [1.0]
+    assert stats.nfe == 1 + math.ceil(11 / 2)
+
+
+# --- methods, and what lies on disk
+
+
+def test_methods_are_built_from_what_they_say():
+    assert list(METHODS) == ["ar", "medusa", "hawk-vertical", "hawk-paper", "hawk"]
+    heads, fused = DraftHeads(HeadsConfig(8)), FusedSettings.unfitted(3)
+    names = {}
+    for name, method in METHODS.items():
+        if name != "ar":
+            pool = build_drafter(method, heads, lambda s: s, 8, fused)
+            assert method.verifier in pool.lossless_with
+            names[name] = pool.source_names
+    assert names == {
+        "medusa": ("horizontal",),
+        "hawk-vertical": ("vertical-1", "vertical-2"),
+        "hawk-paper": ("horizontal", "vertical-1", "vertical-2"),
+        "hawk": ("horizontal", "vertical-1", "vertical-2"),
+    }
+    with pytest.raises(HawkError, match="unknown method 'hwak': choose one of ar, medusa"):
+        method_named("hwak")
+
+
+def test_heads_are_saved_loaded_and_refused_for_another_target(tmp_path):
+    heads = DraftHeads(HeadsConfig(6, horizontal=2, vertical=1))
+    for parameter in heads.parameters():
+        torch.nn.init.normal_(parameter)
+    heads.save(tmp_path / "heads", "target-a")
+    loaded = DraftHeads.load(tmp_path / "heads", "target-a")
+    assert loaded.config == heads.config
+    assert not loaded.training
+    for name, weight in heads.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight)
+    with pytest.raises(HawkError, match="trained for target target-a, not target-b"):
+        DraftHeads.load(tmp_path / "heads", "target-b")
+    with pytest.raises(HawkError, match="no draft heads in"):
+        DraftHeads.load(tmp_path / "nothing", "target-a")
+
+
+def test_pool_settings_are_saved_loaded_and_checked(tmp_path):
+    settings = replace(FusedSettings.unfitted(2), max_nodes=9)
+    settings.save(tmp_path)
+    assert FusedSettings.load(tmp_path) == settings
+    broken = json.loads((tmp_path / "pool.json").read_text())
+    broken["rate"] = "high"
+    (tmp_path / "pool.json").write_text(json.dumps(broken))
+    with pytest.raises(HawkError, match="is not a pool"):
+        FusedSettings.load(tmp_path)
+    with pytest.raises(HawkError, match=r"no .*pool\.json"):
+        FusedSettings.load(tmp_path / "nothing")

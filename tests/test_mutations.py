@@ -1,0 +1,136 @@
+"""Break the decoder, one line at a time: the proofs of losslessness must go red each time.
+
+A mutant is the source of one function with one piece replaced; a mutant whose piece is no longer there fails too.
+"""
+
+import __future__
+
+import inspect
+import textwrap
+
+import pytest
+
+from hawk import cache, decode, tree, verify
+from hawk.drafters import pool
+from hawk.evaluation.losslessness import check_all, check_law, law_cases
+from hawk.evaluation.tiny import tiny_drafters, tiny_prompt, tiny_target
+from hawk.grid import Grid
+from hawk.sampling import SamplingParams
+
+
+def mutate(monkeypatch, owner, name, old, new):
+    """Replace `owner.name` by the same function with `old` written as `new`."""
+    function = inspect.unwrap(getattr(owner, name))
+    source = textwrap.dedent(inspect.getsource(function))
+    assert source.count(old) == 1, f"{name} no longer has one {old!r}: write the mutant anew"
+    code = compile(source.replace(old, new), f"<mutant {name}>", "exec", flags=__future__.annotations.compiler_flag)
+    made = {}
+    exec(code, function.__globals__, made)
+    monkeypatch.setattr(owner, name, made[name])
+
+
+def seed_exact():
+    """The coupled proofs, on trees of any shape; three images at different frontiers, guided."""
+    target = tiny_target(0, grid=Grid(3, 4), dim=16)
+    drafters = {"random": (tiny_drafters(target)["random"][0], "coupled")}
+    return check_all(target, tiny_prompt(target, 3), target.grid, drafters, [SamplingParams(cfg_scale=2.0)], [1, 2, 3])
+
+
+def joint():
+    """The joint distribution of the paper's method, and of arbitrary draws."""
+    target = tiny_target(3, vocab=3, grid=Grid(3, 2), dim=16)
+    drafters = {name: pair for name, pair in tiny_drafters(target).items() if name in ("random-q", "hawk-paper")}
+    prompt, images = tiny_prompt(target, 300, alike=True), list(range(300))
+    params = [SamplingParams(temperature=0.8, top_k=2)]
+    return check_all(target, prompt, target.grid, drafters, params, images, rounds=2)
+
+
+def law():
+    """The exact law of the residual verifier, for two draws below a node."""
+    p, cases = law_cases()
+    chosen = ("three draws, each from its own q", "three draws from one q, equal ones tried again")
+    return [check_law(name, p, cases[name][:2]) for name in chosen]
+
+
+@pytest.mark.parametrize("proof", [seed_exact, joint, law])
+def test_proofs_are_green_as_long_as_nothing_is_broken(proof):
+    assert [check for check in proof() if not check.passed] == []
+
+
+KEEP_IF = "_uniform(generator) * q[token] < p[token]"
+
+MUTANTS = {
+    # the accept rule
+    "accepts always": (verify, "_walk", KEEP_IF, "True", (law, joint)),
+    "never looks at q": (verify, "_walk", KEEP_IF, "_uniform(generator) < p[token]", (law,)),
+    "accepts what is likelier than not": (verify, "_walk", KEEP_IF, "q[token] < p[token]", (law,)),
+    "accepts a token for its own sake": (decode, "coupled", "chosen.gather(1, tree.parents)", "chosen", (seed_exact,)),
+    "forgets a wrong parent": (decode, "coupled", "& ~right[:, None, :]", "& ~right[:, :, None]", (seed_exact,)),
+    # the residual update
+    "no subtraction": (verify, "residual_distribution", "(p - q)", "p", (law, joint)),
+    "no normalisation": (verify, "residual_distribution", "left / total", "left", (law,)),
+    "tries the next draw against p": (verify, "_walk", "p = left", "pass", (law,)),
+    "one q for all sources": (pool.CartesianPool, "_grow", "len(rows) + i)", "len(rows))", (joint,)),
+    "a token drawn twice is tried once": (
+        tree.TreeBuilder,
+        "add",
+        "if q is not None:",
+        "if q is not None and all(t.node != node for t in self.trials.get(parent, [])):",
+        (law,),
+    ),
+    # the noise indexing
+    "noise of the node's own position": (decode, "step", "positions + 1)", "positions)", (seed_exact,)),
+    "noise one position late": (decode, "coupled_at", "rows(positions)", "rows(positions + 1)", (seed_exact,)),
+    "noise of the root for all": (
+        decode,
+        "coupled_at",
+        "rows(positions)",
+        "rows(positions[:, :1].expand_as(positions))",
+        (seed_exact,),
+    ),
+    # the cache selection
+    "keeps the first nodes, not the path": (
+        cache.KVCache,
+        "keep",
+        "torch.tensor(path, device=self.keys.device)",
+        "torch.arange(len(path))",
+        (seed_exact,),
+    ),
+    "forgets the last node of a path": (
+        cache.KVCache,
+        "keep",
+        "self.lengths[row] = length + len(path)",
+        "self.lengths[row] = length + len(path) - (len(path) > 1)",
+        (seed_exact,),
+    ),
+    "keeps the conditional rows' path for the first rows only": (
+        decode,
+        "keep",
+        "paths * (2 if state.params.guided else 1)",
+        "paths + [[0] if path else [] for path in paths]",
+        (seed_exact,),
+    ),
+    # what a node sees, and where it stands
+    "nodes see their siblings": (
+        decode,
+        "step",
+        "_both(ancestors, params)",
+        "_both(torch.ones_like(ancestors).tril(), params)",
+        (seed_exact,),
+    ),
+    "positions by node, not by depth": (
+        decode,
+        "step",
+        "clamp(min=0) + depths",
+        "clamp(min=0) + torch.arange(tree.nodes)",
+        (seed_exact,),
+    ),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_proofs_go_red(mutant, monkeypatch):
+    owner, name, old, new, proofs = MUTANTS[mutant]
+    mutate(monkeypatch, owner, name, old, new)
+    for proof in proofs:
+        assert [check for check in proof() if not check.passed], f"{proof.__name__} did not notice: {mutant}"

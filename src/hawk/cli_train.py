@@ -76,7 +76,9 @@ def train_tokenizer_command(
 def train_target_command(
     data: Data,
     out: Out,
-    tokenizer: Annotated[Path, typer.Option("--tokenizer", help="Run folder of `hawk train tokenizer`.")],
+    tokenizer: Annotated[
+        Path, typer.Option("--tokenizer", help="Run folder of `hawk train tokenizer`, or a model folder.")
+    ],
     text: Annotated[Path, typer.Option("--text", help="Folder with words.txt, words.safetensors and text.json.")],
     name: Annotated[str, typer.Option("--name", help="Name of the model folder's model.")] = "hawk-sprites",
     init: Annotated[Path | None, typer.Option("--init", help="Model folder whose weights to go on from.")] = None,
@@ -101,8 +103,10 @@ def train_target_command(
     from hawk.training.tokenizer import load_tokenizer
 
     config = _adjusted(preset(), steps, batch_size, lr, seed, device, dtype, compiled)
-    vq, words = load_tokenizer(tokenizer).to(device), StaticTextEncoder.load(text)
-    start = None if init is None else load_model(init).target.state_dict()
+    is_model = (tokenizer / "config.json").is_file()
+    vq = load_model(tokenizer, with_heads=False).tokenizer if is_model else load_tokenizer(tokenizer)
+    vq, words = vq.to(device), StaticTextEncoder.load(text)
+    start = None if init is None else load_model(init, with_heads=False).target.state_dict()
     dropouts = Dropouts(context=hidden_images, context_rate=hidden_rate)
     target, fitted = train_target(data, vq, words, bundled_shape(vq, words), config, out, dropouts, start)
     save_model(out / "model", name, target, vq, text)

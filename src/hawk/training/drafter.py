@@ -5,7 +5,6 @@ No images are needed: the target draws grids for prompts (on-policy), its guided
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
@@ -14,13 +13,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from hawk.decode import NoDrafter, Target, generate
 from hawk.drafters.heads import DraftHeads, HeadsConfig
 from hawk.drafters.pool import LEAST_LOG_Q, FusedSettings, pattern_key
+from hawk.files import save_tensors
 from hawk.grid import Grid
 from hawk.sampling import GumbelNoise, SamplingParams, guide, log_probs
 from hawk.targets.llamagen import CaptionPrompt, LlamaGen
@@ -49,8 +49,7 @@ def draw_on_policy(
         if not path.is_file():
             seeds = list(range(start, start + batch))
             drawn = generate(target, prompts(start, batch), grid, params, NoDrafter(), seeds).tokens
-            save_file({"tokens": drawn.to(torch.int32)}, str(path) + ".partial")
-            os.replace(str(path) + ".partial", path)
+            save_tensors(path, {"tokens": drawn.to(torch.int32)})
         shards.append(load_file(path)["tokens"].long())
     return torch.cat(shards)[:images]
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hawk.errors import HawkError
+from hawk.files import replacing
 
 
 @dataclass(frozen=True)
@@ -139,9 +140,8 @@ def fit(
 
 def save_atomically(value: Any, path: Path) -> None:
     """`torch.save` through a temporary file: a kill leaves the old file or the new one, never half of one."""
-    temporary = path.with_suffix(path.suffix + ".partial")
-    torch.save(value, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        torch.save(value, temporary)
 
 
 def load_averaged(path: Path) -> dict[str, Tensor]:

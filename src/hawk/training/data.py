@@ -20,6 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from hawk.errors import HawkError
+from hawk.files import write_bytes
 from hawk.training.composition import ComposedImage, compose
 from hawk.training.naming import Vocabulary, name_icon, read_vocabulary
 from hawk.training.sources import (
@@ -298,13 +299,7 @@ def _write_index(out: Path, shards: Sequence[dict[str, Any]], versions: dict[str
         "source_versions": versions,
         "shards": list(shards),
     }
-    _write_atomically(out / "index.json", json.dumps(index, indent=1).encode())
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    write_bytes(out / "index.json", json.dumps(index, indent=1).encode())
 
 
 def _read_index(data_dir: Path) -> dict[str, Any]:
@@ -364,7 +359,7 @@ def _decoded_cache(data_dir: Path, index: dict[str, Any]) -> list[SpriteRecord]:
     os.replace(temporary, data_dir / "sprites.npy")
     records = [record for record, _ in samples]
     stored = {"shards_sha256": stamp, "records": [asdict(record) for record in records]}
-    _write_atomically(cache, json.dumps(stored).encode())
+    write_bytes(cache, json.dumps(stored).encode())
     return records
 
 

@@ -82,12 +82,10 @@ def train_target_command(
     text: Annotated[Path, typer.Option("--text", help="Folder with words.txt, words.safetensors and text.json.")],
     name: Annotated[str, typer.Option("--name", help="Name of the model folder's model.")] = "hawk-sprites",
     init: Annotated[Path | None, typer.Option("--init", help="Model folder whose weights to go on from.")] = None,
-    hidden_images: Annotated[
-        float, typer.Option("--hidden-images", min=0, max=1, help="Share of images whose context is partly hidden.")
-    ] = 0.75,
-    hidden_rate: Annotated[
-        float, typer.Option("--hidden-rate", min=0, max=1, help="Largest share of such an image's tokens to hide.")
-    ] = 1.0,
+    blind: Annotated[
+        float, typer.Option("--blind", min=0, max=1, help="Share of images with all context hidden.")
+    ] = 0.35,
+    hazy: Annotated[float, typer.Option("--hazy", min=0, max=1, help="Share of images with part of it hidden.")] = 0.35,
     steps: Steps = None,
     batch_size: Batch = None,
     lr: Rate = None,
@@ -107,7 +105,7 @@ def train_target_command(
     vq = load_model(tokenizer, with_heads=False).tokenizer if is_model else load_tokenizer(tokenizer)
     vq, words = vq.to(device), StaticTextEncoder.load(text)
     start = None if init is None else load_model(init, with_heads=False).target.state_dict()
-    dropouts = Dropouts(context=hidden_images, context_rate=hidden_rate)
+    dropouts = Dropouts(blind=blind, hazy=hazy)
     target, fitted = train_target(data, vq, words, bundled_shape(vq, words), config, out, dropouts, start)
     save_model(out / "model", name, target, vq, text)
     typer.echo(f"{out / 'model'}: held-out loss {fitted.scalars['nll']:.3f} nats, {fitted.seconds / 60:.1f} minutes")

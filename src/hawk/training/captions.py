@@ -24,11 +24,12 @@ class StyleWords:
 
 @dataclass(frozen=True)
 class CaptionOdds:
-    """How often a caption says what."""
+    """How often a caption says what. A caption that tells no style means the `plain_style`; others are told."""
 
-    style_told: float = 0.7
-    label: float = 0.64
-    synonym: float = 0.27  # the rest of the names are made of tags
+    plain_style: str = "flat"
+    plain_style_told: float = 0.3
+    label: float = 0.7
+    synonym: float = 0.23  # the rest of the names are made of tags
     bare: float = 0.4  # "cat" rather than "a cat"
 
 
@@ -193,21 +194,26 @@ def caption_for(
     name = object_name(record, rng, odds)
     if len(name.split()) > 6:
         name = record.name
-    core = _styled(name, STYLES[record.style], rng, telling, odds)
+    core = _styled(name, record.style, rng, telling, odds)
     plain = with_article(record.name, telling.size) + (f" {telling.place}" if telling.place else "")
     plain += f" on {telling.background}" if telling.background else ""
     return fitted(core + background_phrase(telling.background, rng), fallback=plain)
 
 
-def _styled(name: str, style: StyleWords, rng: np.random.Generator, telling: Telling, odds: CaptionOdds) -> str:
+def tells_style(style: str, rng: np.random.Generator, odds: CaptionOdds) -> bool:
+    """Whether a caption names its style."""
+    return style != odds.plain_style or rng.random() < odds.plain_style_told
+
+
+def _styled(name: str, style_name: str, rng: np.random.Generator, telling: Telling, odds: CaptionOdds) -> str:
+    style = STYLES[style_name]
     bare = rng.random() < odds.bare
     phrase = f"{telling.size} {name}".strip() if bare else with_article(name, telling.size)
     place = f" {telling.place}" if telling.place else ""
-    if rng.random() >= odds.style_told:
+    if not tells_style(style_name, rng, odds):
         if rng.random() < 0.75:
             return phrase + place
-        mediums = UNTOLD_MEDIUMS if style is not STYLES["clip art"] else UNTOLD_MEDIUMS[1:]
-        medium = pick(mediums, rng)
+        medium = pick(UNTOLD_MEDIUMS, rng)
         if bare:
             return f"{phrase} {medium}{place}"
         return f"{pick((indefinite(medium) + ' ', ''), rng)}{medium} of {phrase}{place}"
@@ -230,7 +236,7 @@ def pair_caption(
     first, second = (with_article(record.name) for record in records)
     scene = f"{first} {joints[0]} {second}" + (f" {joints[1]}" if joints[1] else "")
     style = STYLES[records[0].style]
-    if rng.random() < CaptionOdds().style_told:
+    if tells_style(records[0].style, rng, CaptionOdds()):
         told = (
             join_ending(scene, pick(style.endings, rng))
             if rng.random() < 0.7

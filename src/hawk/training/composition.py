@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,30 +34,24 @@ COLOUR_SYNONYMS = {
     "dark blue": ("dark blue", "navy blue"),
 }
 DARK = ("red", "green", "blue", "dark blue", "purple", "brown", "gray", "black")
-# Mirroring would turn these into something else, or make text and dials unreadable.
-NOT_MIRRORED = re.compile(
-    r"\b(left|right|arrows?|letters?|sign|symbol|clock|watch|calendar|text|abcd?|numbers?|numerals?|atm"
-    r"|questions?|dollar|yen|euro|pound|keyboard|newspaper|notes?|score|map|globe|moon|quarter|ok|soon|back|top"
-    r"|zzz|hundred|dice?|license|id|hotel|hospital|store|school|bank|office|mark|percent|chart|books?|page|paper"
-    r"|memo|label|card|ticket|jack|queen|king|japanese|sos|cool|free|new|up|vs|earth|check|infinity|thermometer"
-    r"|stopwatch|abacus|mahjong|file|terminal|stop|medal|america|australia|africa|europe|dvd|ball)\b|'s "
-)
 
 
 @dataclass(frozen=True)
 class ComposeOdds:
     """How often a composed image shows what. The rest of the backgrounds are named colours, always told."""
 
-    white_untold: float = 0.40
-    white_told: float = 0.12
-    centred: float = 0.65
-    pair: float = 0.08
-    mirrored: float = 0.5
+    white_untold: float = 0.45
+    white_told: float = 0.10
+    centred: float = 0.9
+    pair: float = 0.03
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an object goes: its frame's scale and centre (x, y), as fractions of the image; and its words."""
+    """Where an object goes: its frame's scale and centre (x, y), as fractions of the image; and its words.
+
+    Three scales only, and frames on the tokenizer's 8-pixel grid: so an object's tokens are the same at every visit.
+    """
 
     scale: float
     x: float
@@ -95,50 +88,46 @@ def compose(sprites: SpriteSet, index: int, rng: np.random.Generator, augment: b
             return _compose_pair(sprites, (index, partner), rng, odds)
     told, colour = _choose_background([(record, sprite)], rng, odds)
     placement = choose_placement(rng, odds)
-    if rng.random() < odds.mirrored and not NOT_MIRRORED.search(" ".join(record.names)):
-        sprite = sprite[:, ::-1]
     telling = Telling(placement.size, placement.place, told)
     return ComposedImage(_on_colour([(sprite, placement)], colour), caption_for(record, rng, telling), colour)
 
 
 FULL = Placement(1.0, 0.5, 0.5)
+USUAL = Placement(0.75, 0.5, 0.5)
+HALF = 0.5
+NEAR, FAR = 0.25 + 1 / 16, 0.75 - 1 / 16  # one token cell of margin beside a half-size object
 
 
 def choose_placement(rng: np.random.Generator, odds: ComposeOdds) -> Placement:
-    """Mostly centred and untold; else a size, a side or a corner, told."""
+    """Mostly in the middle with a margin, untold; else large or small, at a side or in a corner, told."""
     if rng.random() < odds.centred:
-        scale = rng.uniform(0.84, 1.0)
-        slack = (1 - scale) / 2
-        return Placement(scale, 0.5 + rng.uniform(-slack, slack), 0.5 + rng.uniform(-slack, slack))
+        return USUAL
     kind = rng.random()
     if kind < 0.1:
         return Placement(1.0, 0.5, 0.5, size=pick(("large", "big"), rng))
-    if kind < 0.35:
-        size = pick(("small", "small", "tiny", "little"), rng)
-        scale = rng.uniform(0.3, 0.36) if size == "tiny" else rng.uniform(0.36, 0.48)
-        return Placement(scale, 0.5 + rng.uniform(-0.02, 0.02), 0.5 + rng.uniform(-0.02, 0.02), size=size)
-    scale = rng.uniform(0.4, 0.52)
-    near, far = rng.uniform(0.27, 0.3), rng.uniform(0.7, 0.73)
+    if kind < 0.4:
+        return Placement(HALF, 0.5, 0.5, size=pick(("small", "small", "tiny", "little"), rng))
     size = "small" if rng.random() < 0.4 else ""
     if kind < 0.8:
         x, y, words = [
-            (near, 0.5, ("on the left", "on the left side", "to the left")),
-            (far, 0.5, ("on the right", "on the right side", "to the right")),
-            (0.5, near, ("at the top", "in the upper half")),
-            (0.5, far, ("at the bottom", "in the lower half")),
+            (NEAR, 0.5, ("on the left", "on the left side", "to the left")),
+            (FAR, 0.5, ("on the right", "on the right side", "to the right")),
+            (0.5, NEAR, ("at the top", "in the upper half")),
+            (0.5, FAR, ("at the bottom", "in the lower half")),
         ][int(rng.integers(4))]
-        return Placement(scale, x, y, size, pick(words, rng))
+        return Placement(HALF, x, y, size, pick(words, rng))
     right, bottom = rng.integers(2), rng.integers(2)
     corner = f"{('top', 'bottom')[bottom]} {('left', 'right')[right]}"
     place = pick((f"in the {corner} corner", f"in the {corner}"), rng)
-    return Placement(scale, (near, far)[right], (near, far)[bottom], size, place)
+    return Placement(HALF, (NEAR, FAR)[right], (NEAR, FAR)[bottom], size, place)
 
 
 def _partner(sprites: SpriteSet, index: int, rng: np.random.Generator) -> int | None:
     """Another sprite of the same style to share a scene with; None where names are too long to tell both."""
     first = sprites.records[index]
     peers = sprites.by_style[first.style]
-    second = int(peers[int(rng.integers(len(peers)))])
+    odds = sprites.shares[peers]
+    second = int(rng.choice(peers, p=odds / odds.sum()) if odds.any() else rng.choice(peers))
     if len(first.name.split()) > 3 or len(sprites.records[second].name.split()) > 3:
         return None
     return None if sprites.records[second].name == first.name else second
@@ -150,12 +139,11 @@ def _compose_pair(
     records = [sprites.records[i] for i in pair]
     objects = [sprites.rgba[i] for i in pair]
     told, colour = _choose_background(list(zip(records, objects, strict=True)), rng, odds)
-    scale = rng.uniform(0.42, 0.48)
     if rng.random() < 0.75:
-        spots = (Placement(scale, 0.26, 0.5), Placement(scale, 0.74, 0.5))
+        spots = (Placement(HALF, 0.25, 0.5), Placement(HALF, 0.75, 0.5))
         joints = [("and", ""), ("and", ""), ("next to", ""), ("on the left and", "on the right")][int(rng.integers(4))]
     else:
-        spots = (Placement(scale, 0.5, 0.26), Placement(scale, 0.5, 0.74))
+        spots = (Placement(HALF, 0.5, 0.25), Placement(HALF, 0.5, 0.75))
         joints = [("above", ""), ("on top and", "below"), ("over", "")][int(rng.integers(3))]
     caption = pair_caption(records, joints, told, rng)
     return ComposedImage(_on_colour(list(zip(objects, spots, strict=True)), colour), caption, colour)

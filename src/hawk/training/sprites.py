@@ -9,9 +9,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hawk.training.tables import read_tables
+
 SPRITE_SIZE = 128
 
 Split = Literal["train", "held-out"]
+
+STYLE_SHARES = {"flat": 1.5, "3d": 1.0}  # of the bundled target's training
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,17 @@ class SpriteSet:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @cached_property
+    def shares(self) -> NDArray[np.float64]:
+        """How often the bundled target's training draws each sprite: [N], sums to 1.
+
+        It sees few pictures, so it spends them on everyday things in two styles; every sprite is drawn alike where
+        there is none of those.
+        """
+        everyday = read_tables().everyday
+        shares = np.array([STYLE_SHARES.get(r.style, 0.0) * (r.name in everyday) for r in self.records])
+        return shares / shares.sum() if shares.any() else np.full(len(shares), 1 / len(shares))
 
     @cached_property
     def by_style(self) -> dict[str, NDArray[np.intp]]:

@@ -31,6 +31,7 @@ class NameTables:
     clipart_dropped_paths: tuple[str, ...]
     dropped_slugs: tuple[str, ...]
     ungrammatical: tuple[str, ...]
+    everyday: frozenset[str]
 
 
 def read_tables() -> NameTables:

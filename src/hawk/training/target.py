@@ -31,16 +31,17 @@ class CaptionedTokens:
 
 @dataclass(frozen=True)
 class Dropouts:
-    """Regularisation while training the target. `caption` replaces whole captions by the null caption (CFG).
+    """What is withheld while training the target.
 
-    `context` is the share of images in which input tokens are hidden at a random rate of up to `context_rate`: an
-    image's own tokens soon tell what it shows, and only where they are missing must the caption be read.
+    `caption` replaces whole captions by the null caption (CFG). An image's own tokens soon tell what it shows, and only
+    where they are missing must the caption be read: in a share `blind` of images all input tokens are hidden, in a
+    share `hazy` a random part of them. `hidden` is ordinary dropout.
     """
 
     caption: float = 0.1
     hidden: float = 0.0
-    context: float = 0.75
-    context_rate: float = 1.0
+    blind: float = 0.15
+    hazy: float = 0.35
 
 
 class TeacherForced(nn.Module):
@@ -103,11 +104,12 @@ def train_target(
 
 
 def seen_tokens(shape: torch.Size, rates: Dropouts, generator: torch.Generator) -> Bool[Tensor, "b n"]:
-    """Which input tokens an image may see: all, or in a share `rates.context` of images a random part."""
-    images = shape[0]
-    rate = torch.rand(images, generator=generator) * rates.context_rate
-    rate = torch.where(torch.rand(images, generator=generator) < rates.context, rate, 0.0)
-    return torch.rand(shape, generator=generator) >= rate[:, None]
+    """Which input tokens an image may see: all of them, none (`rates.blind`), or a random part (`rates.hazy`)."""
+    fate = torch.rand(shape[0], generator=generator)
+    hidden = torch.rand(shape[0], generator=generator).sqrt()  # mostly much of it
+    hidden = torch.where(fate < rates.blind + rates.hazy, hidden, 0.0)
+    hidden = torch.where(fate < rates.blind, 1.0, hidden)
+    return torch.rand(shape, generator=generator) >= hidden[:, None]
 
 
 def _held_out_loss(runner: nn.Module, batch: CaptionedTokens, config: FitConfig) -> tuple[float, float]:
@@ -129,7 +131,8 @@ def _batch(
     text: StaticTextEncoder,
     device: str,
 ) -> CaptionedTokens:
-    composed = [compose(sprites, int(i), rng) for i in rng.integers(len(sprites.records), size=size)]
+    rows = rng.choice(len(sprites), size=size, p=sprites.shares)
+    composed = [compose(sprites, int(i), rng) for i in rows]
     with torch.autocast(device, torch.bfloat16):
         codes = tokenizer.encode(to_tensor([image.rgb for image in composed]).to(device))
     encoded = text.encode([image.caption for image in composed])

@@ -19,7 +19,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "hawk"
 MAX_LINES = 450
 
-LEAVES = frozenset({"errors", "files", "grid", "canvas", "layers", "cache", "sampling", "tree"})
+LEAVES = frozenset({"errors", "files", "grid", "canvas", "layers", "cache", "packed", "sampling", "tree"})
 DECODER = LEAVES | {"verify", "decode"}
 MODELS = frozenset({"targets", "drafters"})
 PICTURES = frozenset({"contact_sheet", "png"})  # drawn and written for people; know nothing of decoding

@@ -22,6 +22,7 @@ from hawk.decode import Drafter, Generation, NoDrafter, Stats, generate
 from hawk.drafters.methods import Method, build_drafter, method_named
 from hawk.errors import HawkError
 from hawk.grid import Grid
+from hawk.packed import pack_linears
 from hawk.sampling import SamplingParams
 from hawk.targets.llamagen import CaptionPrompt
 
@@ -101,6 +102,9 @@ class HawkPipeline:
         for module in (loaded.target, loaded.tokenizer, loaded.heads):
             if module is not None:
                 module.to(place)
+        for module in (loaded.target, loaded.heads):
+            if module is not None:
+                pack_linears(module)
         return cls(loaded, place, dtype)
 
     @property
@@ -241,7 +245,8 @@ class HawkPipeline:
                 f"model {model.name!r} has no draft heads for method {method.name!r}: train them with "
                 f"`hawk train drafter --kind heads` into its {HEADS_FOLDER}, or choose method 'ar'"
             )
-        return build_drafter(method, model.heads, model.target.head, model.config.target.vocab_size, model.fused)
+        vocab = model.config.target.vocab_size
+        return build_drafter(method, model.heads, model.target.head, vocab, model.fused, model.left)
 
     def _conditions(self, prompts: list[str], negatives: list[str]) -> CaptionPrompt:
         """Caption features of all images; where only some have a negative prompt, the others take the null caption."""

@@ -76,7 +76,7 @@ class Attention(nn.Module):
         self.n_head, self.kv_heads, self.head_dim = config.n_head, config.kv_heads, config.head_dim
         self.wqkv = nn.Linear(config.dim, (config.n_head + 2 * config.kv_heads) * config.head_dim, bias=False)
         self.wo = nn.Linear(config.dim, config.dim, bias=False)
-        self.resid_dropout = nn.Dropout(dropout)
+        self.resid_dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(
         self,
@@ -102,7 +102,7 @@ class Block(nn.Module):
         super().__init__()
         self.attention = Attention(config, dropout)
         self.feed_forward = SwiGLU(config.dim, config.hidden)
-        self.ffn_dropout = nn.Dropout(dropout)
+        self.ffn_dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
 

@@ -5,14 +5,16 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from hawk.canvas import Canvas
 from hawk.decode import generate
 from hawk.drafters.heads import DraftHeads, HeadsConfig, HorizontalSource, VerticalSource
+from hawk.drafters.left import LeftFactor
 from hawk.drafters.methods import METHODS, build_drafter, method_named
-from hawk.drafters.pool import CartesianPool, FusedPool, FusedSettings, SourceDraft, grow_best_first
+from hawk.drafters.pool import CartesianPool, Children, FusedPool, FusedSettings, SourceDraft, grow_best_first
 from hawk.errors import HawkError
 from hawk.evaluation.losslessness import chi_square
 from hawk.evaluation.tiny import tiny_drafters, tiny_prompt, tiny_target
@@ -64,19 +66,20 @@ def tell(canvas):
 
 
 def test_horizontal_head_n_is_for_n_places_after_the_root(numbered_heads):
-    source = HorizontalSource(numbered_heads, lambda state: state)
+    source = HorizontalSource(numbered_heads)
     assert source.reach == HORIZONTAL
     canvas = numbered_canvas([1, 6])
-    memory = source.start(canvas, FREE)
+    memory = source.start(canvas)
     for row, count in enumerate(canvas.committed):
+        source.receive(memory, row, source.queries(memory, canvas, row))
         for offsets in range(1, HORIZONTAL + 1):
-            drafted = source.draft(memory, canvas, row, offsets).argmax(-1).tolist()
+            drafted = source.draft(memory, row, offsets).argmax(-1).tolist()
             assert drafted == [count - 1 + n for n in range(1, offsets + 1)]
 
 
 def test_vertical_drafts_wait_for_the_cell_d_rows_below(numbered_heads):
     """Images that advance unevenly, over more rows than the ring holds."""
-    pool = CartesianPool(None, [VerticalSource(numbered_heads, lambda s: s, d, NUMBERS) for d in (1, 2)])
+    pool = CartesianPool(None, [VerticalSource(numbered_heads, d, NUMBERS) for d in (1, 2)], lambda s: s)
     canvas = numbered_canvas([0, 0])
     memory = pool.start(canvas, FREE, Randomness.from_seeds([1, 2], GRID.size, NUMBERS, torch.zeros(0)))
     for advance in [(1, 1), (3, 1), (1, 4), (4, 1), (1, 1), (2, 3), (0, 1)]:
@@ -124,9 +127,8 @@ def test_waiting_predictions_equal_those_made_afresh(name, params):
             assert bool((after >= 0).all())
             assert int(after.max()) < canvas.committed[row] - 1
             state = pool.vertical[source].heads.draft_state(block, canvas.states[row, after + 1])
-            torch.testing.assert_close(
-                draft.log_q.double(), log_probs(target.head(state), params), rtol=1e-5, atol=1e-5
-            )
+            afresh = log_probs(target.head(state), params).clamp_min(pool.least_log_q or -torch.inf)
+            torch.testing.assert_close(draft.log_q, afresh, rtol=1e-9, atol=1e-9)
             checked += 1
         return drafts
 
@@ -155,7 +157,7 @@ def known_pool(kind, drafts, sources=2, **settings):
             kept = [replace(d, log_q=d.log_q[: max(window - d.first, 0)]) for d in drafts]
             return [d for d in kept if len(d.log_q)]
 
-    return Known(None, [], **settings)
+    return Known(None, [], lambda s: s, **settings)
 
 
 def test_cartesian_draws_carry_the_q_they_were_drawn_from():
@@ -224,7 +226,9 @@ def test_best_first_takes_the_likeliest_nodes_in_order():
     paths = [p for depth in range(1, 4) for p in itertools.product(range(3), repeat=depth)]
     chance = {path: math.prod(rates[depth][rank] for depth, rank in enumerate(path)) for path in paths}
     builder = TreeBuilder.rooted(99)
-    grow_best_first(builder, candidates, [[0] * 3] * 3, rates, max_nodes=12, min_gain=1e-9)
+    grow_best_first(
+        builder, lambda depth, _: Children(candidates[depth], [0] * 3, rates[depth]), 3, max_nodes=12, min_gain=1e-9
+    )
 
     def path_of(node):
         return () if node == 0 else (*path_of(builder.parents[node]), builder.tokens[node] % 10)
@@ -238,7 +242,8 @@ def test_best_first_takes_the_likeliest_nodes_in_order():
 
 def test_best_first_stops_where_a_node_no_longer_pays():
     builder = TreeBuilder.rooted(0)
-    grow_best_first(builder, [[1, 2], [3, 4]], [[0, 0]] * 2, [(0.5, 0.2)] * 2, max_nodes=50, min_gain=0.15)
+    levels = [Children([1, 2], [0, 0], (0.5, 0.2)), Children([3, 4], [0, 0], (0.5, 0.2))]
+    grow_best_first(builder, lambda depth, _: levels[depth], 2, max_nodes=50, min_gain=0.15)
     assert builder.tokens[1:] == [1, 3, 2]  # 0.5, 0.25, 0.2; then 0.1
 
 
@@ -267,6 +272,22 @@ def test_fused_candidates_are_the_top_of_log_q_plus_the_targets_noise():
         assert int(tree.tokens[row, 1]) == int(gumbel_argmax(fused[0], noise[row, 0]))
 
 
+def test_the_left_token_counts_except_after_the_root_and_in_the_first_column():
+    """A sure source; a factor that for every left token names the next one, and outweighs the source."""
+    vocab, grid = 6, Grid(2, 4)
+    log_q = torch.eye(vocab, dtype=F64)[torch.tensor([1, 1, 1, 1])].mul(5).log_softmax(-1)
+    names_the_next = LeftFactor(
+        np.eye(vocab, dtype=np.float32), 80 * np.roll(np.eye(vocab, dtype=np.float32), 1, 0), 1.0
+    )
+    settings = FusedSettings({"0": ((9.0,),)}, (), ((0.9, 0.01),), min_gain=0.1)
+    pool = known_pool(FusedPool, [SourceDraft(0, 0, log_q)], settings=settings, left=names_the_next)
+    canvas = settled_canvas(grid, [2], vocab)
+    randomness = Randomness.from_seeds([3], grid.size, vocab, torch.zeros(0, dtype=F64))
+    tree = pool.propose(pool.start(canvas, FREE, randomness), canvas)
+    chain = tree.tokens[0, :5].tolist()  # positions 1 (the root) to 5; position 4 stands in the first column
+    assert chain[1:] == [1, 2, 1, 2]
+
+
 def test_a_fused_pool_stops_where_no_source_speaks():
     log_q = torch.zeros(1, 4, dtype=F64)
     pool = known_pool(
@@ -293,7 +314,7 @@ def test_a_drafter_that_knows_p_is_always_right():
             state = target(tokens, prompt.features[row : row + 1], prompt.mask[row : row + 1], grid)
             return [SourceDraft(0, 0, log_probs(target.head(state), FREE)[0, canvas.committed[row]][None])][:window]
 
-    stats = generate(target, prompt, grid, FREE, Seer(None, [], fused), [1, 2]).stats
+    stats = generate(target, prompt, grid, FREE, Seer(None, [], target.head, fused), [1, 2]).stats
     assert stats.acceptance_rate == [1.0]
     assert stats.nfe == 1 + math.ceil(11 / 2)
 

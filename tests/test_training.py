@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hawk.drafters.heads import DraftHeads, HeadsConfig
+from hawk.drafters.left import LeftFactor
 from hawk.errors import HawkError
 from hawk.grid import Grid
 from hawk.sampling import SamplingParams
@@ -22,6 +23,7 @@ from hawk.training.drafter import (
     PoolData,
     draft_quality,
     draw_on_policy,
+    fit_left,
     fit_pool,
     fit_weights,
     guided_states,
@@ -30,7 +32,7 @@ from hawk.training.drafter import (
     train_heads,
 )
 from hawk.training.loop import FitConfig, fit, learning_rate, load_averaged
-from hawk.training.target import TeacherForced
+from hawk.training.target import Dropouts, TeacherForced, seen_tokens
 from hawk.training.tokenizer import TokenizerLoss, flat_cell_share, reconstruction_loss
 
 GRID = Grid(4, 6)
@@ -103,6 +105,15 @@ def test_gradients_reach_the_tokenizers_first_layer() -> None:
     assert flat_cell_share(tokenizer) == 1.0
 
 
+def test_context_is_hidden_from_some_images_wholly_and_from_some_in_part() -> None:
+    generator = torch.Generator().manual_seed(0)
+    seen = seen_tokens(torch.Size((2000, 64)), Dropouts(blind=0.3, hazy=0.2), generator).float().mean(1)
+    assert (seen == 0).float().mean() == pytest.approx(0.3, abs=0.04)
+    assert (seen == 1).float().mean() == pytest.approx(0.5, abs=0.04)
+    assert ((seen > 0.2) & (seen < 0.8)).any()
+    assert bool(seen_tokens(torch.Size((9, 5)), Dropouts(blind=0.0, hazy=0.0), generator).all())
+
+
 def tiny_target() -> LlamaGen:
     torch.manual_seed(3)
     config = LlamaGenConfig(
@@ -169,10 +180,10 @@ def test_heads_learn_and_leave_the_output_head_alone(onpolicy: OnPolicy, tmp_pat
     after = HeadsLoss(heads, target.output, GRID, PARAMS)(held_out)["loss"]
     assert after < before - 0.05
     assert all(not p.requires_grad for p in target.output.parameters())
-    settings, quality = fit_pool(heads, target.output, OnPolicy(onpolicy.tokens, onpolicy.states), GRID, PARAMS)
-    settings.save(tmp_path)
-    assert type(settings).load(tmp_path) == settings
-    fused = quality["fused"][1]
+    pool = fit_pool(heads, target, onpolicy, onpolicy, GRID, PARAMS, samples=80)
+    pool.settings.save(tmp_path)
+    assert type(pool.settings).load(tmp_path) == pool.settings
+    fused = pool.quality["fused"][1]
     assert 0.1 < fused["mass"] < 1
     assert 0 < fused["top1"] <= fused["top8"] <= 1
 
@@ -182,7 +193,8 @@ def synthetic_pool(samples: int = 400) -> PoolData:
     generator = torch.Generator().manual_seed(5)
     log_p = (2 * torch.randn(samples, 2, 16, generator=generator)).log_softmax(-1)
     noise = torch.randn(samples, 2, 16, generator=generator).log_softmax(-1)
-    return PoolData(torch.stack((log_p, noise)), torch.ones(2, samples, 2, dtype=torch.bool), log_p)
+    present = torch.ones(2, samples, 2, dtype=torch.bool)
+    return PoolData(torch.stack((log_p, noise)), present, log_p, torch.full((samples, 2), -1))
 
 
 def test_weights_go_to_the_source_that_knows() -> None:
@@ -203,6 +215,34 @@ def test_a_perfect_source_is_always_accepted_and_a_poor_one_less() -> None:
     assert quality["fused"][1]["mass"] == pytest.approx(1.0, abs=1e-5)
     assert quality["fused"][1]["top1"] == 1.0
     assert quality["vertical-1"][1]["mass"] < 0.6
+
+
+def test_the_left_factor_learns_what_the_left_token_says_and_survives_saving(tmp_path: Path) -> None:
+    """A target whose next token is the left one plus one, and a pool that knows nothing."""
+    generator, vocab, samples = torch.Generator().manual_seed(5), 8, 300
+    left = torch.randint(vocab, (samples, 2), generator=generator)
+    left[:, 0] = -1
+    log_p = torch.full((samples, 2, vocab), 1e-3).scatter_(-1, (left[..., None] + 1) % vocab, 1.0)
+    log_p = (log_p / log_p.sum(-1, keepdim=True)).log()
+    flat = torch.zeros(1, samples, 2, vocab).log_softmax(-1)
+    data = PoolData(flat, torch.ones(1, samples, 2, dtype=torch.bool), log_p, left)
+    weights = {"0": ((1.0,),)}
+    factor = fit_left(data, weights, torch.eye(vocab), torch.eye(vocab), rank=vocab, steps=300)
+    quality = draft_quality(data, weights, seed=0, factor=factor)
+    assert quality["fused"][2]["mass"] < 0.3
+    assert quality["fused, left known"][2]["mass"] > 0.9
+    assert quality["fused, left known"][1] == quality["fused"][1]  # right after the root nothing is added
+    factor.save(tmp_path)
+    loaded = LeftFactor.load(tmp_path, vocab)
+    assert loaded is not None
+    assert (loaded.left == factor.left).all()
+    assert loaded.base == pytest.approx(factor.base)
+    with pytest.raises(HawkError, match="does not fit a target of 9 tokens"):
+        LeftFactor.load(tmp_path, 9)
+    (tmp_path / "left.safetensors").write_bytes(b"cut short")
+    with pytest.raises(HawkError, match="is damaged: train the drafter again"):
+        LeftFactor.load(tmp_path, vocab)
+    assert LeftFactor.load(tmp_path / "nowhere", vocab) is None
 
 
 def test_teacher_forcing_uses_the_null_caption_where_it_is_dropped() -> None:

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hawk.drafters.heads import DraftHeads
+from hawk.drafters.left import LeftFactor
 from hawk.drafters.pool import FusedSettings
 from hawk.errors import HawkError
 from hawk.files import read_json, replacing, save_tensors, write_bytes, write_json
@@ -85,7 +86,10 @@ class ModelConfig(BaseModel):
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model folder in memory. `fused` is how `hawk` fuses the heads; both are None where there are none."""
+    """A model folder in memory. `fused` is how `hawk` fuses the heads, `left` what it knows of left neighbours.
+
+    These three are None where there are none.
+    """
 
     config: ModelConfig
     target: LlamaGen
@@ -93,6 +97,7 @@ class LoadedModel:
     text: StaticTextEncoder
     heads: DraftHeads | None
     fused: FusedSettings | None
+    left: LeftFactor | None
     fingerprint: str
 
     @property
@@ -130,7 +135,8 @@ def load_model(
     present = with_heads and (drafter is not None or heads_folder.is_dir())
     heads = load_heads(heads_folder, config.target, fingerprint, dtype) if present else None
     fused = load_pool(heads_folder, heads) if heads else None
-    return LoadedModel(config, target, tokenizer, text, heads, fused, fingerprint)
+    left = LeftFactor.load(heads_folder, config.target.vocab_size) if heads else None
+    return LoadedModel(config, target, tokenizer, text, heads, fused, left, fingerprint)
 
 
 def read_config(folder: Path) -> ModelConfig:

@@ -186,7 +186,7 @@ def generate(
     state = DecodeState(canvas, prefilled.cache, prefilled.padding, params, bound, memory, stats)
     first = root_tree(canvas)
     next_positions = torch.zeros_like(first.tokens)
-    scores = log_probs(guided_logits(target, prefilled.hidden[:, None], params, canvas.batch), params)
+    scores = log_probs(guided_logits(target, prefilled.hidden[:, None], hidden[:, None], params), params)
     commit(state, drafter, first, [[0]] * canvas.batch, bound(first, first.ancestors(), scores, next_positions))
     names: tuple[str, ...] = ()
     while not canvas.done:
@@ -211,9 +211,10 @@ def step(state: DecodeState, target: Target, drafter: Drafter) -> tuple[str, ...
         state.cache,
         canvas.grid,
     )
-    scores = log_probs(guided_logits(target, hidden, params, canvas.batch), params)
+    guided = guided_state(hidden, params, canvas.batch)
+    scores = log_probs(guided_logits(target, hidden, guided, params), params)
     verdicts = state.verify(tree, ancestors, scores, positions + 1)
-    keep(state, guided_state(hidden, params, canvas.batch), verdicts)
+    keep(state, guided, verdicts)
     valid = [row[ok].tolist() for row, ok in zip(depths, tree.valid, strict=True)]
     commit(state, drafter, tree, valid, verdicts)
     return tree.source_names
@@ -253,13 +254,13 @@ def guided_state(hidden: Float[Tensor, "rows *n d"], params: SamplingParams, bat
 
 
 def guided_logits(
-    target: Target, hidden: Float[Tensor, "rows n d"], params: SamplingParams, batch: int
+    target: Target, hidden: Float[Tensor, "rows n d"], guided: Float[Tensor, "b n d"], params: SamplingParams
 ) -> Float[Tensor, "b n vocab"]:
-    """Guided logits; a linear head is applied once, to the guided state."""
+    """Guided logits of [cond; uncond] rows; a linear head is applied once, to their guided state."""
     if target.linear_head or not params.guided:
-        return target.head(guided_state(hidden, params, batch))
+        return target.head(guided)
     logits = target.head(hidden)
-    return guide(logits[:batch], logits[batch:], params.cfg_scale)
+    return guide(logits[: len(guided)], logits[len(guided) :], params.cfg_scale)
 
 
 def root_tree(canvas: Canvas) -> DraftTree:

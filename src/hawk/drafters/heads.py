@@ -3,12 +3,12 @@
 A head is one residual block on the target's guided last hidden state, followed by the target's own frozen output
 head. Horizontal head n reads the newest state, which predicts position t, and predicts t + n. Vertical head d reads
 the state after token y - d * width and predicts position y; its predictions wait in a cache until their row comes.
+A source asks with draft states (`queries`) and is handed log q (`receive`): the pool runs the output head once for all.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,10 +21,6 @@ from torch import Tensor, nn
 from hawk.canvas import Canvas
 from hawk.errors import HawkError
 from hawk.files import save_tensors, write_json
-from hawk.sampling import SamplingParams, log_probs
-
-OutputHead = Callable[[Tensor], Tensor]
-"""The target's frozen output head: states `[*, dim]` to guided logits `[*, vocab]`."""
 
 
 @dataclass(frozen=True)
@@ -80,25 +76,35 @@ class HorizontalSource:
 
     name = "horizontal"
     heads: DraftHeads
-    head: OutputHead
 
     @property
     def reach(self) -> int:
         """Furthest offset from the root that is predicted."""
         return self.heads.config.horizontal
 
-    def start(self, canvas: Canvas, params: SamplingParams) -> SamplingParams:
-        """The parameters are all there is to remember."""
-        return params
+    def start(self, canvas: Canvas) -> HorizontalMemory:
+        """Nothing is known before the first state."""
+        return HorizontalMemory([canvas.states.new_empty(0, 0)] * canvas.batch)
 
-    def observe(self, memory: SamplingParams, canvas: Canvas) -> None:
-        """Nothing is kept between steps."""
-
-    def draft(self, memory: SamplingParams, canvas: Canvas, row: int, offsets: int) -> Float[Tensor, "offsets vocab"]:
-        """log q of an image at root + 1 .. root + `offsets` (at most `reach`)."""
+    def queries(self, memory: HorizontalMemory, canvas: Canvas, row: int) -> Float[Tensor, "n d"]:
+        """The draft state of every head, read from an image's newest state."""
         newest = canvas.states[row, canvas.committed[row] - 1]
-        states = [self.heads.draft_state(block, newest) for block in list(self.heads.horizontal)[:offsets]]
-        return log_probs(self.head(torch.stack(states)), memory)
+        return torch.stack([self.heads.draft_state(block, newest) for block in self.heads.horizontal])
+
+    def receive(self, memory: HorizontalMemory, row: int, log_q: Float[Tensor, "n vocab"]) -> None:
+        """Keep what the queries were answered with."""
+        memory.ahead[row] = log_q
+
+    def draft(self, memory: HorizontalMemory, row: int, offsets: int) -> Float[Tensor, "offsets vocab"]:
+        """log q of an image at root + 1 .. root + `offsets` (at most `reach`)."""
+        return memory.ahead[row][:offsets]
+
+
+@dataclass
+class HorizontalMemory:
+    """The newest predictions of each image, `[heads, vocab]`."""
+
+    ahead: list[Tensor]
 
 
 @dataclass
@@ -108,7 +114,6 @@ class VerticalMemory:
     `read` counts the states of each image that have been turned into predictions.
     """
 
-    params: SamplingParams
     waiting: Float[Tensor, "b slots vocab"]
     read: list[int]
 
@@ -118,7 +123,6 @@ class VerticalSource:
     """Distributions for any uncommitted position whose cell `depth` rows above is committed."""
 
     heads: DraftHeads
-    head: OutputHead
     depth: int
     vocab: int
 
@@ -127,23 +131,25 @@ class VerticalSource:
         """`vertical-d`."""
         return f"vertical-{self.depth}"
 
-    def start(self, canvas: Canvas, params: SamplingParams) -> VerticalMemory:
+    def start(self, canvas: Canvas) -> VerticalMemory:
         """An empty cache."""
         slots = self.depth * canvas.grid.width
-        waiting = torch.empty(canvas.batch, slots, self.vocab, device=canvas.states.device)
-        return VerticalMemory(params, waiting, [0] * canvas.batch)
+        wide = torch.promote_types(canvas.states.dtype, torch.float32)  # as log_probs gives
+        waiting = torch.empty(canvas.batch, slots, self.vocab, dtype=wide, device=canvas.states.device)
+        return VerticalMemory(waiting, [0] * canvas.batch)
 
-    def observe(self, memory: VerticalMemory, canvas: Canvas) -> None:
-        """Turn the states of newly committed tokens into predictions for the cells `depth` rows below them."""
-        block, slots = self.heads.vertical[self.depth - 1], memory.waiting.shape[1]
-        for row in range(canvas.batch):
-            first, until = memory.read[row], min(canvas.committed[row] - 1, canvas.grid.size - slots)
-            if until <= first:
-                continue
-            states = canvas.states[row, first + 1 : until + 1]
-            predicted = log_probs(self.head(self.heads.draft_state(block, states)), memory.params)
-            memory.waiting[row, torch.arange(first, until) % slots] = predicted.to(memory.waiting.dtype)
-            memory.read[row] = until
+    def queries(self, memory: VerticalMemory, canvas: Canvas, row: int) -> Float[Tensor, "n d"]:
+        """Draft states, from the states of an image's newly committed tokens, for the cells `depth` rows below them."""
+        first, slots = memory.read[row], memory.waiting.shape[1]
+        until = max(first, min(canvas.committed[row] - 1, canvas.grid.size - slots))
+        states = canvas.states[row, first + 1 : until + 1]
+        return self.heads.draft_state(self.heads.vertical[self.depth - 1], states) if until > first else states
+
+    def receive(self, memory: VerticalMemory, row: int, log_q: Float[Tensor, "n vocab"]) -> None:
+        """Put what the queries were answered with into the cache."""
+        first, slots = memory.read[row], memory.waiting.shape[1]
+        memory.read[row] = first + len(log_q)
+        memory.waiting[row, torch.arange(first, memory.read[row]) % slots] = log_q
 
     def covered(self, memory: VerticalMemory, row: int, start: int, end: int) -> tuple[int, int]:
         """The part of the positions [start, end) of an image whose cell `depth` rows above has been read."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hawk.drafters.heads import DraftHeads, HorizontalSource, OutputHead, VerticalSource
-from hawk.drafters.pool import CartesianPool, FusedPool, FusedSettings
+from hawk.drafters.heads import DraftHeads, HorizontalSource, VerticalSource
+from hawk.drafters.left import LeftFactor
+from hawk.drafters.pool import CartesianPool, FusedPool, FusedSettings, OutputHead
 from hawk.errors import HawkError
 
 
@@ -38,7 +39,7 @@ METHODS = {
             "coupled",
             True,
             2,
-            "the same sources fused, best-first tree, coupled verification (default)",
+            "the same sources fused, left neighbours, best-first tree, coupled verification (default)",
         ),
     )
 }
@@ -52,12 +53,17 @@ def method_named(name: str) -> Method:
 
 
 def build_drafter(
-    method: Method, heads: DraftHeads, head: OutputHead, vocab: int, fused: FusedSettings
+    method: Method,
+    heads: DraftHeads,
+    head: OutputHead,
+    vocab: int,
+    fused: FusedSettings,
+    left: LeftFactor | None = None,
 ) -> CartesianPool | FusedPool:
-    """The drafter of any method but `ar`. `fused` is what `hawk` has fitted: weights, acceptance, tree limits."""
-    horizontal = HorizontalSource(heads, head) if method.horizontal else None
+    """The drafter of any method but `ar`; `fused` (weights, acceptance, tree limits) and `left` are for `hawk`."""
+    horizontal = HorizontalSource(heads) if method.horizontal else None
     depths = range(1, min(method.vertical, heads.config.vertical) + 1)
-    vertical = [VerticalSource(heads, head, depth, vocab) for depth in depths]
+    vertical = [VerticalSource(heads, depth, vocab) for depth in depths]
     if method.name == "hawk":
-        return FusedPool(horizontal, vertical, fused)
-    return CartesianPool(horizontal, vertical, draws=2 if len(vertical) + method.horizontal == 1 else 1)
+        return FusedPool(horizontal, vertical, head, fused, left)
+    return CartesianPool(horizontal, vertical, head, draws=2 if len(vertical) + method.horizontal == 1 else 1)

@@ -9,10 +9,12 @@ noise the target will use, and the tree grows best-first by measured acceptance.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import combinations
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -20,24 +22,37 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from hawk.canvas import Canvas
-from hawk.drafters.heads import HorizontalSource, VerticalMemory, VerticalSource
+from hawk.drafters.heads import HorizontalMemory, HorizontalSource, VerticalMemory, VerticalSource
+from hawk.drafters.left import LeftFactor, Shortlist
 from hawk.errors import HawkError
 from hawk.files import write_json
-from hawk.sampling import Randomness, SamplingParams
+from hawk.sampling import Randomness, SamplingParams, log_probs
 from hawk.tree import DraftTree, TreeBuilder, batch_trees
 from hawk.verify import Verdict
 
 LEAST_LOG_Q = -30.0
 """Floor of a source's log q inside a product: what one source filtered out, another may still propose."""
 
+SHORTLISTED = 24
+"""Candidates of an offset that may take a place in the tree, whatever stands to their left."""
+
+
+OutputHead = Callable[[Tensor], Tensor]
+"""The target's frozen output head: states `[*, dim]` to guided logits `[*, vocab]`."""
+
 
 @dataclass
 class PoolMemory:
-    """What a pool remembers of a batch: its parameters, its randomness, and the vertical caches."""
+    """What a pool remembers of a batch: its parameters, its randomness, and what its sources remember.
+
+    `layouts` holds the weights of a fused pool, laid out once for each pattern of coverage (it recurs at every step).
+    """
 
     params: SamplingParams
     randomness: Randomness
+    horizontal: HorizontalMemory | None
     vertical: list[VerticalMemory]
+    layouts: dict[tuple[tuple[int, int, int], ...], list[Tensor]] = field(default_factory=dict)
 
 
 @dataclass
@@ -46,6 +61,8 @@ class Pool:
 
     horizontal: HorizontalSource | None
     vertical: list[VerticalSource]
+    head: OutputHead
+    least_log_q: ClassVar[float | None] = None
 
     @property
     def source_names(self) -> tuple[str, ...]:
@@ -53,20 +70,32 @@ class Pool:
         return (*(["horizontal"] if self.horizontal else []), *(source.name for source in self.vertical))
 
     def start(self, canvas: Canvas, params: SamplingParams, randomness: Randomness) -> PoolMemory:
-        """Empty vertical caches for a batch."""
-        return PoolMemory(params, randomness, [source.start(canvas, params) for source in self.vertical])
+        """Empty memories for a batch."""
+        horizontal = self.horizontal.start(canvas) if self.horizontal else None
+        return PoolMemory(params, randomness, horizontal, [source.start(canvas) for source in self.vertical])
 
     def observe(self, memory: PoolMemory, canvas: Canvas, verdicts: list[Verdict]) -> None:
-        """Let the vertical sources read the states of newly committed tokens."""
-        for source, cache in zip(self.vertical, memory.vertical, strict=True):
-            source.observe(cache, canvas)
+        """Let every source read the states of newly committed tokens; one call of the output head serves them all."""
+        asked: list[tuple[Callable[[Tensor], None], Tensor]] = []
+        for row in range(canvas.batch):
+            if not canvas.room(row):
+                continue
+            if self.horizontal and memory.horizontal:
+                states = self.horizontal.queries(memory.horizontal, canvas, row)
+                asked.append((partial(self.horizontal.receive, memory.horizontal, row), states))
+            for source, cache in zip(self.vertical, memory.vertical, strict=True):
+                asked.append((partial(source.receive, cache, row), source.queries(cache, canvas, row)))
+        if asked:
+            log_q = log_probs(self.head(torch.cat([states for _, states in asked])), memory.params)
+            log_q = log_q if self.least_log_q is None else log_q.clamp_min_(self.least_log_q)
+            for (receive, _), answer in zip(asked, log_q.split([len(states) for _, states in asked]), strict=True):
+                receive(answer)
 
     def drafts(self, memory: PoolMemory, canvas: Canvas, row: int, window: int) -> list[SourceDraft]:
         """What each source says about the `window` positions after an image's root (those that it can speak of)."""
         drafts = []
-        if self.horizontal and window:
-            log_q = self.horizontal.draft(memory.params, canvas, row, min(window, self.horizontal.reach))
-            drafts.append(SourceDraft(0, 0, log_q))
+        if self.horizontal and memory.horizontal and window:
+            drafts.append(SourceDraft(0, 0, self.horizontal.draft(memory.horizontal, row, window)))
         first_vertical = 1 if self.horizontal else 0
         root = canvas.committed[row]
         for k, (source, cache) in enumerate(zip(self.vertical, memory.vertical, strict=True), start=first_vertical):
@@ -156,14 +185,17 @@ class FusedSettings:
         """Chance of each rank at a depth whose first candidate leads by `lead`."""
         return self.rate[sum(lead >= edge for edge in self.edges)]
 
-    def weights_of(self, present: list[list[int]]) -> list[dict[int, float]]:
-        """Weight of each source present at offset 1, 2, ..."""
-        rows = []
-        for offset, sources in enumerate(present):
-            by_offset = self.weights[pattern_key(sources)]
-            row = by_offset[min(offset, len(by_offset) - 1)]
-            rows.append(dict(zip(sorted(sources), row, strict=True)))
-        return rows
+    def layout(self, drafts: list[SourceDraft]) -> list[Float[Tensor, "n 1"]]:
+        """The weight of each draft at each of its offsets, given which sources are present there."""
+        columns = []
+        for draft in drafts:
+            column = []
+            for offset in range(draft.first, draft.end):
+                present = sorted(d.source for d in drafts if d.first <= offset < d.end)
+                by_offset = self.weights[pattern_key(present)]
+                column.append(by_offset[min(offset, len(by_offset) - 1)][present.index(draft.source)])
+            columns.append(torch.tensor(column, dtype=draft.log_q.dtype, device=draft.log_q.device)[:, None])
+        return columns
 
     def save(self, folder: Path) -> None:
         """Write `pool.json`."""
@@ -203,7 +235,9 @@ class FusedPool(Pool):
     """Hawk's pool: a weighted product of the sources, top-k of log q + g, a best-first tree of measured acceptance."""
 
     settings: FusedSettings
+    left: LeftFactor | None = None
     lossless_with: tuple[str, ...] = ("coupled",)
+    least_log_q: ClassVar[float | None] = LEAST_LOG_Q
 
     @property
     def max_nodes(self) -> int:
@@ -218,61 +252,91 @@ class FusedPool(Pool):
     def _grow(self, memory: PoolMemory, canvas: Canvas, row: int) -> TreeBuilder:
         committed, settings = canvas.committed[row], self.settings
         builder = TreeBuilder.rooted(int(canvas.tokens[row, committed - 1]))
-        drafts = self.drafts(memory, canvas, row, min(settings.window, canvas.room(row)))
-        covered = [any(d.first <= offset < d.end for d in drafts) for offset in range(settings.window)]
-        reach = covered.index(False) if False in covered else settings.window
-        if not reach:
+        window = min(settings.window, settings.max_nodes - 1, canvas.room(row))
+        drafts = unbroken(self.drafts(memory, canvas, row, window))
+        if not drafts:
             return builder
-        drafts = [draft for draft in drafts if draft.first < reach]
-        scores = self.fuse(drafts, reach) + memory.randomness.noise.window(row, committed, reach)
-        top = scores.topk(min(len(settings.rate[0]), scores.shape[-1]), dim=-1)
-        rates = [settings.rates(lead) for lead in (top.values[:, 0] - top.values[:, 1]).tolist()]
-        likeliest = strongest_source(drafts, top.indices).tolist()
-        grow_best_first(builder, top.indices.tolist(), likeliest, rates, settings.max_nodes, settings.min_gain)
+        candidates = self.shortlist(memory, canvas, row, drafts)
+
+        def below(offset: int, left: int) -> Children:
+            order, lead = candidates.ranked(offset, left, len(settings.rate[0]))
+            tokens, sources = candidates.tokens[offset, order], candidates.sources[offset, order]
+            return Children(tokens.tolist(), sources.tolist(), settings.rates(lead))
+
+        grow_best_first(builder, below, len(candidates.tokens), settings.max_nodes, settings.min_gain)
         return builder
 
-    def fuse(self, drafts: list[SourceDraft], reach: int) -> Float[Tensor, "reach vocab"]:
+    def shortlist(self, memory: PoolMemory, canvas: Canvas, row: int, drafts: list[SourceDraft]) -> Shortlist:
+        """The largest of log q + g at each offset, on the host."""
+        fused, root = self.fuse(memory, drafts), canvas.committed[row]
+        noise = memory.randomness.noise.window(row, root, len(fused))
+        tokens = (fused + noise).topk(min(SHORTLISTED, fused.shape[-1]), dim=-1).indices
+        columns = [(root + offset) % canvas.grid.width for offset in range(len(fused))]
+        return Shortlist(
+            tokens=tokens.cpu().numpy(),
+            sources=strongest_source(drafts, tokens).cpu().numpy(),
+            log_q=fused.gather(-1, tokens).cpu().numpy(),
+            noise=noise.gather(-1, tokens).cpu().numpy(),
+            conditioned=[offset > 0 and column > 0 for offset, column in enumerate(columns)],
+            factor=self.left,
+        )
+
+    def fuse(self, memory: PoolMemory, drafts: list[SourceDraft]) -> Float[Tensor, "reach vocab"]:
         """Weighted sum of log q over the sources present at each offset (only the order of log q + g counts)."""
+        pattern = tuple((draft.source, draft.first, draft.end) for draft in drafts)
+        if pattern not in memory.layouts:
+            memory.layouts[pattern] = self.settings.layout(drafts)
+        reach = max(draft.end for draft in drafts)
         fused = drafts[0].log_q.new_zeros(reach, drafts[0].log_q.shape[-1])
-        weights = self.settings.weights_of([[d.source for d in drafts if d.first <= o < d.end] for o in range(reach)])
-        for draft in drafts:
-            end = min(draft.end, reach)
-            weight = [weights[offset][draft.source] for offset in range(draft.first, end)]
-            log_q = draft.log_q[: end - draft.first].clamp_min(LEAST_LOG_Q)
-            fused[draft.first : end] += log_q * torch.tensor(weight, dtype=fused.dtype, device=fused.device)[:, None]
+        for draft, weights in zip(drafts, memory.layouts[pattern], strict=True):
+            fused[draft.first : draft.end].addcmul_(draft.log_q, weights)
         return fused
+
+
+def unbroken(drafts: list[SourceDraft]) -> list[SourceDraft]:
+    """The drafts up to the first offset that no source covers."""
+    reach = 0
+    while any(draft.first <= reach < draft.end for draft in drafts):
+        reach = max(draft.end for draft in drafts if draft.first <= reach)
+    return [
+        draft if draft.end <= reach else SourceDraft(draft.source, draft.first, draft.log_q[: reach - draft.first])
+        for draft in drafts
+        if draft.first < reach
+    ]
 
 
 def strongest_source(drafts: list[SourceDraft], tokens: Int[Tensor, "reach k"]) -> Int[Tensor, "reach k"]:
     """The source that gives each candidate the largest q: whose draft it is called when it is kept."""
-    best = torch.full(tokens.shape, -torch.inf, device=tokens.device, dtype=drafts[0].log_q.dtype)
-    source = torch.zeros_like(tokens)
-    for draft in drafts:
-        end = min(draft.end, len(tokens))
-        here = slice(draft.first, end)
-        log_q = draft.log_q[: end - draft.first].gather(-1, tokens[here])
-        better = log_q > best[here]
-        best[here] = torch.where(better, log_q, best[here])
-        source[here] = torch.where(better, draft.source, source[here])
-    return source
+    log_q = torch.full((len(drafts), *tokens.shape), -torch.inf, device=tokens.device, dtype=drafts[0].log_q.dtype)
+    for said, draft in zip(log_q, drafts, strict=True):
+        torch.gather(draft.log_q, -1, tokens[draft.first : draft.end], out=said[draft.first : draft.end])
+    return torch.tensor([draft.source for draft in drafts], device=tokens.device)[log_q.argmax(0)]
+
+
+@dataclass(frozen=True)
+class Children:
+    """Candidates below a node, best first, the source of each, and its chance given that the node is kept."""
+
+    tokens: list[int]
+    sources: list[int]
+    rates: tuple[float, ...]
 
 
 def grow_best_first(
-    builder: TreeBuilder,
-    candidates: list[list[int]],
-    sources: list[list[int]],
-    rates: list[tuple[float, ...]],
-    max_nodes: int,
-    min_gain: float,
+    builder: TreeBuilder, below: Callable[[int, int], Children], depth: int, max_nodes: int, min_gain: float
 ) -> None:
-    """Add the nodes likeliest to be kept; `rates[depth][rank]` is a candidate's chance given that its parent is."""
-    heap = [(-rates[0][0], 0, 0, 0)]
+    """Add the nodes likeliest to be kept, down to `depth`; `below(offset, token)` are a node's children."""
+    first = below(0, builder.tokens[0])
+    heap = [(-first.rates[0], 0, 0, 0, first)]
     while heap and len(builder.tokens) < max_nodes:
-        gain, parent, depth, rank = heapq.heappop(heap)
+        gain, parent, offset, rank, siblings = heapq.heappop(heap)
         if -gain < min_gain:
             return
-        node = builder.add(parent, candidates[depth][rank], sources[depth][rank])
-        if rank + 1 < len(candidates[depth]):
-            heapq.heappush(heap, (gain / rates[depth][rank] * rates[depth][rank + 1], parent, depth, rank + 1))
-        if depth + 1 < len(candidates):
-            heapq.heappush(heap, (gain * rates[depth + 1][0], node, depth + 1, 0))
+        token = siblings.tokens[rank]
+        node = builder.add(parent, token, siblings.sources[rank])
+        if rank + 1 < len(siblings.tokens):
+            other = gain / siblings.rates[rank] * siblings.rates[rank + 1]
+            heapq.heappush(heap, (other, parent, offset, rank + 1, siblings))
+        if offset + 1 < depth:
+            children = below(offset + 1, token)
+            heapq.heappush(heap, (gain * children.rates[0], node, offset + 1, 0, children))

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hawk.decode import Drafter, Generation, NoDrafter, Target, generate, guided_logits
+from hawk.decode import Drafter, Generation, NoDrafter, Target, generate, guided_logits, guided_state
 from hawk.errors import HawkError
 from hawk.evaluation.law import DrawLaw, exact_law
 from hawk.evaluation.tiny import tiny_drafters, tiny_prompt, tiny_target
@@ -246,7 +246,7 @@ def teacher_forced(
     with torch.no_grad():
         hidden = target.forward_nodes(inputs, positions, causal, prefilled.padding, prefilled.cache, grid)
         states = torch.cat((prefilled.hidden[:, None], hidden), dim=1)
-        return log_probs(guided_logits(target, states, params, batch), params)
+        return log_probs(guided_logits(target, states, guided_state(states, params, batch), params), params)
 
 
 def exact_joint(

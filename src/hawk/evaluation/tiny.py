@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hawk.canvas import Canvas
 from hawk.decode import Drafter
 from hawk.drafters.heads import DraftHeads, HeadsConfig
+from hawk.drafters.left import LeftFactor
 from hawk.drafters.methods import METHODS, build_drafter
 from hawk.drafters.pool import FusedSettings
 from hawk.grid import Grid
@@ -114,6 +115,7 @@ def tiny_drafters(target: LlamaGen, seed: int = 0) -> dict[str, tuple[Drafter, s
         heads = DraftHeads(HeadsConfig(target.config.dim, horizontal=3, vertical=2)).to(dtype)
         for parameter in heads.parameters():
             nn.init.normal_(parameter, std=2.5 * target.config.dim**-0.5)
+        left = LeftFactor(torch.randn(vocab, 3).numpy(), torch.randn(vocab, 3).numpy(), base=0.7)
     heads.eval().requires_grad_(False)
     drafters: dict[str, tuple[Drafter, str]] = {
         "random": (RandomDrafter(vocab), "coupled"),
@@ -122,5 +124,5 @@ def tiny_drafters(target: LlamaGen, seed: int = 0) -> dict[str, tuple[Drafter, s
     for name, method in METHODS.items():
         if name != "ar":
             fused = FusedSettings.unfitted(method.horizontal + method.vertical)
-            drafters[name] = (build_drafter(method, heads, target.head, vocab, fused), method.verifier)
+            drafters[name] = (build_drafter(method, heads, target.head, vocab, fused, left), method.verifier)
     return drafters

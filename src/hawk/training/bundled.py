@@ -44,21 +44,24 @@ def train_bundled_heads(folder: Path, data: Path, out: Path, images: int, config
     onpolicy = OnPolicy(tokens, states)
     shape = HeadsConfig(model.target.config.dim)
     heads, fitted = train_heads(model.target, onpolicy, grid, params, shape, config, out)
-    held_out = OnPolicy(tokens[images * 9 // 10 :], states[images * 9 // 10 :])
-    settings, quality = fit_pool(heads, model.target.output, held_out, grid, params)
+    kept = images * 9 // 10
+    held_out = OnPolicy(tokens[kept:], states[kept:])
+    pool = fit_pool(heads, model.target, OnPolicy(tokens[:kept], states[:kept]), held_out, grid, params)
     heads.save(folder / HEADS_FOLDER, target_fingerprint(folder))
-    settings.save(folder / HEADS_FOLDER)
+    pool.settings.save(folder / HEADS_FOLDER)
+    pool.left.save(folder / HEADS_FOLDER)
     report = {
         "images": images,
         "minutes": round(fitted.seconds / 60, 1),
         "loss": fitted.scalars,
-        "quality": quality,
+        "quality": pool.quality,
         "copy": copy_baselines(model.target.output, held_out, grid, params),
         "parameters": sum(p.numel() for p in heads.parameters()),
+        "left_parameters": pool.left.left.size + pool.left.here.size,
         "target_parameters": sum(p.numel() for p in model.target.parameters()),
     }
     write_json(folder / HEADS_FOLDER / "report.json", report)
-    return f"{folder / HEADS_FOLDER}: {quality['fused']}"
+    return f"{folder / HEADS_FOLDER}: {pool.quality['fused, left known']}"
 
 
 def training_captions(sprites: SpriteSet, start: int, count: int) -> list[str]:
@@ -66,7 +69,7 @@ def training_captions(sprites: SpriteSet, start: int, count: int) -> list[str]:
     captions = []
     for i in range(start, start + count):
         rng = np.random.default_rng((1, i))
-        captions.append(compose(sprites, int(rng.integers(len(sprites.records))), rng).caption)
+        captions.append(compose(sprites, int(rng.choice(len(sprites), p=sprites.shares)), rng).caption)
     return captions
 
 

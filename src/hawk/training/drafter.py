@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from hawk.decode import NoDrafter, Target, generate
 from hawk.drafters.heads import DraftHeads, HeadsConfig
+from hawk.drafters.left import LeftFactor
 from hawk.drafters.pool import LEAST_LOG_Q, FusedSettings, pattern_key
 from hawk.files import save_tensors
 from hawk.grid import Grid
@@ -129,19 +130,20 @@ def train_heads(
 class PoolData:
     """Drafts against the target at sampled (root, offset): `log_q[source]` and `log_p`, `[samples, offsets, vocab]`.
 
-    `present[source]` marks where a source has a draft.
+    `present[source]` marks where a source has a draft; `left` is the left neighbour's token where it counts, else -1.
     """
 
     log_q: Float[Tensor, "sources samples offsets vocab"]
     present: Tensor
     log_p: Float[Tensor, "samples offsets vocab"]
+    left: Int[Tensor, "samples offsets"]
 
 
 @torch.no_grad()
 def pool_data(
     heads: DraftHeads,
     output: nn.Module,
-    states: Float[Tensor, "images n d"],
+    drawn: OnPolicy,
     grid: Grid,
     params: SamplingParams,
     offsets: int,
@@ -150,14 +152,19 @@ def pool_data(
 ) -> PoolData:
     """Draw `samples` (image, root position) pairs and collect every source's draft at offsets 1 .. `offsets`."""
     generator = torch.Generator().manual_seed(seed)
-    vocab, sources = output(states[0, :1]).shape[-1], 1 + len(heads.vertical)
+    vocab, sources = output(drawn.states[0, :1]).shape[-1], 1 + len(heads.vertical)
     log_q = torch.zeros(sources, samples, offsets, vocab)
     present = torch.zeros(sources, samples, offsets, dtype=torch.bool)
     log_p = torch.zeros(samples, offsets, vocab)
+    left = torch.full((samples, offsets), -1)
     for i in range(samples):
-        image = states[int(torch.randint(len(states), (), generator=generator))]
+        chosen = int(torch.randint(len(drawn.states), (), generator=generator))
+        image = drawn.states[chosen]
         root = int(torch.randint(grid.size - offsets, (), generator=generator))
         wanted = torch.arange(root + 1, root + offsets + 1)
+        beside = wanted % grid.width > 0
+        beside[0] = False  # the sources know the root's token
+        left[i, beside] = drawn.tokens[chosen, wanted[beside] - 1]
         log_p[i] = log_probs(output(image[wanted]), params)
         for n, block in enumerate(list(heads.horizontal)[:offsets]):
             log_q[0, i, n] = log_probs(output(heads.draft_state(block, image[root])), params)
@@ -168,7 +175,7 @@ def pool_data(
             if known.any():
                 log_q[d, i, known] = log_probs(output(heads.draft_state(block, image[above[known] + 1])), params)
                 present[d, i] = known
-    return PoolData(log_q, present, log_p)
+    return PoolData(log_q, present, log_p, left)
 
 
 def fit_weights(data: PoolData, steps: int = 60) -> dict[str, tuple[tuple[float, ...], ...]]:
@@ -206,7 +213,7 @@ def _fit_row(log_q: Tensor, log_p: Tensor, steps: int) -> tuple[float, ...]:
 
 @torch.no_grad()
 def fused_scores(
-    data: PoolData, weights: dict[str, tuple[tuple[float, ...], ...]]
+    data: PoolData, weights: dict[str, tuple[tuple[float, ...], ...]], factor: LeftFactor | None = None
 ) -> Float[Tensor, "samples offsets v"]:
     """The pool's log-linear product at every sample (-inf where no source is present)."""
     sources, samples, offsets, _ = data.log_q.shape
@@ -218,15 +225,70 @@ def fused_scores(
                 rows = weights[pattern_key(present)]
                 row = torch.tensor(rows[min(offset, len(rows) - 1)])
                 fused[i, offset] = torch.einsum("s,sv->v", row, data.log_q[present, i, offset].clamp_min(LEAST_LOG_Q))
+    if factor is not None:
+        known = data.left >= 0
+        left, here = (torch.from_numpy(table) for table in (factor.left, factor.here))
+        fused[known] = factor.base * fused[known] + left[data.left[known]] @ here.T
     return fused
+
+
+class LeftLoss(nn.Module):
+    """Cross-entropy of pool and left factor against the target, the factor's tables being linear in its embeddings."""
+
+    def __init__(self, embeddings: Float[Tensor, "vocab d"], outputs: Float[Tensor, "vocab d"], rank: int) -> None:
+        super().__init__()
+        self.inputs = [table.detach() / table.detach().square().mean().sqrt() for table in (embeddings, outputs)]
+        self.left = nn.Linear(embeddings.shape[1], rank, bias=False)
+        self.here = nn.Linear(embeddings.shape[1], rank, bias=False)
+        self.base = nn.Parameter(torch.ones(()))
+        nn.init.zeros_(self.here.weight)
+
+    def tables(self) -> tuple[Float[Tensor, "vocab rank"], Float[Tensor, "vocab rank"]]:
+        """The factor's `left` and `here`."""
+        return self.left(self.inputs[0]), self.here(self.inputs[1])
+
+    def forward(
+        self, fused: Float[Tensor, "n vocab"], log_p: Float[Tensor, "n vocab"], left: Int[Tensor, " n"]
+    ) -> Float[Tensor, ""]:
+        """Mean nats."""
+        before, here = self.tables()
+        return -(log_p.exp() * (self.base * fused + before[left] @ here.T).log_softmax(-1)).sum(-1).mean()
+
+
+def fit_left(
+    data: PoolData,
+    weights: dict[str, tuple[tuple[float, ...], ...]],
+    embeddings: Float[Tensor, "vocab d"],
+    outputs: Float[Tensor, "vocab d"],
+    rank: int = 16,
+    steps: int = 400,
+    seed: int = 0,
+) -> LeftFactor:
+    """Fit what left neighbours add to a pool of the given weights."""
+    torch.manual_seed(seed)
+    loss = LeftLoss(embeddings, outputs, rank)
+    usable = (data.left >= 0) & data.present.any(0)
+    fused, log_p, left = fused_scores(data, weights)[usable], data.log_p[usable], data.left[usable]
+    optimizer = torch.optim.AdamW(loss.parameters(), lr=3e-3, weight_decay=0.01)
+    for _ in tqdm(range(steps), desc="left neighbours", unit="step"):
+        rows = torch.randint(len(left), (min(256, len(left)),))
+        optimizer.zero_grad()
+        loss(fused[rows], log_p[rows], left[rows]).backward()
+        optimizer.step()
+    tables = [table.detach().float().contiguous().numpy() for table in loss.tables()]
+    return LeftFactor(tables[0], tables[1], float(loss.base.detach()))
 
 
 @torch.no_grad()
 def measure_acceptance(
-    data: PoolData, weights: dict[str, tuple[tuple[float, ...], ...]], seed: int, ranks: int = 8
+    data: PoolData,
+    weights: dict[str, tuple[tuple[float, ...], ...]],
+    seed: int,
+    ranks: int = 8,
+    factor: LeftFactor | None = None,
 ) -> tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]:
     """(edges, rate[bin][rank]): how often the candidate of a rank is the target's token, by the first one's lead."""
-    fused = fused_scores(data, weights).flatten(0, 1)
+    fused = fused_scores(data, weights, factor).flatten(0, 1)
     log_p = data.log_p.flatten(0, 1)
     usable = fused.isfinite().any(-1)
     fused, log_p = fused[usable], log_p[usable]
@@ -246,18 +308,21 @@ def measure_acceptance(
 
 @torch.no_grad()
 def draft_quality(
-    data: PoolData, weights: dict[str, tuple[tuple[float, ...], ...]], seed: int
+    data: PoolData, weights: dict[str, tuple[tuple[float, ...], ...]], seed: int, factor: LeftFactor | None = None
 ) -> dict[str, dict[int, dict[str, float]]]:
-    """Of each source and the pool at offsets 1, 2, 4, 8: mass kept, and coupled top-1 and top-8 coverage.
+    """Of each source, the pool, and the pool that knows its left neighbour, at offsets 1, 2, 4, 8.
 
-    Mass kept is the sum over tokens of min(p, q); coverage is the chance that the target's token, argmax(log p + g),
-    is among the k largest of log q + g.
+    Mass kept is the sum over tokens of min(p, q); `top1` and `top8` are coupled coverage, the chance that the target's
+    token, argmax(log p + g), is among the k largest of log q + g.
     """
     fused = fused_scores(data, weights)
     named = {"horizontal": data.log_q[0], "fused": fused}
     named |= {f"vertical-{d}": data.log_q[d] for d in range(1, len(data.log_q))}
     masks = {"horizontal": data.present[0], "fused": data.present.any(0)}
     masks |= {f"vertical-{d}": data.present[d] for d in range(1, len(data.log_q))}
+    if factor is not None:
+        named["fused, left known"] = fused_scores(data, weights, factor)
+        masks["fused, left known"] = data.present.any(0)
     quality: dict[str, dict[int, dict[str, float]]] = {}
     for name, log_q in named.items():
         for offset in (n for n in (1, 2, 4, 8) if n <= log_q.shape[1] and masks[name][:, n - 1].any()):
@@ -287,15 +352,36 @@ def copy_baselines(
     return {"left": float(left), "above": float(above)}
 
 
+@dataclass(frozen=True)
+class FittedPool:
+    """How `hawk` fuses heads, what it knows of left neighbours, and how good its drafts are (`draft_quality`)."""
+
+    settings: FusedSettings
+    left: LeftFactor
+    quality: dict[str, dict[int, dict[str, float]]]
+
+
 def fit_pool(
-    heads: DraftHeads, output: nn.Module, held_out: OnPolicy, grid: Grid, params: SamplingParams, seed: int = 0
-) -> tuple[FusedSettings, dict[str, dict[int, dict[str, float]]]]:
-    """Fit the pool's weights, measure its acceptance on other samples, and its quality on a third set."""
+    heads: DraftHeads,
+    target: LlamaGen,
+    drawn: OnPolicy,
+    held_out: OnPolicy,
+    grid: Grid,
+    params: SamplingParams,
+    samples: int = 200,
+    seed: int = 0,
+) -> FittedPool:
+    """Fit the pool's weights and left factor; measure its acceptance and its quality on held-out images."""
     window = min(16, grid.size - 1)
-    sets = [pool_data(heads, output, held_out.states, grid, params, window, 160, seed + i) for i in range(3)]
-    weights = fit_weights(sets[0])
-    edges, rate = measure_acceptance(sets[1], weights, seed)
-    return FusedSettings(weights, edges, rate, window=window), draft_quality(sets[2], weights, seed)
+
+    def sampled(images: OnPolicy, part: int, times: int = 1) -> PoolData:
+        return pool_data(heads, target.output, images, grid, params, window, samples * times, seed + part)
+
+    weights = fit_weights(sampled(held_out, 0))
+    left = fit_left(sampled(drawn, 1, 4), weights, target.tok_embeddings.weight, target.output.weight)
+    edges, rate = measure_acceptance(sampled(held_out, 2), weights, seed, factor=left)
+    quality = draft_quality(sampled(held_out, 3), weights, seed, left)
+    return FittedPool(FusedSettings(weights, edges, rate, window=window), left, quality)
 
 
 def preset() -> FitConfig:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The exact commands that made src/hawk/weights/bundled (two CPU cores with AMX, about two hours in all).
+# The exact commands that made src/hawk/weights/bundled (two CPU cores with AMX, about four hours in all).
 # Each step resumes where it was killed. Needs: pip install -e '.[train]' transformers
 set -euo pipefail
 DATA=${DATA:-data} RUNS=${RUNS:-runs} MINILM=${MINILM:-minilm}
@@ -15,11 +15,16 @@ hawk train tokenizer --data "$DATA" --out "$RUNS/tokenizer" --compile
 hawk train target --data "$DATA" --tokenizer "$RUNS/tokenizer" --text "$RUNS/text" --out "$RUNS/target" --compile
 hawk train drafter --kind heads --model "$RUNS/target/model" --data "$DATA" --out "$RUNS/heads" --images 384 --steps 600
 
-# How the weights in the repository came about: one session's CPU time, its recipe changed on the way.
+# How the weights in the repository came about: two sessions' CPU time, the recipe changed on the way.
 # - tokenizer: as above, on an earlier build of the data (10,865 pictures).
-# - target: four runs, each cut short and gone on from with a fresh optimiser (--init); see the model card's table.
-#   1. 800 of 1500 steps, batch 32, lr 1.5e-3; captions not filled up (20 tokens), no context hidden
-#   2. 619 of 2000 steps, batch 16, lr 1e-3; captions fill 40 tokens, new caption MLP
-#   3. 500 of 1350 steps, --hidden-images 0.5 --hidden-rate 0.9
-#   4. 800 steps, --hidden-images 0.75 --hidden-rate 1.0
-# - heads: as above, with temperature 0.9 and CFG 2.0 as the model folder's defaults.
+# - target: eight runs, each gone on from with a fresh optimiser (--init), all but the last cut short; batch 16 but for
+#   the first. Runs 1 to 4 drew all pictures at any size and place; from run 5 on sizes and places are fixed.
+#   1. 800 of 1500 steps, batch 32, lr 1.5e-3, AdamW; captions not filled up (20 tokens), no context hidden
+#   2. 619 of 2000 steps, lr 1e-3; captions fill 40 tokens, new caption MLP
+#   3. 500 of 1350 steps; half of the images with up to 0.9 of their context hidden
+#   4. 800 steps; three quarters of them, up to all of it
+#   5. 1000 of 4800 steps, lr 1.2e-3; five styles, half of the images with up to all of their context hidden
+#   6. 600 of 4600 steps, lr 1.5e-3; three styles; blind 0.35, hazy 0.2
+#   7. 1400 of 4300 steps, lr 1.5e-3; the everyday things in two styles; blind 0.15, hazy 0.35
+#   8. 3150 steps, lr 1e-3, Muon, as the command above
+# - heads: as above.

@@ -2,8 +2,8 @@
 
     python recipes/contact_sheet.py OUT.png [SEED] [MODEL]
 
-They are paraphrases, backgrounds whose words training never used (turquoise, lavender, ...), and pairs of style and
-object that training held out. Seeds run from SEED (default 0): no image was chosen.
+They are paraphrases, backgrounds whose words training never used (turquoise, lavender, mint, ...), and pairs of style and
+object that training held out (3d pizza, 3d hamster, flat cherries). Seeds run from SEED (default 0): no image was chosen.
 """
 
 import sys
@@ -16,25 +16,25 @@ from hawk.contact_sheet import contact_sheet
 PROMPTS = [
     "a juicy red apple on a bright blue background",
     "kitten's face, 3d",
-    "pepperoni pizza slice, flat icon",
+    "pizza in 3d",
     "happy yellow smiley",
-    "little green frog on pink",
+    "green frog on pink",
     "space rocket blasting off, 3d render",
-    "a big blue heart on a yellow background",
-    "gray elephant, noto style",
-    "a hot cup of coffee on an orange background",
+    "blue heart on a yellow background",
+    "gray elephant, flat design",
+    "hot cup of coffee on an orange background",
     "strawberry on a turquoise background",
     "a cactus on a lavender background",
     "a purple octopus on white",
-    "small tree at the bottom",
+    "palm tree on a mint background",
     "robot head on a black background, flat",
     "a spooky ghost on a purple background",
     "a tiny ladybug in the top left corner",
-    "crying face, twemoji style",
+    "crying face in 3d",
     "yellow banana on a sky blue background",
-    "a football on a green background",
-    "birthday cake with candles, 3d",
-    "a wrapped gift on a red background",
+    "3d hamster",
+    "cherries, flat style",
+    "a gift with a ribbon on a red background",
     "snowman on a dark blue background",
     "a cat and an apple",
     "an old wooden house on a beige background",

@@ -31,12 +31,14 @@ from hawk.training.drafter import (
     measure_acceptance,
     train_heads,
 )
-from hawk.training.loop import FitConfig, fit, learning_rate, load_averaged
+from hawk.training.loop import FitConfig, fit, learning_rate, load_averaged, optimizers_of
 from hawk.training.target import Dropouts, TeacherForced, seen_tokens
 from hawk.training.tokenizer import TokenizerLoss, flat_cell_share, reconstruction_loss
 
 GRID = Grid(4, 6)
 CONFIG = FitConfig(steps=12, batch_size=4, lr=1e-2, warmup=2, dtype="float32", save_every=5, evaluate_every=6)
+
+NEEDS_MUON = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="Muon came with PyTorch 2.9")
 
 
 class Noisy(nn.Module):
@@ -58,12 +60,14 @@ class KilledError(Exception):
     pass
 
 
-def test_a_killed_run_resumes_with_the_same_curve(tmp_path: Path) -> None:
+@pytest.mark.parametrize("muon", [False, pytest.param(True, marks=NEEDS_MUON)])
+def test_a_killed_run_resumes_with_the_same_curve(tmp_path: Path, muon: bool) -> None:
+    config = replace(CONFIG, muon=muon)
     torch.manual_seed(0)
     whole = Noisy()
     other = Noisy()
     other.load_state_dict(whole.state_dict())
-    expected = fit(whole, noisy_loss, CONFIG, tmp_path / "whole")
+    expected = fit(whole, noisy_loss, config, tmp_path / "whole")
 
     def dies_at_seven(module: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         if step == 7:
@@ -71,8 +75,8 @@ def test_a_killed_run_resumes_with_the_same_curve(tmp_path: Path) -> None:
         return noisy_loss(module, step, generator)
 
     with pytest.raises(KilledError):
-        fit(other, dies_at_seven, CONFIG, tmp_path / "killed")
-    resumed = fit(Noisy(), noisy_loss, CONFIG, tmp_path / "killed")
+        fit(other, dies_at_seven, config, tmp_path / "killed")
+    resumed = fit(Noisy(), noisy_loss, config, tmp_path / "killed")
     assert all(torch.equal(resumed.averaged[name], value) for name, value in expected.averaged.items())
     assert resumed.scalars["loss"] == expected.scalars["loss"]
 
@@ -83,6 +87,18 @@ def test_a_run_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
         fit(Noisy(), noisy_loss, replace(CONFIG, lr=0.5), tmp_path)
     with pytest.raises(HawkError, match="no training state"):
         load_averaged(tmp_path / "nowhere.pt")
+
+
+@NEEDS_MUON
+def test_muon_is_for_the_matrices_of_layers_alone() -> None:
+    assert [type(o).__name__ for o in optimizers_of(tiny_target(), CONFIG)] == ["AdamW"]
+    target = tiny_target()
+    muon, adamw = optimizers_of(target, replace(CONFIG, muon=True))
+    matrices = {id(p) for group in muon.param_groups for p in group["params"]}
+    assert matrices == {id(p) for p in target.layers.parameters() if p.ndim == 2}
+    others = {id(p) for group in adamw.param_groups for p in group["params"]}
+    assert matrices | others == {id(p) for p in target.parameters()}
+    assert not matrices & others
 
 
 def test_the_learning_rate_warms_up_and_decays() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,8 +35,6 @@ def _adjusted(
     compiled: bool,
 ) -> FitConfig:
     """The recipe with the options that were given."""
-    from dataclasses import replace
-
     from hawk.errors import HawkError
 
     if dtype not in ("float32", "bfloat16"):
@@ -86,6 +85,7 @@ def train_target_command(
         float, typer.Option("--blind", min=0, max=1, help="Share of images with all context hidden.")
     ] = 0.35,
     hazy: Annotated[float, typer.Option("--hazy", min=0, max=1, help="Share of images with part of it hidden.")] = 0.35,
+    muon: Annotated[bool, typer.Option("--muon/--adamw", help="Optimiser of the transformer's matrices.")] = True,
     steps: Steps = None,
     batch_size: Batch = None,
     lr: Rate = None,
@@ -100,7 +100,7 @@ def train_target_command(
     from hawk.training.target import Dropouts, bundled_shape, preset, train_target
     from hawk.training.tokenizer import load_tokenizer
 
-    config = _adjusted(preset(), steps, batch_size, lr, seed, device, dtype, compiled)
+    config = replace(_adjusted(preset(), steps, batch_size, lr, seed, device, dtype, compiled), muon=muon)
     is_model = (tokenizer / "config.json").is_file()
     vq = load_model(tokenizer, with_heads=False).tokenizer if is_model else load_tokenizer(tokenizer)
     vq, words = vq.to(device), StaticTextEncoder.load(text)

@@ -155,7 +155,6 @@ OnStep = Callable[[Canvas, Stats], None]
 """Called after each step with what is drawn so far."""
 
 
-@torch.no_grad()
 def generate(
     target: Target,
     prompt: Any,
@@ -174,11 +173,25 @@ def generate(
         raise HawkError(f"unknown verifier {verifier!r}: choose coupled or residual")
     if verifier not in drafter.lossless_with:
         raise HawkError(f"this drafter's drafts need the verifier {' or '.join(drafter.lossless_with)}, not {verifier}")
+    with torch.inference_mode():
+        state = begin(target, prompt, grid, params, drafter, seeds, verifier)
+        names: tuple[str, ...] = ()
+        while not state.canvas.done:
+            names = step(state, target, drafter) or names
+            if on_step:
+                on_step(state.canvas, state.stats)
+    canvas = state.canvas  # cloned below: tensors made in inference mode may not be trained on
+    return Generation(canvas.tokens.clone(), canvas.origins.clone(), names, state.stats)
+
+
+def begin(
+    target: Target, prompt: Any, grid: Grid, params: SamplingParams, drafter: Drafter, seeds: list[int], verifier: str
+) -> DecodeState:
+    """Read the prompts and draw the first token of every image."""
     prefilled = target.prefill(prompt, params.guided, grid.size + drafter.max_nodes)
     hidden = guided_state(prefilled.hidden, params, len(seeds))
-    randomness = Randomness.from_seeds(
-        seeds, grid.size, target.vocab_size, like=hidden.new_empty(0, dtype=wide(hidden))
-    )
+    like = hidden.new_empty(0, dtype=wide(hidden))
+    randomness = Randomness.from_seeds(seeds, grid.size, target.vocab_size, like)
     canvas = Canvas.blank(grid, hidden)
     bound = partial(coupled_at, randomness) if verifier == "coupled" else partial(residual_at, randomness)
     memory = drafter.start(canvas, params, randomness)
@@ -188,12 +201,7 @@ def generate(
     next_positions = torch.zeros_like(first.tokens)
     scores = log_probs(guided_logits(target, prefilled.hidden[:, None], hidden[:, None], params), params)
     commit(state, drafter, first, [[0]] * canvas.batch, bound(first, first.ancestors(), scores, next_positions))
-    names: tuple[str, ...] = ()
-    while not canvas.done:
-        names = step(state, target, drafter) or names
-        if on_step:
-            on_step(canvas, stats)
-    return Generation(canvas.tokens, canvas.origins, names, stats)
+    return state
 
 
 def step(state: DecodeState, target: Target, drafter: Drafter) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ def rotate(x: Float[Tensor, "b n heads d"], angles: Float[Tensor, "#b n half 2"]
     """Turn each adjacent pair of channels by its angle; zero (cos, sin) erases the vector (LlamaGen's prefix)."""
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     turns = torch.view_as_complex(angles.to(wide.dtype)).unsqueeze(-2)
-    turned = torch.view_as_complex(wide.unflatten(-1, (-1, 2))) * turns  # as complex numbers: one pass
+    turned = torch.view_as_complex(wide.view(*wide.shape[:-1], -1, 2)) * turns  # as complex numbers: one pass
     return torch.view_as_real(turned).flatten(-2).to(x.dtype)
 
 

@@ -86,9 +86,9 @@ class Attention(nn.Module):
         cache: KVCache | None = None,
         layer: int = 0,
     ) -> Float[Tensor, "rows n dim"]:
-        heads = self.wqkv(x).unflatten(-1, (-1, self.head_dim))
+        heads = self.wqkv(x).view(*x.shape[:-1], -1, self.head_dim)
         turned = rotate(heads[..., : self.n_head + self.kv_heads, :], angles).transpose(1, 2)
-        q, k = turned.split((self.n_head, self.kv_heads), dim=1)
+        q, k = turned[:, : self.n_head], turned[:, self.n_head :]
         v = heads[..., self.n_head + self.kv_heads :, :].transpose(1, 2)
         if cache is not None:
             k, v = cache.append(layer, k, v)

@@ -22,7 +22,11 @@ from hawk.files import replacing
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How to fit: sizes, optimiser, and how often to save. One `step` is one optimiser update."""
+    """How to fit: sizes, optimiser, and how often to save. One `step` is one optimiser update.
+
+    `muon`: the matrices inside a module's `layers` are fitted by Muon, at AdamW's learning rate (its update matched in
+    size), the other parameters by AdamW.
+    """
 
     steps: int
     batch_size: int
@@ -37,6 +41,7 @@ class FitConfig:
     dtype: str = "bfloat16"
     device: str = "cpu"
     compile: bool = False
+    muon: bool = False
     save_every: int = 200
     keep_every: int = 0
     evaluate_every: int = 1000
@@ -86,33 +91,28 @@ def fit(
 
     rank, world = _join_group()
     module.to(config.device).train()
-    decayed = [p for p in module.parameters() if p.requires_grad and p.ndim >= 2]
-    others = [p for p in module.parameters() if p.requires_grad and p.ndim < 2]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+    optimizers = optimizers_of(module, config)
     averaged = {name: value.detach().clone().float() for name, value in module.state_dict().items()}
     out.mkdir(parents=True, exist_ok=True)
-    first, elapsed = _resume(out / "state.pt", module, optimizer, averaged, config)
+    first, elapsed = _resume(out / "state.pt", module, optimizers, averaged, config)
     runner: nn.Module = torch.compile(module) if config.compile else module  # type: ignore[assignment]
     writer = SummaryWriter(str(out / "tensorboard"), purge_step=first) if rank == 0 else None
     scalars: dict[str, float] = {}
     started = time.monotonic() - elapsed
     bar = tqdm(range(first, config.steps), initial=first, total=config.steps, disable=rank != 0, desc=out.name)
     for step in bar:
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate(step, config)
         generator = step_generator(config.seed, step, rank)
         torch.manual_seed(generator.initial_seed())  # dropout masks, too, follow from the step
         with torch.autocast(config.device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
             losses = batch_loss(runner, step, generator)
-        optimizer.zero_grad(set_to_none=True)
+        module.zero_grad(set_to_none=True)
         losses["loss"].backward()
         _average_gradients(module, world)
         norm = nn.utils.clip_grad_norm_(module.parameters(), config.grad_clip)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         _update_average(averaged, module, min(config.ema, (step + 1) / (step + 10)))
         if writer and (step % 20 == 0 or step == config.steps - 1):
             scalars = {name: float(value.detach()) for name, value in losses.items()} | {"grad_norm": float(norm)}
@@ -121,7 +121,7 @@ def fit(
                 writer.add_scalar(f"train/{name}", value, step)
         done = step + 1
         if rank == 0 and (done % config.save_every == 0 or done == config.steps):
-            state = _state(module, optimizer, averaged, done, time.monotonic() - started, config)
+            state = _state(module, optimizers, averaged, done, time.monotonic() - started, config)
             save_atomically(state, out / "state.pt")
             if config.keep_every and done % config.keep_every == 0:
                 save_atomically({"averaged": averaged, "step": done}, out / f"averaged-{done:07d}.pt")
@@ -136,6 +136,24 @@ def fit(
     if writer:
         writer.close()
     return Fitted(averaged, scalars, time.monotonic() - started)
+
+
+def optimizers_of(module: nn.Module, config: FitConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for all parameters (no decay for vectors), or Muon for the matrices of `layers` and AdamW for the rest."""
+    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    inner = {name for name, p in trained if config.muon and p.ndim == 2 and "layers." in name}
+    groups = [
+        {"params": [p for n, p in trained if p.ndim >= 2 and n not in inner], "weight_decay": config.weight_decay},
+        {"params": [p for _, p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+    if not inner:
+        return [adamw]
+    if not hasattr(torch.optim, "Muon"):
+        raise HawkError(f"Muon needs PyTorch 2.9 or newer, this is {torch.__version__}: train without --muon")
+    matrices = [p for name, p in trained if name in inner]
+    muon = torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+    return [muon, adamw]
 
 
 def save_atomically(value: Any, path: Path) -> None:
@@ -153,7 +171,7 @@ def load_averaged(path: Path) -> dict[str, Tensor]:
 
 def _state(
     module: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: list[torch.optim.Optimizer],
     averaged: dict[str, Tensor],
     step: int,
     seconds: float,
@@ -161,7 +179,7 @@ def _state(
 ) -> dict[str, Any]:
     return {
         "model": module.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "averaged": averaged,
         "step": step,
         "seconds": seconds,
@@ -172,7 +190,7 @@ def _state(
 def _resume(
     path: Path,
     module: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: list[torch.optim.Optimizer],
     averaged: dict[str, Tensor],
     config: FitConfig,
 ) -> tuple[int, float]:
@@ -186,7 +204,8 @@ def _resume(
         if name not in free and saved != value and list(_listed(saved)) != list(_listed(value)):
             raise HawkError(f"{path} was written with {name}={saved}, not {value}: use it or another folder")
     module.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
     for name, value in state["averaged"].items():
         averaged[name].copy_(value)
     return int(state["step"]), float(state["seconds"])

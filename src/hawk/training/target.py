@@ -142,13 +142,14 @@ def _batch(
 def preset() -> FitConfig:
     """The bundled recipe."""
     return FitConfig(
-        steps=1500,
-        batch_size=32,
-        lr=1.5e-3,
+        steps=9000,
+        batch_size=16,
+        lr=1e-3,
         weight_decay=0.1,
         warmup=200,
         ema=0.998,
-        keep_every=500,
+        muon=True,
+        keep_every=1000,
         evaluate_every=250,
     )
 

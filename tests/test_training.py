@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from hawk.drafters.heads import DraftHeads, HeadsConfig
@@ -16,7 +19,9 @@ from hawk.errors import HawkError
 from hawk.grid import Grid
 from hawk.sampling import SamplingParams
 from hawk.targets.llamagen import CaptionPrompt, LlamaGen, LlamaGenConfig
+from hawk.targets.text import StaticTextEncoder
 from hawk.targets.vq import FSQConfig, FSQTokenizer
+from hawk.training.data import SpriteJob, write_shards
 from hawk.training.drafter import (
     HeadsLoss,
     OnPolicy,
@@ -32,7 +37,8 @@ from hawk.training.drafter import (
     train_heads,
 )
 from hawk.training.loop import FitConfig, fit, learning_rate, load_averaged, optimizers_of
-from hawk.training.target import Dropouts, TeacherForced, seen_tokens
+from hawk.training.sprites import Split, SpriteRecord, SpriteSet
+from hawk.training.target import Batches, Dropouts, TeacherForced, seen_tokens, train_target
 from hawk.training.tokenizer import TokenizerLoss, flat_cell_share, reconstruction_loss
 
 GRID = Grid(4, 6)
@@ -119,6 +125,18 @@ def test_gradients_reach_the_tokenizers_first_layer() -> None:
     entry = [p for n, p in tokenizer.named_parameters() if n.startswith("encoder.1.")]
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in entry)
     assert flat_cell_share(tokenizer) == 1.0
+
+
+def test_batches_depend_on_the_step_alone_and_not_on_the_workers() -> None:
+    rgba = np.zeros((2, 128, 128, 4), np.uint8)
+    rgba[:, 40:80, 40:90] = (200, 30, 30, 255)
+    records = [SpriteRecord(name, name, (name,), (), "flat", "fake", "MIT", "train") for name in ("cat", "dog")]
+    here, ahead = (Batches(SpriteSet(rgba, tuple(records)), 3, seed=4, steps=9, workers=n) for n in (0, 2))
+    for step in (5, 6, 7):
+        one, other = here.at(step), ahead.at(step)
+        assert one.captions == other.captions
+        assert np.array_equal(one.rgb, other.rgb)
+    assert here.at(6).captions != here.at(7).captions or not np.array_equal(here.at(6).rgb, here.at(7).rgb)
 
 
 def test_context_is_hidden_from_some_images_wholly_and_from_some_in_part() -> None:
@@ -271,3 +289,33 @@ def test_teacher_forcing_uses_the_null_caption_where_it_is_dropped() -> None:
     other = module(tokens, prompt.features * 3 + 1, prompt.mask, dropped)
     assert torch.equal(null, other)
     assert not torch.equal(null, module(tokens, prompt.features, prompt.mask, ~dropped))
+
+
+def disc_job(name: str, number: int) -> SpriteJob:
+    picture = Image.new("RGBA", (64, 64))
+    ImageDraw.Draw(picture).ellipse((8, 8, 50, 56), fill=(200, 5 * number % 255, 40, 255))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    split: Split = "held-out" if number % 5 == 0 else "train"
+    record = SpriteRecord(f"{name}-{number}".replace(" ", "-"), name, (name,), (), "flat", "fake", "MIT", split)
+    return SpriteJob(record, buffer.getvalue(), is_svg=False)
+
+
+def test_a_target_is_trained_from_sprites_to_a_lower_loss(tmp_path: Path) -> None:
+    """The whole of `hawk train target` on discs: data, tokens, captions, context dropout, held-out loss."""
+    names = [f"thing {letter}" for letter in "abcdefghijklmnopqrstuvwxyz"] * 2
+    (tmp_path / "data").mkdir()
+    write_shards(tmp_path / "data", [disc_job(name, i) for i, name in enumerate(names)], {}, workers=0)
+    torch.manual_seed(0)
+    tokenizer = FSQTokenizer(FSQConfig(encoder_widths=(8, 8, 8), decoder_widths=(8, 8, 8), decoder_depths=(1, 1, 1)))
+    words = ["thing", *"abcdefghijklmnopqrstuvwxyz"]
+    text = StaticTextEncoder({word: i for i, word in enumerate(words)}, torch.randn(len(words), 4), tokens=24)
+    shape = LlamaGenConfig(
+        dim=32, n_layer=1, n_head=2, multiple_of=16, vocab_size=tokenizer.codebook_size, caption_dim=text.width,
+        caption_tokens=24, height=16, width=16,
+    )  # fmt: skip
+    config = FitConfig(steps=8, batch_size=4, lr=3e-3, warmup=1, ema=0.0, evaluate_every=4)
+    target, fitted = train_target(tmp_path / "data", tokenizer.eval(), text, shape, config, tmp_path / "run")
+    assert not target.training
+    assert {"loss", "nll", "nll_null"} <= fitted.scalars.keys()
+    assert fitted.scalars["nll"] < np.log(tokenizer.codebook_size)

@@ -85,6 +85,7 @@ def train_target_command(
         float, typer.Option("--blind", min=0, max=1, help="Share of images with all context hidden.")
     ] = 0.35,
     hazy: Annotated[float, typer.Option("--hazy", min=0, max=1, help="Share of images with part of it hidden.")] = 0.35,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that compose images ahead.")] = 0,
     muon: Annotated[bool, typer.Option("--muon/--adamw", help="Optimiser of the transformer's matrices.")] = True,
     steps: Steps = None,
     batch_size: Batch = None,
@@ -106,7 +107,7 @@ def train_target_command(
     vq, words = vq.to(device), StaticTextEncoder.load(text)
     start = None if init is None else load_model(init, with_heads=False).target.state_dict()
     dropouts = Dropouts(blind=blind, hazy=hazy)
-    target, fitted = train_target(data, vq, words, bundled_shape(vq, words), config, out, dropouts, start)
+    target, fitted = train_target(data, vq, words, bundled_shape(vq, words), config, out, dropouts, start, workers)
     save_model(out / "model", name, target, vq, text)
     typer.echo(f"{out / 'model'}: held-out loss {fitted.scalars['nll']:.3f} nats, {fitted.seconds / 60:.1f} minutes")
 

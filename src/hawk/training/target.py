@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from hawk.grid import Grid
 from hawk.targets.llamagen import LlamaGen, LlamaGenConfig
@@ -70,10 +75,11 @@ def train_target(
     out: Path,
     dropouts: Dropouts | None = None,
     start: dict[str, Tensor] | None = None,
+    workers: int = 0,
 ) -> tuple[LlamaGen, Fitted]:
     """Fit a target on the sprites under `data`, tokenised by `tokenizer`; state and tensorboard go to `out`.
 
-    `start` holds weights to begin from in place of fresh ones.
+    `start` holds weights to begin from in place of fresh ones; `workers` processes compose images ahead of time.
     """
     rates = dropouts or Dropouts()
     train, held_out = load_sprites(data, "train"), load_sprites(data, "held-out")
@@ -83,11 +89,12 @@ def train_target(
     if start is not None:
         target.load_state_dict(start)
     module = TeacherForced(target, target.grid, rates.caption)
-    checks = [_batch(held_out, 32, np.random.default_rng(i), tokenizer, text, config.device) for i in range(6)]
+    encode = partial(tokenised, tokenizer=tokenizer, text=text, device=config.device)
+    checks = [encode(compose_batch(held_out, 32, np.random.default_rng(i))) for i in range(6)]
+    batches = Batches(train, config.batch_size, config.seed, config.steps, workers)
 
     def batch_loss(runner: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        rng = np.random.default_rng(int(torch.randint(1 << 62, (), generator=generator)))
-        batch = _batch(train, config.batch_size, rng, tokenizer, text, config.device)
+        batch = encode(batches.at(step))
         dropped = torch.rand(config.batch_size, generator=generator) < rates.caption
         seen = seen_tokens(batch.tokens.shape, rates, generator)
         device = config.device
@@ -116,26 +123,59 @@ def _held_out_loss(runner: nn.Module, batch: CaptionedTokens, config: FitConfig)
     """Nats per token with the caption and with the null caption."""
     with torch.autocast(config.device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
         kept, dropped = (
-            runner(batch.tokens, batch.features, batch.mask, torch.full((len(batch.tokens),), flag)).item()
+            runner(
+                batch.tokens,
+                batch.features,
+                batch.mask,
+                torch.full((len(batch.tokens),), flag, device=batch.tokens.device),
+            ).item()
             for flag in (False, True)
         )
     return kept, dropped
 
 
+@dataclass(frozen=True)
+class ComposedBatch:
+    """Images uint8 `[b, 128, 128, 3]` and their captions."""
+
+    rgb: NDArray[np.uint8]
+    captions: list[str]
+
+
+def compose_batch(sprites: SpriteSet, size: int, rng: np.random.Generator) -> ComposedBatch:
+    """Compose `size` images of sprites drawn by their shares."""
+    composed = [compose(sprites, int(i), rng) for i in rng.choice(len(sprites), size=size, p=sprites.shares)]
+    return ComposedBatch(np.stack([image.rgb for image in composed]), [image.caption for image in composed])
+
+
+class Batches(Dataset[ComposedBatch]):
+    """The batch of each step, which depends on seed, step and rank alone; composed ahead by `workers` processes."""
+
+    def __init__(self, sprites: SpriteSet, size: int, seed: int, steps: int, workers: int) -> None:
+        self.sprites, self.size, self.seed, self.steps, self.workers = sprites, size, seed, steps, workers
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.ahead: Iterator[ComposedBatch] | None = None
+
+    def __getitem__(self, step: int) -> ComposedBatch:
+        return compose_batch(self.sprites, self.size, np.random.default_rng((self.seed, step, self.rank)))
+
+    def at(self, step: int) -> ComposedBatch:
+        """The batch of a step; steps are asked for in order, from any first one."""
+        if not self.workers:
+            return self[step]
+        if self.ahead is None:
+            order = range(step, self.steps)
+            loader = DataLoader(self, batch_size=None, sampler=order, num_workers=self.workers, collate_fn=lambda x: x)
+            self.ahead = iter(loader)
+        return next(self.ahead)
+
+
 @torch.no_grad()
-def _batch(
-    sprites: SpriteSet,
-    size: int,
-    rng: np.random.Generator,
-    tokenizer: ImageTokenizer,
-    text: StaticTextEncoder,
-    device: str,
-) -> CaptionedTokens:
-    rows = rng.choice(len(sprites), size=size, p=sprites.shares)
-    composed = [compose(sprites, int(i), rng) for i in rows]
+def tokenised(batch: ComposedBatch, tokenizer: ImageTokenizer, text: StaticTextEncoder, device: str) -> CaptionedTokens:
+    """Image tokens and caption features of composed images, on `device`."""
     with torch.autocast(device, torch.bfloat16):
-        codes = tokenizer.encode(to_tensor([image.rgb for image in composed]).to(device))
-    encoded = text.encode([image.caption for image in composed])
+        codes = tokenizer.encode(to_tensor(list(batch.rgb)).to(device))
+    encoded = text.encode(batch.captions)
     return CaptionedTokens(codes.flatten(1), encoded.features.to(device), encoded.mask.to(device))
 
 

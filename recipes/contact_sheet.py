@@ -2,8 +2,8 @@
 
     python recipes/contact_sheet.py OUT.png [SEED] [MODEL]
 
-They are paraphrases, backgrounds whose words training never used (turquoise, lavender, mint, ...), and pairs of style and
-object that training held out (3d pizza, 3d hamster, flat cherries). Seeds run from SEED (default 0): no image was chosen.
+They are paraphrases, backgrounds whose words training never used (turquoise, lavender, mint), and pairs of style and
+object that training held out (3d pizza, 3d hamster, flat cherries). Seeds run from SEED (default 0): none was chosen.
 """
 
 import sys

@@ -39,7 +39,7 @@ METHODS = {
             "coupled",
             True,
             2,
-            "the same sources fused, left neighbours, best-first tree, coupled verification (default)",
+            "the same sources fused, best-first tree, coupled verification (default)",
         ),
     )
 }

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from hawk.bundle import HEADS_FOLDER, LoadedModel, load_model, target_fingerprint
 from hawk.drafters.heads import HeadsConfig
+from hawk.drafters.left import FILE as LEFT_FILE
 from hawk.files import write_json
 from hawk.targets.llamagen import CaptionPrompt
 from hawk.training.data import SpriteSet, compose, load_sprites
@@ -49,7 +50,9 @@ def train_bundled_heads(folder: Path, data: Path, out: Path, images: int, config
     pool = fit_pool(heads, model.target, OnPolicy(tokens[:kept], states[:kept]), held_out, grid, params)
     heads.save(folder / HEADS_FOLDER, target_fingerprint(folder))
     pool.settings.save(folder / HEADS_FOLDER)
-    pool.left.save(folder / HEADS_FOLDER)
+    (folder / HEADS_FOLDER / LEFT_FILE).unlink(missing_ok=True)
+    if pool.left is not None:
+        pool.left.save(folder / HEADS_FOLDER)
     report = {
         "images": images,
         "minutes": round(fitted.seconds / 60, 1),
@@ -57,11 +60,11 @@ def train_bundled_heads(folder: Path, data: Path, out: Path, images: int, config
         "quality": pool.quality,
         "copy": copy_baselines(model.target.output, held_out, grid, params),
         "parameters": sum(p.numel() for p in heads.parameters()),
-        "left_parameters": pool.left.left.size + pool.left.here.size,
+        "left_factor": "kept" if pool.left is not None else "left out: it kept no more mass on held-out images",
         "target_parameters": sum(p.numel() for p in model.target.parameters()),
     }
     write_json(folder / HEADS_FOLDER / "report.json", report)
-    return f"{folder / HEADS_FOLDER}: {pool.quality['fused, left known']}"
+    return f"{folder / HEADS_FOLDER}: {pool.quality['fused']}"
 
 
 def training_captions(sprites: SpriteSet, start: int, count: int) -> list[str]:

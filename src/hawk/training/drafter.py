@@ -179,7 +179,7 @@ def pool_data(
 
 
 def fit_weights(data: PoolData, steps: int = 60) -> dict[str, tuple[tuple[float, ...], ...]]:
-    """Weights of the log-linear pool by pattern and offset: least cross-entropy against log p (a convex problem)."""
+    """Weights of the log-linear pool by pattern and offset: those that keep the most mass, sum of min(p, q)."""
     sources, _, offsets, _ = data.log_q.shape
     table = {}
     for pattern in (c for size in range(1, sources + 1) for c in combinations(range(sources), size)):
@@ -194,20 +194,22 @@ def fit_weights(data: PoolData, steps: int = 60) -> dict[str, tuple[tuple[float,
 
 
 def _fit_row(log_q: Tensor, log_p: Tensor, steps: int) -> tuple[float, ...]:
+    """From least cross-entropy on to the largest mass kept: a product fitted to be calibrated is too flat a draft."""
     sources, samples = log_q.shape[:2]
     weights = torch.full((sources,), 1.0 / sources, requires_grad=True)
     if samples < 8:
         return tuple(weights.tolist())
     finite, p = log_q.clamp_min(LEAST_LOG_Q), log_p.exp()
-    optimizer = torch.optim.LBFGS([weights], lr=0.5, max_iter=steps, line_search_fn="strong_wolfe")
+    for lost in (lambda log_f: -(p * log_f).sum(-1), lambda log_f: -torch.minimum(p, log_f.exp()).sum(-1)):
+        optimizer = torch.optim.LBFGS([weights], lr=0.5, max_iter=steps, line_search_fn="strong_wolfe")
 
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = -(p * torch.einsum("s,snv->nv", weights, finite).log_softmax(-1)).sum(-1).mean()
-        value.backward()
-        return value
+        def loss(lost: Callable[[Tensor], Tensor] = lost, optimizer: torch.optim.Optimizer = optimizer) -> Tensor:
+            optimizer.zero_grad()
+            value = lost(torch.einsum("s,snv->nv", weights, finite).log_softmax(-1)).mean()
+            value.backward()
+            return value
 
-    optimizer.step(loss)
+        optimizer.step(loss)
     return tuple(round(w, 4) for w in weights.tolist())
 
 
@@ -261,7 +263,7 @@ def fit_left(
     embeddings: Float[Tensor, "vocab d"],
     outputs: Float[Tensor, "vocab d"],
     rank: int = 16,
-    steps: int = 400,
+    steps: int = 2000,
     seed: int = 0,
 ) -> LeftFactor:
     """Fit what left neighbours add to a pool of the given weights."""
@@ -354,10 +356,13 @@ def copy_baselines(
 
 @dataclass(frozen=True)
 class FittedPool:
-    """How `hawk` fuses heads, what it knows of left neighbours, and how good its drafts are (`draft_quality`)."""
+    """How `hawk` fuses heads, what it knows of left neighbours, and how good its drafts are (`draft_quality`).
+
+    `left` is None where the factor kept no more mass on held-out images.
+    """
 
     settings: FusedSettings
-    left: LeftFactor
+    left: LeftFactor | None
     quality: dict[str, dict[int, dict[str, float]]]
 
 
@@ -368,7 +373,7 @@ def fit_pool(
     held_out: OnPolicy,
     grid: Grid,
     params: SamplingParams,
-    samples: int = 200,
+    samples: int = 300,
     seed: int = 0,
 ) -> FittedPool:
     """Fit the pool's weights and left factor; measure its acceptance and its quality on held-out images."""
@@ -378,14 +383,26 @@ def fit_pool(
         return pool_data(heads, target.output, images, grid, params, window, samples * times, seed + part)
 
     weights = fit_weights(sampled(held_out, 0))
-    left = fit_left(sampled(drawn, 1, 4), weights, target.tok_embeddings.weight, target.output.weight)
-    edges, rate = measure_acceptance(sampled(held_out, 2), weights, seed, factor=left)
-    quality = draft_quality(sampled(held_out, 3), weights, seed, left)
+    factor = fit_left(sampled(drawn, 1, 4), weights, target.tok_embeddings.weight, target.output.weight)
+    unseen = sampled(held_out, 2)
+    left = factor if mass_kept(unseen, weights, factor) > mass_kept(unseen, weights) else None
+    edges, rate = measure_acceptance(unseen, weights, seed, factor=left)
+    quality = draft_quality(sampled(held_out, 3), weights, seed, factor)
     return FittedPool(FusedSettings(weights, edges, rate, window=window), left, quality)
+
+
+@torch.no_grad()
+def mass_kept(
+    data: PoolData, weights: dict[str, tuple[tuple[float, ...], ...]], factor: LeftFactor | None = None
+) -> float:
+    """Mean over samples and offsets of the sum over tokens of min(p, q)."""
+    usable = data.present.any(0)
+    q = fused_scores(data, weights, factor)[usable].softmax(-1)
+    return float(torch.minimum(q, data.log_p[usable].exp()).sum(-1).mean())
 
 
 def preset() -> FitConfig:
     """The bundled recipe."""
     return FitConfig(
-        steps=800, batch_size=6, lr=1.5e-3, weight_decay=0.01, warmup=50, ema=0.99, evaluate_every=200, save_every=100
+        steps=1600, batch_size=6, lr=1.5e-3, weight_decay=0.01, warmup=50, ema=0.99, evaluate_every=200, save_every=100
     )

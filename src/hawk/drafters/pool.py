@@ -177,7 +177,7 @@ class FusedSettings:
     weights: dict[str, tuple[tuple[float, ...], ...]]
     edges: tuple[float, ...]
     rate: tuple[tuple[float, ...], ...]
-    max_nodes: int = 24
+    max_nodes: int = 16
     window: int = 16
     min_gain: float = 0.06
 

@@ -25,6 +25,6 @@ hawk train drafter --kind heads --model "$RUNS/target/model" --data "$DATA" --ou
 #   4. 800 steps; three quarters of them, up to all of it
 #   5. 1000 of 4800 steps, lr 1.2e-3; five styles, half of the images with up to all of their context hidden
 #   6. 600 of 4600 steps, lr 1.5e-3; three styles; blind 0.35, hazy 0.2
-#   7. 1400 of 4300 steps, lr 1.5e-3; the everyday things in two styles; blind 0.15, hazy 0.35
+#   7. 1400 of 4300 steps, lr 1.5e-3; the everyday things in two styles; blind 0.35, hazy 0.35
 #   8. 3150 steps, lr 1e-3, Muon, as the command above
 # - heads: as above, with temperature 0.5 and CFG 2.0 as the model folder's defaults.

@@ -81,12 +81,12 @@ def train_target_command(
     text: Annotated[Path, typer.Option("--text", help="Folder with words.txt, words.safetensors and text.json.")],
     name: Annotated[str, typer.Option("--name", help="Name of the model folder's model.")] = "hawk-sprites",
     init: Annotated[Path | None, typer.Option("--init", help="Model folder whose weights to go on from.")] = None,
-    blind: Annotated[
-        float, typer.Option("--blind", min=0, max=1, help="Share of images with all context hidden.")
-    ] = 0.35,
-    hazy: Annotated[float, typer.Option("--hazy", min=0, max=1, help="Share of images with part of it hidden.")] = 0.35,
+    blind: Annotated[float | None, typer.Option(min=0, max=1, help="Share of images with all context hidden.")] = None,
+    hazy: Annotated[float | None, typer.Option(min=0, max=1, help="Share of images with part of it hidden.")] = None,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that compose images ahead.")] = 0,
-    muon: Annotated[bool, typer.Option("--muon/--adamw", help="Optimiser of the transformer's matrices.")] = True,
+    muon: Annotated[
+        bool | None, typer.Option("--muon/--adamw", help="Optimiser of the transformer's matrices.")
+    ] = None,
     steps: Steps = None,
     batch_size: Batch = None,
     lr: Rate = None,
@@ -101,12 +101,14 @@ def train_target_command(
     from hawk.training.target import Dropouts, bundled_shape, preset, train_target
     from hawk.training.tokenizer import load_tokenizer
 
-    config = replace(_adjusted(preset(), steps, batch_size, lr, seed, device, dtype, compiled), muon=muon)
+    recipe = preset() if muon is None else replace(preset(), muon=muon)
+    config = _adjusted(recipe, steps, batch_size, lr, seed, device, dtype, compiled)
     is_model = (tokenizer / "config.json").is_file()
     vq = load_model(tokenizer, with_heads=False).tokenizer if is_model else load_tokenizer(tokenizer)
     vq, words = vq.to(device), StaticTextEncoder.load(text)
     start = None if init is None else load_model(init, with_heads=False).target.state_dict()
-    dropouts = Dropouts(blind=blind, hazy=hazy)
+    given = {name: share for name, share in (("blind", blind), ("hazy", hazy)) if share is not None}
+    dropouts = replace(Dropouts(), **given)
     target, fitted = train_target(data, vq, words, bundled_shape(vq, words), config, out, dropouts, start, workers)
     save_model(out / "model", name, target, vq, text)
     typer.echo(f"{out / 'model'}: held-out loss {fitted.scalars['nll']:.3f} nats, {fitted.seconds / 60:.1f} minutes")

@@ -193,6 +193,11 @@ def fit_weights(data: PoolData, steps: int = 60) -> dict[str, tuple[tuple[float,
     return table
 
 
+def overlap(log_q: Float[Tensor, "*b vocab"], log_p: Float[Tensor, "*b vocab"]) -> Float[Tensor, "*b"]:
+    """Mass kept: the sum over tokens of min(p, q), one less the total variation."""
+    return torch.minimum(log_q.exp(), log_p.exp()).sum(-1)
+
+
 def _fit_row(log_q: Tensor, log_p: Tensor, steps: int) -> tuple[float, ...]:
     """From least cross-entropy on to the largest mass kept: a product fitted to be calibrated is too flat a draft."""
     sources, samples = log_q.shape[:2]
@@ -200,7 +205,7 @@ def _fit_row(log_q: Tensor, log_p: Tensor, steps: int) -> tuple[float, ...]:
     if samples < 8:
         return tuple(weights.tolist())
     finite, p = log_q.clamp_min(LEAST_LOG_Q), log_p.exp()
-    for lost in (lambda log_f: -(p * log_f).sum(-1), lambda log_f: -torch.minimum(p, log_f.exp()).sum(-1)):
+    for lost in (lambda log_f: -(p * log_f).sum(-1), lambda log_f: -overlap(log_f, log_p)):
         optimizer = torch.optim.LBFGS([weights], lr=0.5, max_iter=steps, line_search_fn="strong_wolfe")
 
         def loss(lost: Callable[[Tensor], Tensor] = lost, optimizer: torch.optim.Optimizer = optimizer) -> Tensor:
@@ -335,7 +340,7 @@ def draft_quality(
             chosen = (log_p + noise).argmax(-1, keepdim=True)
             hit = (q + noise).topk(8, dim=-1).indices == chosen
             quality.setdefault(name, {})[offset] = {
-                "mass": float(torch.minimum(q.exp(), log_p.exp()).sum(-1).mean()),
+                "mass": float(overlap(q, log_p).mean()),
                 "top1": float(hit[:, 0].double().mean()),
                 "top8": float(hit.any(-1).double().mean()),
             }
@@ -395,10 +400,10 @@ def fit_pool(
 def mass_kept(
     data: PoolData, weights: dict[str, tuple[tuple[float, ...], ...]], factor: LeftFactor | None = None
 ) -> float:
-    """Mean over samples and offsets of the sum over tokens of min(p, q)."""
+    """Mean `overlap` of the pool and the target over samples and offsets."""
     usable = data.present.any(0)
-    q = fused_scores(data, weights, factor)[usable].softmax(-1)
-    return float(torch.minimum(q, data.log_p[usable].exp()).sum(-1).mean())
+    log_q = fused_scores(data, weights, factor)[usable].log_softmax(-1)
+    return float(overlap(log_q, data.log_p[usable]).mean())
 
 
 def preset() -> FitConfig:

@@ -45,7 +45,7 @@ class Dropouts:
 
     caption: float = 0.1
     hidden: float = 0.0
-    blind: float = 0.15
+    blind: float = 0.35
     hazy: float = 0.35
 
 
@@ -165,8 +165,7 @@ class Batches(Dataset[ComposedBatch]):
             return self[step]
         if self.ahead is None:
             order = range(step, self.steps)
-            loader = DataLoader(self, batch_size=None, sampler=order, num_workers=self.workers, collate_fn=lambda x: x)
-            self.ahead = iter(loader)
+            self.ahead = iter(DataLoader(self, batch_size=None, sampler=order, num_workers=self.workers))
         return next(self.ahead)
 
 

@@ -129,6 +129,20 @@ def test_attention_under_an_additive_mask_is_the_plain_softmax(kv_heads: int) ->
     torch.testing.assert_close(out, plain_attention(q, k, v, mask.double()), atol=1e-12, rtol=0)
 
 
+def test_attention_in_training_has_the_values_and_gradients_of_the_fused_kernel() -> None:
+    q, k, v = (torch.randn(2, 3, 5, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    mask = torch.zeros(2, 1, 5, 5, dtype=torch.float64).masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf)
+    with torch.no_grad():
+        fused = attend(q, k, v, mask)
+    trained = attend(q, k, v, mask)
+    assert trained.grad_fn is not None
+    torch.testing.assert_close(trained.detach(), fused, atol=1e-12, rtol=0)
+    pull = torch.randn_like(trained)
+    expected = torch.autograd.grad(plain_attention(q, k, v, mask), (q, k, v), pull)
+    for ours, plain in zip(torch.autograd.grad(trained, (q, k, v), pull), expected, strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-12, rtol=0)
+
+
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_no_mask_means_causal(kv_heads: int) -> None:
     q = torch.randn(2, 4, 5, 8, dtype=torch.float64)

@@ -12,6 +12,7 @@ from hawk.cache import Prefilled
 from hawk.decode import NoDrafter, generate
 from hawk.errors import HawkError
 from hawk.grid import Grid
+from hawk.layers import rotate
 from hawk.sampling import SamplingParams
 from hawk.targets.llamagen import CaptionPrompt, LlamaGen, LlamaGenConfig
 
@@ -19,6 +20,7 @@ TINY = LlamaGenConfig(dim=32, n_layer=2, n_head=2, multiple_of=16, vocab_size=12
 GROUPED = LlamaGenConfig(
     dim=32, n_layer=2, n_head=4, n_kv_head=2, multiple_of=16, vocab_size=12, caption_dim=10, caption_tokens=5
 )
+KEYED = LlamaGenConfig(**{**TINY.to_dict(), "caption_keys": True})
 GRIDS = [Grid(4, 4), Grid(3, 5), Grid(6, 2), Grid(1, 7), Grid(5, 1)]
 LENGTHS = (3, 5, 1)  # words of the three captions, padded on the left to five
 
@@ -65,7 +67,7 @@ def decode_one_by_one(target: LlamaGen, prefilled: Prefilled, tokens: Tensor, gr
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: f"{grid.height}x{grid.width}")
-@pytest.mark.parametrize("config", [TINY, GROUPED], ids=["full", "grouped"])
+@pytest.mark.parametrize("config", [TINY, GROUPED, KEYED], ids=["full", "grouped", "caption keys"])
 def test_teacher_forcing_equals_decoding_step_by_step(config: LlamaGenConfig, grid: Grid) -> None:
     target, prompt = lively(config), captions(config)
     tokens = torch.randint(0, config.vocab_size, (3, grid.size)).repeat(2, 1)
@@ -126,6 +128,16 @@ def test_the_trained_grid_is_only_a_default() -> None:
     params = SamplingParams(temperature=0.0)
     generation = generate(target, captions(), Grid(4, 5), params, NoDrafter(), [1, 2, 3])
     assert generation.tokens.shape == (3, 20)
+
+
+@pytest.mark.parametrize("config", [TINY, KEYED], ids=["erased", "kept"])
+def test_images_choose_among_the_words_only_where_the_caption_keeps_its_keys(config: LlamaGenConfig) -> None:
+    target, grid = lively(config), Grid(2, 2)
+    heads = torch.randn(1, 3, config.n_head, config.head_dim, dtype=torch.float64)  # two words and an image token
+    angles = torch.cat((target._prefix_angles(2, heads), target._angles(torch.tensor([1]), grid)))[None]
+    turned = rotate(heads, angles)
+    to_words = torch.einsum("hd,nhd->nh", turned[0, 2], turned[0, :2])
+    assert bool((to_words[0] != to_words[1]).all()) == config.caption_keys
 
 
 # --- guidance ------------------------------------------------------------------------------------------------

@@ -152,7 +152,7 @@ def read_config(folder: Path) -> ModelConfig:
         raise HawkError(f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}") from error
     shape = config.target
     sizes = {field.name: getattr(shape, field.name) for field in fields(shape)}
-    wrong = [name for name, size in sizes.items() if size is not None and size <= 0]
+    wrong = [name for name, size in sizes.items() if not (size is None or isinstance(size, bool) or size > 0)]
     if wrong:
         raise HawkError(f"{path}: target.{wrong[0]} is {sizes[wrong[0]]}: it must be positive")
     if shape.dim % shape.n_head or shape.head_dim % 4 or shape.n_head % shape.kv_heads:

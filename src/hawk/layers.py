@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -61,6 +63,8 @@ def attend(
 ) -> Float[Tensor, "b n dim"]:
     """Attention under an additive mask (`None`: causal), grouped keys allowed; heads joined in the last axis."""
     grouped = q.shape[1] != k.shape[1]
+    if torch.is_grad_enabled() and q.requires_grad and q.device.type == "cpu" and mask is not None and not grouped:
+        return _TrainedAttention.apply(q, k, v, mask.to(q.dtype)).transpose(1, 2).flatten(2)
     out = F.scaled_dot_product_attention(
         q,
         k,
@@ -70,3 +74,22 @@ def attend(
         enable_gqa=grouped,
     )
     return out.transpose(1, 2).flatten(2)
+
+
+class _TrainedAttention(torch.autograd.Function):
+    """Attention by whole matrix products, for training on CPU: the fused kernel's backward pass takes twice as long."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        q = q * q.shape[-1] ** -0.5
+        weights = (q @ k.transpose(-1, -2)).add_(mask).softmax(-1)
+        ctx.save_for_backward(q, k, v, weights)
+        return weights @ v
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, weights = ctx.saved_tensors
+        out = gradients[0]
+        pull = weights * (out @ v.transpose(-1, -2))
+        scores = pull - weights * pull.sum(-1, keepdim=True)
+        return (scores @ k) * q.shape[-1] ** -0.5, scores.transpose(-1, -2) @ q, weights.transpose(-1, -2) @ out, None

@@ -22,7 +22,11 @@ from hawk.layers import RMSNorm, SwiGLU, attend, rotary_angles, rotate
 
 @dataclass(frozen=True)
 class LlamaGenConfig:
-    """Shape of a LlamaGen T2I transformer. `caption_tokens` is the fixed prefix length (official: 120)."""
+    """Shape of a LlamaGen T2I transformer. `caption_tokens` is the fixed prefix length (official: 120).
+
+    The official code has no rotary table for the caption, which erases its keys: image tokens attend to all its words
+    alike. With `caption_keys` (the bundled model) they are kept, and image tokens choose the words they read.
+    """
 
     dim: int = 1280
     n_layer: int = 36
@@ -37,6 +41,7 @@ class LlamaGenConfig:
     width: int = 16
     rope_base: float = 10000.0
     norm_eps: float = 1e-5
+    caption_keys: bool = False
 
     @property
     def head_dim(self) -> int:
@@ -264,8 +269,9 @@ class LlamaGen(nn.Module):
         return rotary_angles(grid.coordinates(positions), self.config.head_dim, self.config.rope_base)
 
     def _prefix_angles(self, tokens: int, like: Tensor) -> Float[Tensor, "t half 2"]:
-        """Zeros: LlamaGen's prefix has no rotary table, which erases its keys, so images attend to it uniformly."""
-        return torch.zeros(tokens, self.config.head_dim // 2, 2, device=like.device)
+        """(cos, sin) of the caption's positions: (1, 0) with `caption_keys`, else the zeros that erase its keys."""
+        cosine = float(self.config.caption_keys)
+        return torch.tensor((cosine, 0.0), device=like.device).expand(tokens, self.config.head_dim // 2, 2)
 
 
 def _real_keys(feature_mask: Bool[Tensor, "b t"], total: int) -> Bool[Tensor, "b total"]:

@@ -196,5 +196,5 @@ def preset() -> FitConfig:
 def bundled_shape(tokenizer: ImageTokenizer, text: StaticTextEncoder, image_size: int = 128) -> LlamaGenConfig:
     """The bundled model's shape for a tokenizer and a text encoder."""
     side = image_size // tokenizer.downsample
-    base = LlamaGenConfig(dim=384, n_layer=8, n_head=6, vocab_size=tokenizer.codebook_size)
+    base = LlamaGenConfig(dim=384, n_layer=8, n_head=6, vocab_size=tokenizer.codebook_size, caption_keys=True)
     return replace(base, caption_dim=text.width, caption_tokens=text.tokens, height=side, width=side)

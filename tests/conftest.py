@@ -78,5 +78,5 @@ def saved_model(tmp_path_factory):
     torch.nn.init.normal_(target.output.weight, std=0.5)
     heads = DraftHeads(HeadsConfig(16))
     defaults = SamplingParams(temperature=0.8, cfg_scale=2.0)
-    save_model(folder, "tiny", target, tokenizer, text, defaults, heads, FusedSettings.unfitted(3), "# Tiny\n")
+    save_model(folder, "tiny", target, tokenizer, text, defaults, heads, FusedSettings.unfitted(), "# Tiny\n")
     return folder

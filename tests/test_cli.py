@@ -295,9 +295,9 @@ def test_info_names_sizes_and_drafters(saved_model, model_copy):
     facts = last_json(hawk_command("info", saved_model, "--json"))
     assert facts["name"] == "tiny"
     assert facts["grid"] == "4x6 tokens, 32x48 pixels"
-    assert facts["draft_heads"]["horizontal"] == 3
+    assert facts["drafter"]["heads"]["horizontal"] == 3
     shutil.rmtree(model_copy / "drafters")
-    assert "hawk train drafter" in last_json(hawk_command("info", model_copy, "--json"))["draft_heads"]
+    assert "hawk train drafter" in last_json(hawk_command("info", model_copy, "--json"))["drafter"]
     assert "no model folder" in refused("info", "nowhere")
 
 

@@ -22,7 +22,7 @@ from hawk.sampling import GumbelNoise, SamplingParams
 from hawk.targets.llamagen import CaptionPrompt
 from hawk.tree import TreeBuilder, batch_trees
 
-DRAFTERS = ("random", "random-q", "medusa", "hawk-vertical", "hawk-paper", "hawk")
+DRAFTERS = ("random", "random-q", "medusa", "hawk-vertical", "hawk-paper", "sjd", "scd", "hawk")
 SEEDS = [1, 2, 3]
 
 
@@ -83,7 +83,8 @@ def test_speculation_pays(target, prompt, plain, drafters):
     for name in DRAFTERS:
         generation = generate(target, prompt, target.grid, EXACT_SETTINGS[0], drafters[name], SEEDS)
         assert generation.stats.accepted_by_source, name
-        assert generation.stats.nfe < plain[0].stats.nfe, name
+        # (uniform drafts and independent redrawing get nowhere on a target that is all noise)
+        assert name == "sjd" or generation.stats.nfe < plain[0].stats.nfe, name
 
 
 @pytest.mark.parametrize(("name", "verifier"), [("hawk", "coupled"), ("random", "coupled"), ("hawk-paper", "residual")])
@@ -221,8 +222,8 @@ class Oracle:
             builders.append(builder)
         return batch_trees(builders, ("oracle",))
 
-    def observe(self, memory, canvas, verdicts):
-        self.observed.append(([len(v.path) for v in verdicts], list(canvas.committed)))
+    def observe(self, memory, canvas, scored):
+        self.observed.append(([len(v.path) for v in scored.verdicts], list(canvas.committed)))
 
 
 SMALL = Grid(3, 4)

@@ -14,15 +14,20 @@ from hawk.decode import generate
 from hawk.drafters.heads import DraftHeads, HeadsConfig, HorizontalSource, VerticalSource
 from hawk.drafters.left import LeftFactor
 from hawk.drafters.methods import METHODS, build_drafter, method_named
+from hawk.drafters.parts import DraftParts
 from hawk.drafters.pool import CartesianPool, Children, FusedPool, FusedSettings, SourceDraft, grow_best_first
 from hawk.errors import HawkError
 from hawk.evaluation.losslessness import chi_square
 from hawk.evaluation.tiny import tiny_drafters, tiny_prompt, tiny_target
 from hawk.grid import Grid
 from hawk.sampling import Randomness, SamplingParams, gumbel_argmax, log_probs
-from hawk.tree import TreeBuilder
+from hawk.tree import TreeBuilder, batch_trees
+from hawk.verify import Scored, Verdict
 
 F64 = torch.float64
+TWO = ("horizontal", "vertical-1")
+ROOTS = batch_trees([TreeBuilder.rooted(0)] * 2, ())
+UNSEEN = Scored(ROOTS, torch.zeros(2, 1, 3), [Verdict([0], 0)] * 2)  # a step that heads do not look at
 FREE = SamplingParams()
 
 
@@ -67,19 +72,18 @@ def tell(canvas):
 
 def test_horizontal_head_n_is_for_n_places_after_the_root(numbered_heads):
     source = HorizontalSource(numbered_heads)
-    assert source.reach == HORIZONTAL
     canvas = numbered_canvas([1, 6])
     memory = source.start(canvas)
     for row, count in enumerate(canvas.committed):
         source.receive(memory, row, source.queries(memory, canvas, row))
         for offsets in range(1, HORIZONTAL + 1):
-            drafted = source.draft(memory, row, offsets).argmax(-1).tolist()
+            drafted = source.draft(memory, row, count, offsets).log_q.argmax(-1).tolist()
             assert drafted == [count - 1 + n for n in range(1, offsets + 1)]
 
 
 def test_vertical_drafts_wait_for_the_cell_d_rows_below(numbered_heads):
     """Images that advance unevenly, over more rows than the ring holds."""
-    pool = CartesianPool(None, [VerticalSource(numbered_heads, d, NUMBERS) for d in (1, 2)], lambda s: s)
+    pool = CartesianPool([VerticalSource(numbered_heads, d, NUMBERS) for d in (1, 2)], lambda s: s)
     canvas = numbered_canvas([0, 0])
     memory = pool.start(canvas, FREE, Randomness.from_seeds([1, 2], GRID.size, NUMBERS, torch.zeros(0)))
     for advance in [(1, 1), (3, 1), (1, 4), (4, 1), (1, 1), (2, 3), (0, 1)]:
@@ -87,7 +91,7 @@ def test_vertical_drafts_wait_for_the_cell_d_rows_below(numbered_heads):
             first = canvas.committed[row]
             canvas.commit(row, list(range(first, first + count)), [0] * count)
         tell(canvas)
-        pool.observe(memory, canvas, [])
+        pool.observe(memory, canvas, UNSEEN)
         for row in range(canvas.batch):
             root = canvas.committed[row] - 1
             found = {}
@@ -119,15 +123,15 @@ def test_waiting_predictions_equal_those_made_afresh(name, params):
         nonlocal checked
         drafts = inner(memory, canvas, row, window)
         for draft in drafts:
-            source = draft.source - (pool.horizontal is not None)
-            if source < 0:
+            source = pool.sources[draft.source]
+            if not isinstance(source, VerticalSource):
                 continue
-            block, first = pool.vertical[source].heads.vertical[source], canvas.committed[row] + draft.first
-            after = torch.arange(first, first + len(draft.log_q)) - (source + 1) * canvas.grid.width
+            block, first = source.heads.vertical[source.depth - 1], canvas.committed[row] + draft.first
+            after = torch.arange(first, first + len(draft.log_q)) - source.depth * canvas.grid.width
             assert bool((after >= 0).all())
             assert int(after.max()) < canvas.committed[row] - 1
-            state = pool.vertical[source].heads.draft_state(block, canvas.states[row, after + 1])
-            afresh = log_probs(target.head(state), params).clamp_min(pool.least_log_q or -torch.inf)
+            state = source.heads.draft_state(block, canvas.states[row, after + 1])
+            afresh = log_probs(target.head(state), params)
             torch.testing.assert_close(draft.log_q, afresh, rtol=1e-9, atol=1e-9)
             checked += 1
         return drafts
@@ -157,7 +161,7 @@ def known_pool(kind, drafts, sources=2, **settings):
             kept = [replace(d, log_q=d.log_q[: max(window - d.first, 0)]) for d in drafts]
             return [d for d in kept if len(d.log_q)]
 
-    return Known(None, [], lambda s: s, **settings)
+    return Known([], lambda s: s, **settings)
 
 
 def test_cartesian_draws_carry_the_q_they_were_drawn_from():
@@ -291,7 +295,7 @@ def test_the_left_token_counts_except_after_the_root_and_in_the_first_column():
 def test_a_fused_pool_stops_where_no_source_speaks():
     log_q = torch.zeros(1, 4, dtype=F64)
     pool = known_pool(
-        FusedPool, [SourceDraft(0, 0, log_q), SourceDraft(1, 2, log_q)], settings=FusedSettings.unfitted(2)
+        FusedPool, [SourceDraft(0, 0, log_q), SourceDraft(1, 2, log_q)], settings=FusedSettings.unfitted(TWO)
     )
     canvas = settled_canvas(Grid(2, 6), [3], 4)
     randomness = Randomness.from_seeds([3], 12, 4, torch.zeros(0, dtype=F64))
@@ -314,7 +318,7 @@ def test_a_drafter_that_knows_p_is_always_right():
             state = target(tokens, prompt.features[row : row + 1], prompt.mask[row : row + 1], grid)
             return [SourceDraft(0, 0, log_probs(target.head(state), FREE)[0, canvas.committed[row]][None])][:window]
 
-    stats = generate(target, prompt, grid, FREE, Seer(None, [], target.head, fused), [1, 2]).stats
+    stats = generate(target, prompt, grid, FREE, Seer([], target.head, fused), [1, 2]).stats
     assert stats.acceptance_rate == [1.0]
     assert stats.nfe == 1 + math.ceil(11 / 2)
 
@@ -323,22 +327,38 @@ def test_a_drafter_that_knows_p_is_always_right():
 
 
 def test_methods_are_built_from_what_they_say():
-    assert list(METHODS) == ["ar", "medusa", "hawk-vertical", "hawk-paper", "hawk"]
-    heads, fused = DraftHeads(HeadsConfig(8)), FusedSettings.unfitted(3)
+    assert list(METHODS) == ["ar", "medusa", "hawk-vertical", "hawk-paper", "sjd", "scd", "hawk"]
+    target = tiny_target(0)
+    parts = DraftParts(FusedSettings.unfitted(), DraftHeads(HeadsConfig(target.config.dim)))
     names = {}
     for name, method in METHODS.items():
         if name != "ar":
-            pool = build_drafter(method, heads, lambda s: s, 8, fused)
+            pool = build_drafter(method, parts, target)
             assert method.verifier in pool.lossless_with
             names[name] = pool.source_names
     assert names == {
         "medusa": ("horizontal",),
         "hawk-vertical": ("vertical-1", "vertical-2"),
         "hawk-paper": ("horizontal", "vertical-1", "vertical-2"),
+        "sjd": ("stale",),
+        "scd": ("stale",),
         "hawk": ("horizontal", "vertical-1", "vertical-2"),
     }
     with pytest.raises(HawkError, match="unknown method 'hwak': choose one of ar, medusa"):
         method_named("hwak")
+
+
+def test_a_method_without_its_parts_is_refused():
+    target = tiny_target(0)
+    for name in ("medusa", "hawk"):
+        with pytest.raises(HawkError, match=f"method '{name}' needs a trained drafter"):
+            build_drafter(METHODS[name], None, target)
+    wants_spatial = DraftParts(FusedSettings.unfitted(("spatial",)))
+    with pytest.raises(HawkError, match="no spatial drafter"):
+        build_drafter(METHODS["hawk"], wants_spatial, target)
+    with pytest.raises(HawkError, match="no draft heads"):
+        build_drafter(METHODS["medusa"], wants_spatial, target)
+    assert build_drafter(METHODS["scd"], None, target).source_names == ("stale",)
 
 
 def test_heads_are_saved_loaded_and_refused_for_another_target(tmp_path):
@@ -358,7 +378,7 @@ def test_heads_are_saved_loaded_and_refused_for_another_target(tmp_path):
 
 
 def test_pool_settings_are_saved_loaded_and_checked(tmp_path):
-    settings = replace(FusedSettings.unfitted(2), max_nodes=9)
+    settings = replace(FusedSettings.unfitted(TWO), max_nodes=9)
     settings.save(tmp_path)
     assert FusedSettings.load(tmp_path) == settings
     broken = json.loads((tmp_path / "pool.json").read_text())

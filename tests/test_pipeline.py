@@ -57,12 +57,15 @@ def test_a_saved_model_loads_as_it_was(saved_model, tmp_path):
     assert model.name == "tiny"
     assert model.config.defaults.temperature == 0.8
     assert not any(p.is_meta for p in model.target.parameters())
-    save_model(
-        tmp_path / "again", model.name, model.target, model.tokenizer, saved_model, model.config.defaults, model.heads
-    )
+    heads = model.drafting.heads
+    save_model(tmp_path / "again", model.name, model.target, model.tokenizer, saved_model, model.config.defaults, heads)
     again = load_model(tmp_path / "again")
     assert again.config == model.config
-    for ours, theirs in ((model.target, again.target), (model.tokenizer, again.tokenizer), (model.heads, again.heads)):
+    for ours, theirs in (
+        (model.target, again.target),
+        (model.tokenizer, again.tokenizer),
+        (heads, again.drafting.heads),
+    ):
         assert ours.state_dict().keys() == theirs.state_dict().keys()
         for name, tensor in ours.state_dict().items():
             assert torch.equal(tensor, theirs.state_dict()[name]), name
@@ -166,8 +169,8 @@ DAMAGE = {
         "captions of 6x",
     ),
     "heads of another target": (lambda f: edit_json(f / HEADS / "heads.json", target="0" * 16), "train new ones"),
-    "heads cut short": (lambda f: (f / HEADS / "heads.safetensors").write_bytes(b"junk"), "heads .* damaged"),
-    "heads of another shape": (lambda f: edit_json(f / HEADS / "heads.json", horizontal=9), "heads .* damaged"),
+    "heads cut short": (lambda f: (f / HEADS / "heads.safetensors").write_bytes(b"junk"), "drafter .* damaged"),
+    "heads of another shape": (lambda f: edit_json(f / HEADS / "heads.json", horizontal=9), "drafter .* damaged"),
     "heads without weights": (lambda f: (f / HEADS / "heads.safetensors").unlink(), "no draft heads"),
     "pool cut short": (lambda f: (f / HEADS / "pool.json").write_text("{"), "pool.json"),
     "pool without a pattern": (
@@ -209,15 +212,15 @@ def test_fingerprint_belongs_to_config_and_output_head(model_copy):
 def test_heads_of_another_target_can_be_left_alone(model_copy):
     """As training new ones has to."""
     edit_json(model_copy / HEADS / "heads.json", target="0" * 16)
-    assert load_model(model_copy, with_heads=False).heads is None
+    assert load_model(model_copy, with_heads=False).drafting is None
 
 
 def test_drafter_folder_takes_the_place_of_the_models_own(model_copy, tmp_path):
     other = Path(shutil.copytree(model_copy / HEADS, tmp_path / "heads"))
     edit_weights(other / "heads.safetensors", lambda t: t["horizontal.0.bias"].fill_(7.0))
-    assert load_model(model_copy, drafter=other).heads.horizontal[0].bias[0] == 7
+    assert load_model(model_copy, drafter=other).drafting.heads.horizontal[0].bias[0] == 7
     shutil.rmtree(model_copy / HEADS)
-    assert HawkPipeline.from_pretrained(model_copy, "cpu", drafter=other).model.heads is not None
+    assert HawkPipeline.from_pretrained(model_copy, "cpu", drafter=other).model.drafting is not None
 
 
 # --- drawing
@@ -368,7 +371,7 @@ def test_half_precision_draws(saved_model, dtype):
     pipe = HawkPipeline.from_pretrained(saved_model, "cpu", dtype)
     output = pipe("a cat", seed=1)
     assert output.tokens.shape == (1, 24)
-    assert pipe.model.heads.horizontal[0].weight.dtype == getattr(torch, dtype)
+    assert pipe.model.drafting.heads.horizontal[0].weight.dtype == getattr(torch, dtype)
 
 
 @pytest.mark.parametrize(

@@ -13,35 +13,17 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from hawk.drafters.heads import DraftHeads, HeadsConfig
-from hawk.drafters.left import LeftFactor
+from fixtures.tiny_training import GRID, prompts, tiny_target
 from hawk.errors import HawkError
-from hawk.grid import Grid
-from hawk.sampling import SamplingParams
-from hawk.targets.llamagen import CaptionPrompt, LlamaGen, LlamaGenConfig
+from hawk.targets.llamagen import LlamaGenConfig
 from hawk.targets.text import StaticTextEncoder
 from hawk.targets.vq import FSQConfig, FSQTokenizer
 from hawk.training.data import SpriteJob, write_shards
-from hawk.training.drafter import (
-    HeadsLoss,
-    OnPolicy,
-    PoolData,
-    draft_quality,
-    draw_on_policy,
-    fit_left,
-    fit_pool,
-    fit_weights,
-    guided_states,
-    head_pairs,
-    measure_acceptance,
-    train_heads,
-)
 from hawk.training.loop import FitConfig, fit, learning_rate, load_averaged, optimizers_of
 from hawk.training.sprites import Split, SpriteRecord, SpriteSet
 from hawk.training.target import Batches, Dropouts, TeacherForced, seen_tokens, train_target
 from hawk.training.tokenizer import TokenizerLoss, flat_cell_share, reconstruction_loss
 
-GRID = Grid(4, 6)
 CONFIG = FitConfig(steps=12, batch_size=4, lr=1e-2, warmup=2, dtype="float32", save_every=5, evaluate_every=6)
 
 NEEDS_MUON = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="Muon came with PyTorch 2.9")
@@ -146,137 +128,6 @@ def test_context_is_hidden_from_some_images_wholly_and_from_some_in_part() -> No
     assert (seen == 1).float().mean() == pytest.approx(0.5, abs=0.04)
     assert ((seen > 0.2) & (seen < 0.8)).any()
     assert bool(seen_tokens(torch.Size((9, 5)), Dropouts(blind=0.0, hazy=0.0), generator).all())
-
-
-def tiny_target() -> LlamaGen:
-    torch.manual_seed(3)
-    config = LlamaGenConfig(
-        dim=32,
-        n_layer=2,
-        n_head=2,
-        multiple_of=16,
-        vocab_size=24,
-        caption_dim=10,
-        caption_tokens=5,
-        height=GRID.height,
-        width=GRID.width,
-    )
-    target = LlamaGen(config)
-    target.initialize(0.2)
-    nn.init.normal_(target.output.weight, std=0.4)
-    return target.eval()
-
-
-def prompts(start: int, count: int) -> CaptionPrompt:
-    generator = torch.Generator().manual_seed(start)
-    return CaptionPrompt(torch.randn(count, 5, 10, generator=generator), torch.ones(count, 5, dtype=torch.bool))
-
-
-PARAMS = SamplingParams(cfg_scale=2.0)
-
-
-@pytest.fixture(scope="module")
-def onpolicy(tmp_path_factory: pytest.TempPathFactory) -> OnPolicy:
-    target = tiny_target()
-    tokens = draw_on_policy(target, prompts, GRID, PARAMS, 64, tmp_path_factory.mktemp("grids"))
-    states = [guided_states(target, tokens[i : i + 32], prompts(i, 32), GRID, PARAMS) for i in (0, 32)]
-    return OnPolicy(tokens, torch.cat(states))
-
-
-def test_drawn_grids_are_kept_and_not_drawn_again(tmp_path: Path) -> None:
-    first = draw_on_policy(tiny_target(), prompts, GRID, PARAMS, 8, tmp_path, batch=4)
-
-    def no_prompts(start: int, count: int) -> CaptionPrompt:
-        raise AssertionError("a finished shard was drawn again")
-
-    assert torch.equal(first, draw_on_policy(tiny_target(), no_prompts, GRID, PARAMS, 8, tmp_path, batch=4))
-
-
-def test_every_head_is_trained_on_the_position_it_predicts(onpolicy: OnPolicy) -> None:
-    heads = DraftHeads(HeadsConfig(32, horizontal=2, vertical=2))
-    for name, _, sources, positions in head_pairs(heads, GRID):
-        read = torch.arange(GRID.size)[sources]
-        predicted = torch.arange(GRID.size)[positions]
-        kind, number = name.split("-")
-        # states[:, i] is the state after token i - 1: horizontal heads look ahead of i, vertical ones below i - 1.
-        expected = read + int(number) if kind == "horizontal" else read - 1 + int(number) * GRID.width
-        assert torch.equal(predicted, expected)
-
-
-def test_heads_learn_and_leave_the_output_head_alone(onpolicy: OnPolicy, tmp_path: Path) -> None:
-    target = tiny_target()
-    config = replace(CONFIG, steps=60, batch_size=16)
-    shape = HeadsConfig(32, horizontal=2, vertical=1)
-    start = DraftHeads(shape)
-    heads, _ = train_heads(target, onpolicy, GRID, PARAMS, shape, config, tmp_path)
-    held_out = onpolicy.states[58:]
-    before = HeadsLoss(start, target.output, GRID, PARAMS)(held_out)["loss"]
-    after = HeadsLoss(heads, target.output, GRID, PARAMS)(held_out)["loss"]
-    assert after < before - 0.05
-    assert all(not p.requires_grad for p in target.output.parameters())
-    pool = fit_pool(heads, target, onpolicy, onpolicy, GRID, PARAMS, samples=80)
-    pool.settings.save(tmp_path)
-    assert type(pool.settings).load(tmp_path) == pool.settings
-    fused = pool.quality["fused"][1]
-    assert 0.1 < fused["mass"] < 1
-    assert 0 < fused["top1"] <= fused["top8"] <= 1
-
-
-def synthetic_pool(samples: int = 400) -> PoolData:
-    """Source 0 is the target itself, source 1 is noise."""
-    generator = torch.Generator().manual_seed(5)
-    log_p = (2 * torch.randn(samples, 2, 16, generator=generator)).log_softmax(-1)
-    noise = torch.randn(samples, 2, 16, generator=generator).log_softmax(-1)
-    present = torch.ones(2, samples, 2, dtype=torch.bool)
-    return PoolData(torch.stack((log_p, noise)), present, log_p, torch.full((samples, 2), -1))
-
-
-def test_weights_go_to_the_source_that_knows() -> None:
-    weights = fit_weights(synthetic_pool())
-    for know, guess in weights["0,1"]:
-        assert know == pytest.approx(1.0, abs=0.02)
-        assert guess == pytest.approx(0.0, abs=0.02)
-
-
-def test_a_perfect_source_is_always_accepted_and_a_poor_one_less() -> None:
-    data = synthetic_pool()
-    _, perfect = measure_acceptance(data, {"0": ((1.0,),), "1": ((1.0,),), "0,1": ((1.0, 0.0),)}, seed=1)
-    assert min(rates[0] for rates in perfect) > 0.9
-    edges, poor = measure_acceptance(data, {"0": ((1.0,),), "1": ((1.0,),), "0,1": ((0.0, 1.0),)}, seed=1)
-    assert sum(rates[0] for rates in poor) / len(poor) < 0.5
-    assert list(edges) == sorted(edges)
-    quality = draft_quality(data, {"0": ((1.0,),), "1": ((1.0,),), "0,1": ((1.0, 0.0),)}, seed=2)
-    assert quality["fused"][1]["mass"] == pytest.approx(1.0, abs=1e-5)
-    assert quality["fused"][1]["top1"] == 1.0
-    assert quality["vertical-1"][1]["mass"] < 0.6
-
-
-def test_the_left_factor_learns_what_the_left_token_says_and_survives_saving(tmp_path: Path) -> None:
-    """A target whose next token is the left one plus one, and a pool that knows nothing."""
-    generator, vocab, samples = torch.Generator().manual_seed(5), 8, 300
-    left = torch.randint(vocab, (samples, 2), generator=generator)
-    left[:, 0] = -1
-    log_p = torch.full((samples, 2, vocab), 1e-3).scatter_(-1, (left[..., None] + 1) % vocab, 1.0)
-    log_p = (log_p / log_p.sum(-1, keepdim=True)).log()
-    flat = torch.zeros(1, samples, 2, vocab).log_softmax(-1)
-    data = PoolData(flat, torch.ones(1, samples, 2, dtype=torch.bool), log_p, left)
-    weights = {"0": ((1.0,),)}
-    factor = fit_left(data, weights, torch.eye(vocab), torch.eye(vocab), rank=vocab, steps=300)
-    quality = draft_quality(data, weights, seed=0, factor=factor)
-    assert quality["fused"][2]["mass"] < 0.3
-    assert quality["fused, left known"][2]["mass"] > 0.9
-    assert quality["fused, left known"][1] == quality["fused"][1]  # right after the root nothing is added
-    factor.save(tmp_path)
-    loaded = LeftFactor.load(tmp_path, vocab)
-    assert loaded is not None
-    assert (loaded.left == factor.left).all()
-    assert loaded.base == pytest.approx(factor.base)
-    with pytest.raises(HawkError, match="does not fit a target of 9 tokens"):
-        LeftFactor.load(tmp_path, 9)
-    (tmp_path / "left.safetensors").write_bytes(b"cut short")
-    with pytest.raises(HawkError, match="is damaged: train the drafter again"):
-        LeftFactor.load(tmp_path, vocab)
-    assert LeftFactor.load(tmp_path / "nowhere", vocab) is None
 
 
 def test_teacher_forcing_uses_the_null_caption_where_it_is_dropped() -> None:

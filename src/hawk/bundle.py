@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hawk.drafters.heads import DraftHeads
-from hawk.drafters.left import LeftFactor
+from hawk.drafters.parts import DraftParts, load_parts
 from hawk.drafters.pool import FusedSettings
 from hawk.errors import HawkError
 from hawk.files import read_json, replacing, save_tensors, write_bytes, write_json
@@ -86,18 +86,13 @@ class ModelConfig(BaseModel):
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model folder in memory. `fused` is how `hawk` fuses the heads, `left` what it knows of left neighbours.
-
-    These three are None where there are none.
-    """
+    """A model folder in memory; `drafting` is None where no drafter is trained for it."""
 
     config: ModelConfig
     target: LlamaGen
     tokenizer: FSQTokenizer
     text: StaticTextEncoder
-    heads: DraftHeads | None
-    fused: FusedSettings | None
-    left: LeftFactor | None
+    drafting: DraftParts | None
     fingerprint: str
 
     @property
@@ -133,10 +128,9 @@ def load_model(
     )  # float16 cannot hold all of bfloat16
     heads_folder = folder / HEADS_FOLDER if drafter is None else drafter
     present = with_heads and (drafter is not None or heads_folder.is_dir())
-    heads = load_heads(heads_folder, config.target, fingerprint, dtype) if present else None
-    fused = load_pool(heads_folder, heads) if heads else None
-    left = LeftFactor.load(heads_folder, config.target.vocab_size) if heads else None
-    return LoadedModel(config, target, tokenizer, text, heads, fused, left, fingerprint)
+    shape = config.target
+    drafting = load_parts(heads_folder, shape.dim, shape.vocab_size, fingerprint, dtype) if present else None
+    return LoadedModel(config, target, tokenizer, text, drafting, fingerprint)
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -171,39 +165,6 @@ def load_text(folder: Path) -> StaticTextEncoder:
         raise
     except (SafetensorError, ValueError, TypeError, KeyError) as error:
         raise HawkError(f"the text encoder in {folder} is damaged: {_line(error)}") from error
-
-
-def load_heads(folder: Path, target: LlamaGenConfig, fingerprint: str, dtype: torch.dtype) -> DraftHeads:
-    """Draft heads that were trained for the target of that fingerprint; `HawkError` for any other or damaged ones."""
-    try:
-        heads = DraftHeads.load(folder, fingerprint)
-    except HawkError:
-        raise
-    except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise HawkError(f"the draft heads in {folder} are damaged: {_line(error)}") from error
-    if heads.config.dim != target.dim:
-        raise HawkError(f"the draft heads in {folder} are {heads.config.dim} wide, the target {target.dim}")
-    return heads.to(dtype).requires_grad_(False)
-
-
-def load_pool(folder: Path, heads: DraftHeads) -> FusedSettings:
-    """How `hawk` fuses these heads, from `pool.json` beside them; the unfitted settings where there is none."""
-    sources = 1 + heads.config.vertical
-    if not (folder / "pool.json").is_file():
-        return FusedSettings.unfitted(sources)
-    settings = FusedSettings.load(folder)
-    ranks = {len(row) for row in settings.rate}
-    if (
-        len(settings.rate) != len(settings.edges) + 1
-        or len(ranks) != 1
-        or settings.max_nodes < 1
-        or settings.window < 1
-    ):
-        raise HawkError(f"{folder / 'pool.json'}: one more row of rate than edges is needed, all of one length")
-    missing = sorted(FusedSettings.unfitted(sources).weights.keys() - settings.weights.keys())
-    if missing:
-        raise HawkError(f"{folder / 'pool.json'} has no weights for the sources {missing[0]}: train the drafter again")
-    return settings
 
 
 def _check_parts(folder: Path, config: ModelConfig, tokenizer: FSQTokenizer, text: StaticTextEncoder) -> None:

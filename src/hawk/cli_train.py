@@ -119,7 +119,12 @@ def train_drafter_command(
     model: Annotated[Path, typer.Option("--model", help="Model folder whose drafter is wanted.")],
     data: Data,
     out: Out,
-    kind: Annotated[str, typer.Option("--kind", help="heads (horizontal and vertical draft heads).")] = "heads",
+    kind: Annotated[
+        str, typer.Option("--kind", help="heads (horizontal and vertical draft heads) or spatial (added to heads).")
+    ] = "heads",
+    sources: Annotated[
+        str | None, typer.Option("--sources", help="Sources of hawk's pool, with commas (default: all trained).")
+    ] = None,
     images: Annotated[int, typer.Option("--images", min=64, help="Grids that the target draws to learn from.")] = 512,
     steps: Steps = None,
     batch_size: Batch = None,
@@ -129,12 +134,17 @@ def train_drafter_command(
     dtype: Dtype = "bfloat16",
     compiled: Compile = False,
 ) -> None:
-    """Fit draft heads on grids the target draws itself, fit the pool, and write both into the model folder."""
+    """Fit a drafter on grids the target draws itself, fit the pool, and write both into the model folder."""
     from hawk.errors import HawkError
-    from hawk.training.bundled import train_bundled_heads
-    from hawk.training.drafter import preset
+    from hawk.training import drafter, spatial
+    from hawk.training.bundled import ALL_SOURCES, KINDS, train_bundled_drafter
 
-    if kind != "heads":
-        raise HawkError(f"unknown drafter kind {kind!r}: heads is the one there is")
-    config = _adjusted(preset(), steps, batch_size, lr, seed, device, dtype, compiled)
-    typer.echo(train_bundled_heads(model, data, out, images, config))
+    if kind not in KINDS:
+        raise HawkError(f"unknown drafter kind {kind!r}: choose one of {', '.join(KINDS)}")
+    named = None if sources is None else tuple(name.strip() for name in sources.split(","))
+    unknown = [name for name in named or () if name not in ALL_SOURCES]
+    if unknown:
+        raise HawkError(f"unknown source {unknown[0]!r}: choose from {', '.join(ALL_SOURCES)}")
+    recipe = (spatial if kind == "spatial" else drafter).preset()
+    config = _adjusted(recipe, steps, batch_size, lr, seed, device, dtype, compiled)
+    typer.echo(train_bundled_drafter(model, data, out, kind, images, config, named))

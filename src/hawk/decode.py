@@ -20,7 +20,7 @@ from hawk.errors import HawkError
 from hawk.grid import Grid
 from hawk.sampling import Randomness, SamplingParams, guide, log_probs
 from hawk.tree import DraftTree, TreeBuilder, batch_trees
-from hawk.verify import Verdict, Verifier, coupled, residual
+from hawk.verify import Scored, Verdict, Verifier, coupled, residual
 
 
 @runtime_checkable
@@ -66,7 +66,7 @@ class Drafter(Protocol):
 
     def propose(self, memory: Any, canvas: Canvas) -> DraftTree: ...
 
-    def observe(self, memory: Any, canvas: Canvas, verdicts: list[Verdict]) -> None: ...
+    def observe(self, memory: Any, canvas: Canvas, scored: Scored) -> None: ...
 
 
 class NoDrafter:
@@ -82,7 +82,7 @@ class NoDrafter:
         """The root of each image."""
         return root_tree(canvas)
 
-    def observe(self, memory: None, canvas: Canvas, verdicts: list[Verdict]) -> None:
+    def observe(self, memory: None, canvas: Canvas, scored: Scored) -> None:
         """Nothing to learn."""
 
 
@@ -200,7 +200,8 @@ def begin(
     first = root_tree(canvas)
     next_positions = torch.zeros_like(first.tokens)
     scores = log_probs(guided_logits(target, prefilled.hidden[:, None], hidden[:, None], params), params)
-    commit(state, drafter, first, [[0]] * canvas.batch, bound(first, first.ancestors(), scores, next_positions))
+    verdicts = bound(first, first.ancestors(), scores, next_positions)
+    commit(state, drafter, Scored(first, scores, verdicts), [[0]] * canvas.batch)
     return state
 
 
@@ -224,7 +225,7 @@ def step(state: DecodeState, target: Target, drafter: Drafter) -> tuple[str, ...
     verdicts = state.verify(tree, ancestors, scores, positions + 1)
     keep(state, guided, verdicts)
     valid = [row[ok].tolist() for row, ok in zip(depths, tree.valid, strict=True)]
-    commit(state, drafter, tree, valid, verdicts)
+    commit(state, drafter, Scored(tree, scores, verdicts), valid)
     return tree.source_names
 
 
@@ -240,11 +241,9 @@ def keep(state: DecodeState, hidden: Float[Tensor, "b n d"], verdicts: list[Verd
     state.cache.keep(paths * (2 if state.params.guided else 1))
 
 
-def commit(
-    state: DecodeState, drafter: Drafter, tree: DraftTree, depths: list[list[int]], verdicts: list[Verdict]
-) -> None:
+def commit(state: DecodeState, drafter: Drafter, scored: Scored, depths: list[list[int]]) -> None:
     """Put the kept drafts and the token after them on the canvas, count them, tell the drafter."""
-    canvas = state.canvas
+    canvas, tree, verdicts = state.canvas, scored.tree, scored.verdicts
     live = [bool(canvas.room(row)) for row in range(canvas.batch)]
     before = sum(canvas.committed)
     for row, verdict in enumerate(verdicts):
@@ -253,7 +252,7 @@ def commit(
         canvas.commit(row, tokens, [*tree.sources[row, drafts].tolist(), RECOVERED])
     state.stats.record(tree, depths, verdicts, live)
     state.stats.committed += sum(canvas.committed) - before
-    drafter.observe(state.memory, canvas, verdicts)
+    drafter.observe(state.memory, canvas, scored)
 
 
 def guided_state(hidden: Float[Tensor, "rows *n d"], params: SamplingParams, batch: int) -> Float[Tensor, "b *n d"]:

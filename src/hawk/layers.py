@@ -64,7 +64,8 @@ def attend(
     """Attention under an additive mask (`None`: causal), grouped keys allowed; heads joined in the last axis."""
     grouped = q.shape[1] != k.shape[1]
     if torch.is_grad_enabled() and q.requires_grad and q.device.type == "cpu" and mask is not None and not grouped:
-        return _TrainedAttention.apply(q, k, v, mask.to(q.dtype)).transpose(1, 2).flatten(2)
+        trained: Tensor = _TrainedAttention.apply(q, k, v, mask.to(q.dtype))  # type: ignore[no-untyped-call]
+        return trained.transpose(1, 2).flatten(2)
     out = F.scaled_dot_product_attention(
         q,
         k,

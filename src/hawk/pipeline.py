@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from hawk.bundle import BUNDLED, HEADS_FOLDER, LoadedModel, load_model
+from hawk.bundle import BUNDLED, LoadedModel, load_model
 from hawk.canvas import Canvas
 from hawk.decode import Drafter, Generation, NoDrafter, Stats, generate
 from hawk.drafters.methods import Method, build_drafter, method_named
@@ -99,12 +99,11 @@ class HawkPipeline:
         if drafter is not None and not Path(drafter).is_dir():
             raise HawkError(f"no folder of draft heads at {drafter}")
         loaded = load_model(model_folder(model), DTYPES[dtype], None if drafter is None else Path(drafter))
-        for module in (loaded.target, loaded.tokenizer, loaded.heads):
-            if module is not None:
-                module.to(place)
-        for module in (loaded.target, loaded.heads):
-            if module is not None:
-                pack_linears(module)
+        drafting = loaded.drafting.modules if loaded.drafting else []
+        for module in (loaded.target, loaded.tokenizer, *drafting):
+            module.to(place)
+        for module in (loaded.target, *drafting):
+            pack_linears(module)
         return cls(loaded, place, dtype)
 
     @property
@@ -239,14 +238,7 @@ class HawkPipeline:
         """The drafter of a method; `HawkError` where its heads are missing."""
         if method.name == "ar":
             return NoDrafter()
-        model = self.model
-        if model.heads is None or model.fused is None:
-            raise HawkError(
-                f"model {model.name!r} has no draft heads for method {method.name!r}: train them with "
-                f"`hawk train drafter --kind heads` into its {HEADS_FOLDER}, or choose method 'ar'"
-            )
-        vocab = model.config.target.vocab_size
-        return build_drafter(method, model.heads, model.target.head, vocab, model.fused, model.left)
+        return build_drafter(method, self.model.drafting, self.model.target)
 
     def _conditions(self, prompts: list[str], negatives: list[str]) -> CaptionPrompt:
         """Caption features of all images; where only some have a negative prompt, the others take the null caption."""

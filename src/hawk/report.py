@@ -12,6 +12,7 @@ from rich.table import Table
 from hawk import __version__
 from hawk.benchmark import DEPTHS, BenchResult
 from hawk.bundle import LoadedModel
+from hawk.drafters.parts import DraftParts
 from hawk.pipeline import HawkPipeline, PipelineOutput, tokens_sha256
 
 if TYPE_CHECKING:
@@ -118,14 +119,9 @@ def checks_table(checks: list[Check]) -> Table:
 def model_facts(folder: Path, model: LoadedModel) -> dict[str, Any]:
     """What `hawk info` says of a model folder."""
     shape, cell = model.config.target, model.tokenizer.downsample
-    heads = None
-    if model.heads is not None and model.fused is not None:
-        heads = {
-            "horizontal": model.heads.config.horizontal,
-            "vertical": model.heads.config.vertical,
-            "parameters": _parameters(model.heads),
-            "share_of_target": f"{_parameters(model.heads) / _parameters(model.target):.1%}",
-        }
+    drafting: dict[str, Any] | str = "none: train one with `hawk train drafter --kind heads`"
+    if model.drafting is not None:
+        drafting = drafting_facts(model.drafting, _parameters(model.target))
     return {
         "name": model.name,
         "folder": str(folder),
@@ -141,7 +137,20 @@ def model_facts(folder: Path, model: LoadedModel) -> dict[str, Any]:
         "tokenizer": {"codes": model.tokenizer.codebook_size, "parameters": _parameters(model.tokenizer)},
         "text": {"words": len(model.text.index), "longest_prompt": f"{model.text.tokens} words"},
         "defaults": asdict(model.config.defaults),
-        "draft_heads": heads or "none: train them with `hawk train drafter --kind heads`",
+        "drafter": drafting,
+    }
+
+
+def drafting_facts(parts: DraftParts, of_target: int) -> dict[str, Any]:
+    """What `hawk info` says of a trained drafter."""
+    heads, spatial = parts.heads, parts.spatial
+    own = sum(_parameters(module) for module in parts.modules)
+    return {
+        "sources": list(parts.fused.sources),
+        "heads": {"horizontal": heads.config.horizontal, "vertical": heads.config.vertical} if heads else None,
+        "spatial": {"layers": spatial.config.layers, "width": spatial.config.width} if spatial else None,
+        "parameters": own,
+        "share_of_target": f"{own / of_target:.1%}",
     }
 
 

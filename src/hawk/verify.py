@@ -25,6 +25,15 @@ class Verdict:
     token: int
 
 
+@dataclass(frozen=True)
+class Scored:
+    """A verified batch of trees: log p of the token after each node, and the verdicts."""
+
+    tree: DraftTree
+    scores: Float[Tensor, "b n vocab"]
+    verdicts: list[Verdict]
+
+
 def coupled(
     tree: DraftTree, ancestors: Bool[Tensor, "b n n"], scores: Float[Tensor, "b n vocab"], noise: Tensor
 ) -> list[Verdict]:

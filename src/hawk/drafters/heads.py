@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hawk.canvas import Canvas
+from hawk.drafters.source import Draft, Source
 from hawk.errors import HawkError
 from hawk.files import save_tensors, write_json
 
@@ -71,16 +72,12 @@ class DraftHeads(nn.Module):
 
 
 @dataclass
-class HorizontalSource:
+class HorizontalSource(Source):
     """Distributions for the positions 1 .. heads after each root, from the newest state."""
 
-    name = "horizontal"
     heads: DraftHeads
 
-    @property
-    def reach(self) -> int:
-        """Furthest offset from the root that is predicted."""
-        return self.heads.config.horizontal
+    name = "horizontal"
 
     def start(self, canvas: Canvas) -> HorizontalMemory:
         """Nothing is known before the first state."""
@@ -95,9 +92,9 @@ class HorizontalSource:
         """Keep what the queries were answered with."""
         memory.ahead[row] = log_q
 
-    def draft(self, memory: HorizontalMemory, row: int, offsets: int) -> Float[Tensor, "offsets vocab"]:
-        """log q of an image at root + 1 .. root + `offsets` (at most `reach`)."""
-        return memory.ahead[row][:offsets]
+    def draft(self, memory: HorizontalMemory, row: int, start: int, window: int) -> Draft | None:
+        """The window, as far as there are heads."""
+        return Draft(0, memory.ahead[row][:window]) if window else None
 
 
 @dataclass
@@ -119,7 +116,7 @@ class VerticalMemory:
 
 
 @dataclass
-class VerticalSource:
+class VerticalSource(Source):
     """Distributions for any uncommitted position whose cell `depth` rows above is committed."""
 
     heads: DraftHeads
@@ -151,12 +148,10 @@ class VerticalSource:
         memory.read[row] = first + len(log_q)
         memory.waiting[row, torch.arange(first, memory.read[row]) % slots] = log_q
 
-    def covered(self, memory: VerticalMemory, row: int, start: int, end: int) -> tuple[int, int]:
-        """The part of the positions [start, end) of an image whose cell `depth` rows above has been read."""
+    def draft(self, memory: VerticalMemory, row: int, start: int, window: int) -> Draft | None:
+        """The part of the window whose cells `depth` rows above have been read."""
         slots = memory.waiting.shape[1]
-        return max(start, slots), min(end, memory.read[row] + slots)
-
-    def draft(self, memory: VerticalMemory, row: int, start: int, end: int) -> Float[Tensor, "n vocab"]:
-        """log q of an image at the positions [start, end), all of which must be covered."""
-        slots = memory.waiting.shape[1]
-        return memory.waiting[row, torch.arange(start, end) % slots]
+        first, end = max(start, slots), min(start + window, memory.read[row] + slots)
+        if first >= end:
+            return None
+        return Draft(first - start, memory.waiting[row, torch.arange(first, end) % slots])

@@ -36,6 +36,10 @@ class LeftFactor:
     here: Table
     base: float
 
+    def scaled(self, scale: float) -> LeftFactor:
+        """The same factor, that many times as strong."""
+        return LeftFactor(self.left, self.here * np.float32(scale), self.base)
+
     def save(self, folder: Path) -> None:
         """Write `left.safetensors`."""
         tables = {"left": self.left, "here": self.here, "base": np.array([self.base], np.float32)}

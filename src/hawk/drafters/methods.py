@@ -3,44 +3,46 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
-from hawk.drafters.heads import DraftHeads, HorizontalSource, VerticalSource
-from hawk.drafters.left import LeftFactor
-from hawk.drafters.pool import CartesianPool, FusedPool, FusedSettings, OutputHead
+from torch import Tensor, nn
+
+from hawk.drafters.heads import HorizontalSource, VerticalSource
+from hawk.drafters.parts import DraftParts
+from hawk.drafters.pool import HEAD_SOURCES, CartesianPool, FusedPool, FusedSettings, pattern_key
+from hawk.drafters.source import Source
+from hawk.drafters.spatial import SpatialSource
+from hawk.drafters.stale import StaleSource
 from hawk.errors import HawkError
 
 
 @dataclass(frozen=True)
 class Method:
-    """A named point in the space of drafters and verifiers; `verifier` is the one it is run with by default."""
+    """A named point in the space of drafters and verifiers; `verifier` is the one it is run with by default.
+
+    `sources` are those of its pool; `hawk` takes the sources that its fitted settings name. `window` is how far a
+    Jacobi method looks past the frontier.
+    """
 
     name: str
     verifier: str
-    horizontal: bool
-    vertical: int
+    sources: tuple[str, ...]
     summary: str
+    window: int = 0
 
+
+JACOBI = ("stale",)
 
 METHODS = {
     method.name: method
     for method in (
-        Method("ar", "coupled", False, 0, "plain autoregressive decoding, one token a forward"),
-        Method("medusa", "residual", True, 0, "horizontal heads only, Cartesian tree (arXiv 2401.10774)"),
-        Method("hawk-vertical", "residual", False, 2, "vertical heads only, Cartesian tree"),
-        Method(
-            "hawk-paper",
-            "residual",
-            True,
-            2,
-            "horizontal and vertical heads, Cartesian tree (arXiv 2510.25739)",
-        ),
-        Method(
-            "hawk",
-            "coupled",
-            True,
-            2,
-            "the same sources fused, best-first tree, coupled verification (default)",
-        ),
+        Method("ar", "coupled", (), "plain autoregressive decoding, one token a forward"),
+        Method("medusa", "residual", HEAD_SOURCES[:1], "horizontal heads only, Cartesian tree (arXiv 2401.10774)"),
+        Method("hawk-vertical", "residual", HEAD_SOURCES[1:], "vertical heads only, Cartesian tree"),
+        Method("hawk-paper", "residual", HEAD_SOURCES, "both kinds of heads, Cartesian tree (arXiv 2510.25739)"),
+        Method("sjd", "residual", JACOBI, "speculative Jacobi decoding, no drafter (arXiv 2410.01699)", 16),
+        Method("scd", "coupled", JACOBI, "Jacobi decoding coupled by its noise, no drafter (arXiv 2510.24211)", 16),
+        Method("hawk", "coupled", HEAD_SOURCES, "all sources fused, best-first tree, coupled verification (default)"),
     )
 }
 
@@ -52,18 +54,61 @@ def method_named(name: str) -> Method:
     return METHODS[name]
 
 
-def build_drafter(
-    method: Method,
-    heads: DraftHeads,
-    head: OutputHead,
-    vocab: int,
-    fused: FusedSettings,
-    left: LeftFactor | None = None,
-) -> CartesianPool | FusedPool:
-    """The drafter of any method but `ar`; `fused` (weights, acceptance, tree limits) and `left` are for `hawk`."""
-    horizontal = HorizontalSource(heads) if method.horizontal else None
-    depths = range(1, min(method.vertical, heads.config.vertical) + 1)
-    vertical = [VerticalSource(heads, depth, vocab) for depth in depths]
+@runtime_checkable
+class DraftedTarget(Protocol):
+    """What drafters use of a target: its frozen embeddings and output head."""
+
+    vocab_size: int
+    tok_embeddings: nn.Embedding
+
+    def head(self, hidden: Tensor) -> Tensor: ...
+
+
+def build_drafter(method: Method, parts: DraftParts | None, target: DraftedTarget) -> CartesianPool | FusedPool:
+    """The drafter of any method but `ar`; `HawkError` where a part is missing that it needs."""
+    if method.window:
+        jacobi: list[Source] = [StaleSource(target.vocab_size, method.window)]
+        if method.verifier == "coupled":
+            return FusedPool(jacobi, target.head, chain_of_one_source(method.sources, method.window))
+        return CartesianPool(jacobi, target.head, depth=method.window, max_nodes=method.window + 1)
+    if parts is None:
+        raise HawkError(
+            f"method {method.name!r} needs a trained drafter, which this model has not: train one with `hawk train "
+            "drafter --kind heads`, or choose one of ar, sjd, scd"
+        )
     if method.name == "hawk":
-        return FusedPool(horizontal, vertical, head, fused, left)
-    return CartesianPool(horizontal, vertical, head, draws=2 if len(vertical) + method.horizontal == 1 else 1)
+        sources = [source_named(name, parts, target) for name in parts.fused.sources]
+        return FusedPool(sources, target.head, parts.fused, parts.left)
+    sources = [source_named(name, parts, target) for name in method.sources if not beyond(name, parts)]
+    return CartesianPool(sources, target.head, draws=2 if len(sources) == 1 else 1)
+
+
+def chain_of_one_source(sources: tuple[str, ...], window: int) -> FusedSettings:
+    """Settings of a pool that drafts argmax(log q + g) at each of `window` positions, whatever its chance."""
+    weights: dict[str, tuple[tuple[float, ...], ...]] = {pattern_key([0]): ((1.0,),)}
+    return FusedSettings(weights, (), ((1.0,),), sources, max_nodes=window + 1, window=window, min_gain=0.0)
+
+
+def source_named(name: str, parts: DraftParts, target: DraftedTarget) -> Source:
+    """One source of a pool; `HawkError` where what it needs has not been trained."""
+    if name == "stale":
+        return StaleSource(target.vocab_size)
+    if name == "spatial":
+        if parts.spatial is None:
+            raise HawkError("there is no spatial drafter: train one with `hawk train drafter --kind spatial`")
+        return SpatialSource(parts.spatial, target.tok_embeddings)
+    if parts.heads is None:
+        raise HawkError("there are no draft heads: train them with `hawk train drafter --kind heads`")
+    if name == "horizontal":
+        return HorizontalSource(parts.heads)
+    return VerticalSource(parts.heads, depth_of(name), target.vocab_size)
+
+
+def depth_of(name: str) -> int:
+    """Rows that a vertical source looks up; 0 for any other."""
+    return int(name.removeprefix("vertical-")) if name.startswith("vertical-") else 0
+
+
+def beyond(name: str, parts: DraftParts) -> bool:
+    """Whether a source looks further up than there are heads."""
+    return parts.heads is not None and depth_of(name) > parts.heads.config.vertical

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -22,16 +22,19 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from hawk.canvas import Canvas
-from hawk.drafters.heads import HorizontalMemory, HorizontalSource, VerticalMemory, VerticalSource
 from hawk.drafters.left import LeftFactor, Shortlist
+from hawk.drafters.source import Source
 from hawk.errors import HawkError
 from hawk.files import write_json
 from hawk.sampling import Randomness, SamplingParams, log_probs
 from hawk.tree import DraftTree, TreeBuilder, batch_trees
-from hawk.verify import Verdict
+from hawk.verify import Scored
 
 LEAST_LOG_Q = -30.0
 """Floor of a source's log q inside a product: what one source filtered out, another may still propose."""
+
+HEAD_SOURCES = ("horizontal", "vertical-1", "vertical-2")
+"""Sources of the draft heads."""
 
 SHORTLISTED = 24
 """Candidates of an offset that may take a place in the tree, whatever stands to their left."""
@@ -43,65 +46,56 @@ OutputHead = Callable[[Tensor], Tensor]
 
 @dataclass
 class PoolMemory:
-    """What a pool remembers of a batch: its parameters, its randomness, and what its sources remember.
+    """What a pool remembers of a batch: its parameters, its randomness, and what each source remembers.
 
     `layouts` holds the weights of a fused pool, laid out once for each pattern of coverage (it recurs at every step).
     """
 
     params: SamplingParams
     randomness: Randomness
-    horizontal: HorizontalMemory | None
-    vertical: list[VerticalMemory]
+    sources: list[Any]
     layouts: dict[tuple[tuple[int, int, int], ...], list[Tensor]] = field(default_factory=dict)
 
 
 @dataclass
 class Pool:
-    """Sources, and what all pools do: start them, let them read new states, ask them for log q."""
+    """Sources, and what all pools do: start them, let them see each step, ask them for log q."""
 
-    horizontal: HorizontalSource | None
-    vertical: list[VerticalSource]
+    sources: list[Source]
     head: OutputHead
-    least_log_q: ClassVar[float | None] = None
 
     @property
     def source_names(self) -> tuple[str, ...]:
-        """Names of the sources, horizontal first."""
-        return (*(["horizontal"] if self.horizontal else []), *(source.name for source in self.vertical))
+        """Names of the sources, in their order."""
+        return tuple(source.name for source in self.sources)
 
     def start(self, canvas: Canvas, params: SamplingParams, randomness: Randomness) -> PoolMemory:
         """Empty memories for a batch."""
-        horizontal = self.horizontal.start(canvas) if self.horizontal else None
-        return PoolMemory(params, randomness, horizontal, [source.start(canvas) for source in self.vertical])
+        return PoolMemory(params, randomness, [source.start(canvas) for source in self.sources])
 
-    def observe(self, memory: PoolMemory, canvas: Canvas, verdicts: list[Verdict]) -> None:
-        """Let every source read the states of newly committed tokens; one call of the output head serves them all."""
+    def observe(self, memory: PoolMemory, canvas: Canvas, scored: Scored) -> None:
+        """Let every source see the step; one call of the output head answers all their queries."""
         asked: list[tuple[Callable[[Tensor], None], Tensor]] = []
         for row in range(canvas.batch):
             if not canvas.room(row):
                 continue
-            if self.horizontal and memory.horizontal:
-                states = self.horizontal.queries(memory.horizontal, canvas, row)
-                asked.append((partial(self.horizontal.receive, memory.horizontal, row), states))
-            for source, cache in zip(self.vertical, memory.vertical, strict=True):
-                asked.append((partial(source.receive, cache, row), source.queries(cache, canvas, row)))
+            for source, remembered in zip(self.sources, memory.sources, strict=True):
+                source.see(remembered, canvas, row, scored)
+                states = source.queries(remembered, canvas, row)
+                if len(states):
+                    asked.append((partial(source.receive, remembered, row), states))
         if asked:
             log_q = log_probs(self.head(torch.cat([states for _, states in asked])), memory.params)
-            log_q = log_q if self.least_log_q is None else log_q.clamp_min_(self.least_log_q)
             for (receive, _), answer in zip(asked, log_q.split([len(states) for _, states in asked]), strict=True):
                 receive(answer)
 
     def drafts(self, memory: PoolMemory, canvas: Canvas, row: int, window: int) -> list[SourceDraft]:
         """What each source says about the `window` positions after an image's root (those that it can speak of)."""
-        drafts = []
-        if self.horizontal and memory.horizontal and window:
-            drafts.append(SourceDraft(0, 0, self.horizontal.draft(memory.horizontal, row, window)))
-        first_vertical = 1 if self.horizontal else 0
-        root = canvas.committed[row]
-        for k, (source, cache) in enumerate(zip(self.vertical, memory.vertical, strict=True), start=first_vertical):
-            start, end = source.covered(cache, row, root, root + window)
-            if start < end:
-                drafts.append(SourceDraft(k, start - root, source.draft(cache, row, start, end)))
+        start, drafts = canvas.committed[row], []
+        for k, (source, remembered) in enumerate(zip(self.sources, memory.sources, strict=True)):
+            said = source.draft(remembered, row, start, window)
+            if said is not None:
+                drafts.append(SourceDraft(k, said.first, said.log_q))
         return drafts
 
 
@@ -172,11 +166,13 @@ class FusedSettings:
     as in "0,1" for horizontal and vertical-1, and its last row serves all further offsets. `rate[bin][rank]` is the
     measured chance that a candidate is the target's token, by the lead of the first candidate over the second (nats of
     log q + g; `edges` split it into bins). A node is drafted while its chance of being kept exceeds `min_gain`.
+    `sources` are the names of the pool's sources, in their order.
     """
 
     weights: dict[str, tuple[tuple[float, ...], ...]]
     edges: tuple[float, ...]
     rate: tuple[tuple[float, ...], ...]
+    sources: tuple[str, ...] = HEAD_SOURCES
     max_nodes: int = 16
     window: int = 16
     min_gain: float = 0.06
@@ -215,14 +211,15 @@ class FusedSettings:
             ) from None
 
     @classmethod
-    def unfitted(cls, sources: int) -> FusedSettings:
-        """Equal weights and a plain guess of acceptance, for heads whose pool has not been fitted."""
-        patterns = [c for size in range(1, sources + 1) for c in combinations(range(sources), size)]
+    def unfitted(cls, sources: tuple[str, ...] = HEAD_SOURCES) -> FusedSettings:
+        """Equal weights and a plain guess of acceptance, for sources whose pool has not been fitted."""
+        count = len(sources)
+        patterns = [c for size in range(1, count + 1) for c in combinations(range(count), size)]
         weights: dict[str, tuple[tuple[float, ...], ...]] = {
             pattern_key(c): ((1.0 / len(c),) * len(c),) for c in patterns
         }
         rate = tuple(tuple(first * 0.5**rank for rank in range(6)) for first in (0.4, 0.6, 0.8, 0.95))
-        return cls(weights, (0.5, 1.5, 4.0), rate)
+        return cls(weights, (0.5, 1.5, 4.0), rate, sources)
 
 
 def pattern_key(sources: Iterable[int]) -> str:
@@ -237,7 +234,6 @@ class FusedPool(Pool):
     settings: FusedSettings
     left: LeftFactor | None = None
     lossless_with: tuple[str, ...] = ("coupled",)
-    least_log_q: ClassVar[float | None] = LEAST_LOG_Q
 
     @property
     def max_nodes(self) -> int:
@@ -289,7 +285,7 @@ class FusedPool(Pool):
         reach = max(draft.end for draft in drafts)
         fused = drafts[0].log_q.new_zeros(reach, drafts[0].log_q.shape[-1])
         for draft, weights in zip(drafts, memory.layouts[pattern], strict=True):
-            fused[draft.first : draft.end].addcmul_(draft.log_q, weights)
+            fused[draft.first : draft.end].addcmul_(draft.log_q.clamp_min(LEAST_LOG_Q), weights)
         return fused
 
 

@@ -12,12 +12,14 @@ from hawk.decode import Drafter
 from hawk.drafters.heads import DraftHeads, HeadsConfig
 from hawk.drafters.left import LeftFactor
 from hawk.drafters.methods import METHODS, build_drafter
+from hawk.drafters.parts import DraftParts
 from hawk.drafters.pool import FusedSettings
+from hawk.drafters.spatial import SpatialConfig, SpatialDrafter
 from hawk.grid import Grid
 from hawk.sampling import Randomness, SamplingParams
 from hawk.targets.llamagen import CaptionPrompt, LlamaGen, LlamaGenConfig
 from hawk.tree import DraftTree, TreeBuilder, batch_trees
-from hawk.verify import Verdict
+from hawk.verify import Scored
 
 
 def tiny_target(
@@ -84,7 +86,7 @@ class RandomDrafter:
         grown = [self._grow(generator, canvas, row) for row, generator in enumerate(memory)]
         return batch_trees([builder for builder, _ in grown], ("random",), [q for _, q in grown])
 
-    def observe(self, memory: list[torch.Generator], canvas: Canvas, verdicts: list[Verdict]) -> None:
+    def observe(self, memory: list[torch.Generator], canvas: Canvas, scored: Scored) -> None:
         """Nothing to learn."""
 
     def _grow(self, generator: torch.Generator, canvas: Canvas, row: int) -> tuple[TreeBuilder, Tensor]:
@@ -116,13 +118,19 @@ def tiny_drafters(target: LlamaGen, seed: int = 0) -> dict[str, tuple[Drafter, s
         for parameter in heads.parameters():
             nn.init.normal_(parameter, std=2.5 * target.config.dim**-0.5)
         left = LeftFactor(torch.randn(vocab, 3).numpy(), torch.randn(vocab, 3).numpy(), base=0.7)
-    heads.eval().requires_grad_(False)
+        spatial = SpatialDrafter(SpatialConfig(target.config.dim, width=16, heads=2, window=6, columns=2, left=3)).to(
+            dtype
+        )
+        nn.init.normal_(spatial.out.weight, std=2.0)
+    sources = ("horizontal", "vertical-1", "vertical-2", "spatial", "stale")
+    parts = DraftParts(FusedSettings.unfitted(sources), heads.eval(), spatial.eval(), left)
+    for module in parts.modules:
+        module.requires_grad_(False)
     drafters: dict[str, tuple[Drafter, str]] = {
         "random": (RandomDrafter(vocab), "coupled"),
         "random-q": (RandomDrafter(vocab, carries_q=True), "residual"),
     }
     for name, method in METHODS.items():
         if name != "ar":
-            fused = FusedSettings.unfitted(method.horizontal + method.vertical)
-            drafters[name] = (build_drafter(method, heads, target.head, vocab, fused, left), method.verifier)
+            drafters[name] = (build_drafter(method, parts, target), method.verifier)
     return drafters

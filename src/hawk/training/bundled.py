@@ -1,35 +1,45 @@
-"""Training a drafter for a model folder with the bundled captions: the glue of `hawk train drafter --kind heads`."""
+"""Training a drafter for a model folder with the bundled captions: the glue of `hawk train drafter`."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from hawk.bundle import HEADS_FOLDER, LoadedModel, load_model, target_fingerprint
+from hawk.drafters import left, spatial
 from hawk.drafters.heads import HeadsConfig
-from hawk.drafters.left import FILE as LEFT_FILE
+from hawk.drafters.methods import source_named
+from hawk.drafters.parts import DraftParts, load_parts
+from hawk.drafters.pool import HEAD_SOURCES, FusedPool, FusedSettings
+from hawk.drafters.spatial import SpatialConfig
+from hawk.errors import HawkError
 from hawk.files import write_json
 from hawk.targets.llamagen import CaptionPrompt
 from hawk.training.data import SpriteSet, compose, load_sprites
-from hawk.training.drafter import (
-    OnPolicy,
-    copy_baselines,
-    draw_on_policy,
-    fit_pool,
-    guided_states,
-    train_heads,
-)
+from hawk.training.drafter import OnPolicy, copy_baselines, draw_on_policy, guided_states, train_heads
 from hawk.training.loop import FitConfig
+from hawk.training.pool import fit_pool
+from hawk.training.spatial import train_spatial
+
+KINDS = ("heads", "spatial")
+ALL_SOURCES = (*HEAD_SOURCES, "spatial", "stale")
 
 
-def train_bundled_heads(folder: Path, data: Path, out: Path, images: int, config: FitConfig) -> str:
-    """Draw grids for training captions, fit heads and pool, write them into the model folder; a line of figures."""
+def train_bundled_drafter(
+    folder: Path, data: Path, out: Path, kind: str, images: int, config: FitConfig, sources: tuple[str, ...] | None
+) -> str:
+    """Draw grids for training captions, fit a drafter and the pool, write them into the folder; a line of figures.
+
+    Heads begin a drafter anew; the spatial drafter is added to the heads that are there. `sources` are those of
+    `hawk`'s pool, by default all that are trained.
+    """
     model = load_model(folder, with_heads=False)  # there may be heads of an earlier target
     grid, params = model.target.grid, model.config.defaults
-    sprites = load_sprites(data, "train")
+    sprites, place = load_sprites(data, "train"), folder / HEADS_FOLDER
 
     def prompts(start: int, count: int) -> CaptionPrompt:
         return caption_prompt(model, training_captions(sprites, start, count))
@@ -42,29 +52,55 @@ def train_bundled_heads(folder: Path, data: Path, out: Path, images: int, config
             for i in batches
         ]
     )
-    onpolicy = OnPolicy(tokens, states)
-    shape = HeadsConfig(model.target.config.dim)
-    heads, fitted = train_heads(model.target, onpolicy, grid, params, shape, config, out)
-    kept = images * 9 // 10
-    held_out = OnPolicy(tokens[kept:], states[kept:])
-    pool = fit_pool(heads, model.target, OnPolicy(tokens[:kept], states[:kept]), held_out, grid, params)
-    heads.save(folder / HEADS_FOLDER, target_fingerprint(folder))
-    pool.settings.save(folder / HEADS_FOLDER)
-    (folder / HEADS_FOLDER / LEFT_FILE).unlink(missing_ok=True)
-    if pool.left is not None:
-        pool.left.save(folder / HEADS_FOLDER)
-    report = {
+    drawn, dim = OnPolicy(tokens, states), model.target.config.dim
+    if kind == "heads":
+        heads, fitted = train_heads(model.target, drawn, grid, params, HeadsConfig(dim), config, out / "heads")
+        parts = DraftParts(FusedSettings.unfitted(sources or HEAD_SOURCES), heads)
+    else:
+        earlier = heads_in(place, model)
+        learnt = train_spatial(model.target, drawn, grid, params, SpatialConfig(dim), config, out / "spatial")
+        fitted, fused = learnt.fitted, FusedSettings.unfitted(sources or ALL_SOURCES)
+        parts = DraftParts(fused, earlier.heads, learnt.drafter, learnt.left)
+    for part in parts.modules:
+        part.requires_grad_(False)
+    named = [source_named(name, parts, model.target) for name in parts.fused.sources]
+    unfitted = FusedPool(named, model.target.head, parts.fused, parts.left)
+    pool = fit_pool(model.target, unfitted, prompts, grid, params, first=images)
+    save_parts(place, DraftParts(pool.settings, parts.heads, parts.spatial, pool.left), target_fingerprint(folder))
+    held_out = OnPolicy(tokens[images * 9 // 10 :], states[images * 9 // 10 :])
+    report: dict[str, Any] = {
         "images": images,
         "minutes": round(fitted.seconds / 60, 1),
         "loss": fitted.scalars,
         "quality": pool.quality,
         "copy": copy_baselines(model.target.output, held_out, grid, params),
-        "parameters": sum(p.numel() for p in heads.parameters()),
-        "left_factor": "kept" if pool.left is not None else "left out: it kept no more mass on held-out images",
+        "parameters": sum(p.numel() for module in parts.modules for p in module.parameters()),
         "target_parameters": sum(p.numel() for p in model.target.parameters()),
     }
-    write_json(folder / HEADS_FOLDER / "report.json", report)
-    return f"{folder / HEADS_FOLDER}: {pool.quality['fused']}"
+    write_json(place / "report.json", report)
+    return f"{place}: {pool.quality['fused']}"
+
+
+def heads_in(place: Path, model: LoadedModel) -> DraftParts:
+    """The drafter that a spatial one is added to."""
+    if not place.is_dir():
+        raise HawkError(f"the spatial drafter is added to draft heads, and there are none in {place}: train them first")
+    shape = model.config.target
+    return load_parts(place, shape.dim, shape.vocab_size, model.fingerprint, torch.float32)
+
+
+def save_parts(place: Path, parts: DraftParts, fingerprint: str) -> None:
+    """Write a drafter folder; parts of an earlier drafter that this one has not are removed."""
+    optional = {left.FILE: parts.left, spatial.FILE: parts.spatial, spatial.SETTINGS: parts.spatial}
+    for name in (name for name, part in optional.items() if part is None):
+        (place / name).unlink(missing_ok=True)
+    if parts.heads is not None:
+        parts.heads.save(place, fingerprint)
+    if parts.spatial is not None:
+        parts.spatial.save(place, fingerprint)
+    if parts.left is not None:
+        parts.left.save(place)
+    parts.fused.save(place)
 
 
 def training_captions(sprites: SpriteSet, start: int, count: int) -> list[str]:

@@ -1,0 +1,76 @@
+"""What is trained for drafting a target, and the folder it lies in."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from hawk.drafters.heads import DraftHeads
+from hawk.drafters.left import LeftFactor
+from hawk.drafters.pool import HEAD_SOURCES, FusedSettings
+from hawk.drafters.spatial import SpatialDrafter
+from hawk.errors import HawkError
+
+
+@dataclass(frozen=True)
+class DraftParts:
+    """Draft heads, the spatial drafter, how `hawk` fuses its sources, what it knows of left neighbours.
+
+    Any but `fused` may be None: not trained, or of no use to this target.
+    """
+
+    fused: FusedSettings
+    heads: DraftHeads | None = None
+    spatial: SpatialDrafter | None = None
+    left: LeftFactor | None = None
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The networks among them."""
+        return [part for part in (self.heads, self.spatial) if part is not None]
+
+
+def load_parts(folder: Path, dim: int, vocab: int, fingerprint: str, dtype: torch.dtype) -> DraftParts:
+    """Read a drafter folder made for the target of that fingerprint; `HawkError` for any other or a damaged one."""
+    try:
+        spatial = SpatialDrafter.load(folder, fingerprint)
+        heads = None if spatial and not (folder / "heads.json").is_file() else DraftHeads.load(folder, fingerprint)
+    except HawkError:
+        raise
+    except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError, json.JSONDecodeError) as error:
+        first_line = str(error).strip().splitlines()[:1]
+        raise HawkError(f"the drafter in {folder} is damaged: {''.join(first_line)}") from error
+    parts = DraftParts(load_pool(folder, heads), heads, spatial, LeftFactor.load(folder, vocab))
+    for part in parts.modules:
+        width = part.config.dim
+        if width != dim:
+            raise HawkError(f"the drafter in {folder} is {width} wide, the target {dim}")
+        part.to(dtype).requires_grad_(False)
+    return parts
+
+
+def load_pool(folder: Path, heads: DraftHeads | None) -> FusedSettings:
+    """How `hawk` fuses its sources, from `pool.json`; the unfitted settings where there is none."""
+    path = folder / "pool.json"
+    if not path.is_file():
+        if heads is None:
+            raise HawkError(f"no {path}: fit the pool with `hawk train drafter`")
+        return FusedSettings.unfitted(HEAD_SOURCES[: 1 + heads.config.vertical])
+    settings = FusedSettings.load(folder)
+    ranks = {len(row) for row in settings.rate}
+    if (
+        len(settings.rate) != len(settings.edges) + 1
+        or len(ranks) != 1
+        or settings.max_nodes < 1
+        or settings.window < 1
+    ):
+        raise HawkError(f"{path}: one more row of rate than edges is needed, all of one length")
+    missing = sorted(FusedSettings.unfitted(settings.sources).weights.keys() - settings.weights.keys())
+    if missing:
+        raise HawkError(f"{path} has no weights for the sources {missing[0]}: train the drafter again")
+    return settings

@@ -1,0 +1,69 @@
+"""StaleTarget: what the target itself said of positions that it has scored too early (Jacobi decoding).
+
+The forward that verifies a tree also scores the positions after its rejected nodes, under a prefix that is wrong in one
+token or a few. Those distributions are the next step's drafts (SJD, arXiv 2410.01699; SCD, arXiv 2510.24211).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hawk.canvas import Canvas
+from hawk.drafters.source import Draft, Source
+from hawk.verify import Scored
+
+
+@dataclass
+class StaleMemory:
+    """The target's last word on the positions from the frontier on, `[scored, vocab]` for each image."""
+
+    ahead: list[Tensor]
+
+
+@dataclass
+class StaleSource(Source):
+    """log p of the last step along the branch that the verdict broke off.
+
+    With `window` (Jacobi decoding by itself) the positions that were never scored get the uniform distribution, so that
+    the chain always reaches as far.
+    """
+
+    vocab: int
+    window: int = 0
+
+    name = "stale"
+
+    def start(self, canvas: Canvas) -> StaleMemory:
+        """Nothing is scored yet."""
+        wide = torch.promote_types(canvas.states.dtype, torch.float32)
+        nothing = torch.empty(0, self.vocab, dtype=wide, device=canvas.states.device)
+        return StaleMemory([nothing] * canvas.batch)
+
+    def see(self, memory: StaleMemory, canvas: Canvas, row: int, scored: Scored) -> None:
+        """The scores of the first rejected child of the last kept node, and down its first children."""
+        memory.ahead[row] = scored.scores[row, broken_branch(scored, row)]
+
+    def draft(self, memory: StaleMemory, row: int, start: int, window: int) -> Draft | None:
+        """What was scored, and the uniform distribution for the rest of its own window."""
+        said = memory.ahead[row][:window]
+        missing = min(window, self.window) - len(said)
+        if missing > 0:
+            said = torch.cat((said, said.new_full((missing, self.vocab), -math.log(self.vocab))))
+        return Draft(0, said) if len(said) else None
+
+
+def broken_branch(scored: Scored, row: int) -> list[int]:
+    """Nodes from the first rejected child of the last kept node down, always the first child."""
+    parents, valid = scored.tree.parents[row].tolist(), scored.tree.valid[row].tolist()
+    node = scored.verdicts[row].path[-1]
+    branch: list[int] = []
+    while True:
+        below = [child for child in range(node + 1, len(parents)) if parents[child] == node and valid[child]]
+        if not below:
+            return branch
+        node = below[0]
+        branch.append(node)

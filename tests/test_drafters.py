@@ -15,7 +15,15 @@ from hawk.drafters.heads import DraftHeads, HeadsConfig, HorizontalSource, Verti
 from hawk.drafters.left import LeftFactor
 from hawk.drafters.methods import METHODS, build_drafter, method_named
 from hawk.drafters.parts import DraftParts
-from hawk.drafters.pool import CartesianPool, Children, FusedPool, FusedSettings, SourceDraft, grow_best_first
+from hawk.drafters.pool import (
+    CartesianPool,
+    Children,
+    FusedPool,
+    FusedSettings,
+    SourceDraft,
+    TreeLimits,
+    grow_best_first,
+)
 from hawk.errors import HawkError
 from hawk.evaluation.losslessness import chi_square
 from hawk.evaluation.tiny import tiny_drafters, tiny_prompt, tiny_target
@@ -231,7 +239,7 @@ def test_best_first_takes_the_likeliest_nodes_in_order():
     chance = {path: math.prod(rates[depth][rank] for depth, rank in enumerate(path)) for path in paths}
     builder = TreeBuilder.rooted(99)
     grow_best_first(
-        builder, lambda depth, _: Children(candidates[depth], [0] * 3, rates[depth]), 3, max_nodes=12, min_gain=1e-9
+        builder, lambda depth, _: Children(candidates[depth], [0] * 3, rates[depth]), 3, max_nodes=12, node_cost=1e-9
     )
 
     def path_of(node):
@@ -244,11 +252,34 @@ def test_best_first_takes_the_likeliest_nodes_in_order():
     assert len(set(grown)) == 11
 
 
-def test_best_first_stops_where_a_node_no_longer_pays():
-    builder = TreeBuilder.rooted(0)
-    levels = [Children([1, 2], [0, 0], (0.5, 0.2)), Children([3, 4], [0, 0], (0.5, 0.2))]
-    grow_best_first(builder, lambda depth, _: levels[depth], 2, max_nodes=50, min_gain=0.15)
-    assert builder.tokens[1:] == [1, 3, 2]  # 0.5, 0.25, 0.2; then 0.1
+@pytest.mark.parametrize("node_cost", [0.01, 0.05, 0.2, 0.6, 2.0])
+def test_the_tree_has_the_size_of_most_tokens_per_time(node_cost):
+    """Against every size of the best-first tree: expected tokens over time, of which the grown tree has the most."""
+    rates = [(0.6, 0.2), (0.7, 0.1), (0.5, 0.3)]
+    sizes = {}
+    for limit in range(1, 15):
+        builder = TreeBuilder.rooted(0)
+        levels = [Children([1, 2], [0, 0], rate) for rate in rates]
+        grow_best_first(builder, lambda depth, _, at=levels: at[depth], 3, limit, 0.0)
+        chance = [1.0]
+        for parent, token, depth in zip(builder.parents[1:], builder.tokens[1:], builder.depths[1:], strict=True):
+            chance.append(chance[parent] * rates[depth - 1][token - 1])
+        sizes[limit] = sum(chance) / (1 + node_cost * (limit - 1))
+    grown = TreeBuilder.rooted(0)
+    grow_best_first(grown, lambda depth, _: levels[depth], 3, 14, node_cost)
+    assert sizes[len(grown.tokens)] == pytest.approx(max(sizes.values()))
+
+
+def test_a_callers_limits_bound_the_tree():
+    target = tiny_target(0, torch.float32)
+    parts = DraftParts(FusedSettings.unfitted(), DraftHeads(HeadsConfig(target.config.dim)))
+    for name, method in METHODS.items():
+        if name != "ar":
+            narrow = build_drafter(method, parts, target, TreeLimits(num_draft_tokens=2, window=2))
+            assert narrow.max_nodes == 3
+            assert generate(target, tiny_prompt(target, 1), target.grid, FREE, narrow, [1], method.verifier)
+    with pytest.raises(HawkError, match="window must be 1 or more, not 0"):
+        TreeLimits(window=0)
 
 
 def test_fused_candidates_are_the_top_of_log_q_plus_the_targets_noise():
@@ -257,7 +288,7 @@ def test_fused_candidates_are_the_top_of_log_q_plus_the_targets_noise():
     log_q = torch.randn(3, vocab, dtype=F64).log_softmax(-1)
     other = torch.randn(2, vocab, dtype=F64).log_softmax(-1)
     settings = FusedSettings(
-        {"0": ((1.0,),), "0,1": ((0.8, 0.4), (0.3, 0.9))}, (), ((0.5, 0.4, 0.3),), max_nodes=40, min_gain=0.01
+        {"0": ((1.0,),), "0,1": ((0.8, 0.4), (0.3, 0.9))}, (), ((0.5, 0.4, 0.3),), max_nodes=40, node_cost=1e-3
     )
     pool = known_pool(FusedPool, [SourceDraft(0, 0, log_q), SourceDraft(1, 1, other)], settings=settings)
     canvas = settled_canvas(Grid(2, 6), committed, vocab)
@@ -283,7 +314,7 @@ def test_the_left_token_counts_except_after_the_root_and_in_the_first_column():
     names_the_next = LeftFactor(
         np.eye(vocab, dtype=np.float32), 80 * np.roll(np.eye(vocab, dtype=np.float32), 1, 0), 1.0
     )
-    settings = FusedSettings({"0": ((9.0,),)}, (), ((0.9, 0.01),), min_gain=0.1)
+    settings = FusedSettings({"0": ((9.0,),)}, (), ((0.9, 0.01),), node_cost=0.05)
     pool = known_pool(FusedPool, [SourceDraft(0, 0, log_q)], settings=settings, left=names_the_next)
     canvas = settled_canvas(grid, [2], vocab)
     randomness = Randomness.from_seeds([3], grid.size, vocab, torch.zeros(0, dtype=F64))

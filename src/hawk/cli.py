@@ -134,7 +134,7 @@ def main() -> None:
 @app.command()
 def generate(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to draw; several draw several.")],
-    method: Annotated[str, typer.Option("--method", help="ar, medusa, hawk-vertical, hawk-paper or hawk.")] = "hawk",
+    method: Annotated[str, typer.Option("--method", help="hawk, or a rival: `hawk bench --help`.")] = "hawk",
     verifier: Annotated[
         str | None, typer.Option("--verifier", help="coupled or residual (default: the method's own).")
     ] = None,

@@ -20,6 +20,7 @@ from hawk.bundle import BUNDLED, LoadedModel, load_model
 from hawk.canvas import Canvas
 from hawk.decode import Drafter, Generation, NoDrafter, Stats, generate
 from hawk.drafters.methods import Method, build_drafter, method_named
+from hawk.drafters.pool import TreeLimits
 from hawk.errors import HawkError
 from hawk.grid import Grid
 from hawk.packed import pack_linears
@@ -125,6 +126,8 @@ class HawkPipeline:
         top_p: float | None = None,
         method: str = "hawk",
         verifier: str | None = None,
+        num_draft_tokens: int | None = None,
+        window: int | None = None,
         height: int | None = None,
         width: int | None = None,
         output_type: str = "pil",
@@ -142,6 +145,8 @@ class HawkPipeline:
             generator: in place of `seed`: one to draw all seeds from, or one for each image.
             method: a name of `hawk.drafters.methods.METHODS`.
             verifier: "coupled" or "residual"; None is the method's own.
+            num_draft_tokens, window: most drafts verified in a forward, and how many positions ahead they may reach;
+                None is the method's own.
             height, width: in pixels; None is what the model was trained for.
             output_type: "pil"; "np" `[n, height, width, 3]` or "pt" `[n, 3, height, width]`, both in [0, 1].
             return_dict: False returns `(images,)`.
@@ -159,7 +164,7 @@ class HawkPipeline:
             raise HawkError("a negative prompt has no effect at guidance_scale 1: raise the scale or leave it out")
         grid = self._grid(height, width)
         chosen = method_named(method)
-        drafter = self._drafter(chosen)
+        drafter = self._drafter(chosen, TreeLimits(num_draft_tokens, window))
         verifier = chosen.verifier if verifier is None else verifier
         if output_type not in OUTPUT_TYPES:
             raise HawkError(f"unknown output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
@@ -234,11 +239,11 @@ class HawkPipeline:
             )
         return Grid(*sides)
 
-    def _drafter(self, method: Method) -> Drafter:
-        """The drafter of a method; `HawkError` where its heads are missing."""
+    def _drafter(self, method: Method, limits: TreeLimits) -> Drafter:
+        """The drafter of a method; `HawkError` where what it needs is not trained."""
         if method.name == "ar":
             return NoDrafter()
-        return build_drafter(method, self.model.drafting, self.model.target)
+        return build_drafter(method, self.model.drafting, self.model.target, limits)
 
     def _conditions(self, prompts: list[str], negatives: list[str]) -> CaptionPrompt:
         """Caption features of all images; where only some have a negative prompt, the others take the null caption."""

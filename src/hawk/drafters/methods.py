@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hawk.drafters.heads import HorizontalSource, VerticalSource
 from hawk.drafters.parts import DraftParts
-from hawk.drafters.pool import HEAD_SOURCES, CartesianPool, FusedPool, FusedSettings, pattern_key
+from hawk.drafters.pool import HEAD_SOURCES, CartesianPool, FusedPool, FusedSettings, TreeLimits, pattern_key
 from hawk.drafters.source import Source
 from hawk.drafters.spatial import SpatialSource
 from hawk.drafters.stale import StaleSource
@@ -64,13 +64,17 @@ class DraftedTarget(Protocol):
     def head(self, hidden: Tensor) -> Tensor: ...
 
 
-def build_drafter(method: Method, parts: DraftParts | None, target: DraftedTarget) -> CartesianPool | FusedPool:
+def build_drafter(
+    method: Method, parts: DraftParts | None, target: DraftedTarget, limits: TreeLimits | None = None
+) -> CartesianPool | FusedPool:
     """The drafter of any method but `ar`; `HawkError` where a part is missing that it needs."""
+    limits = limits or TreeLimits()
     if method.window:
-        jacobi: list[Source] = [StaleSource(target.vocab_size, method.window)]
+        window = limits.window or limits.num_draft_tokens or method.window
+        jacobi: list[Source] = [StaleSource(target.vocab_size, window)]
         if method.verifier == "coupled":
-            return FusedPool(jacobi, target.head, chain_of_one_source(method.sources, method.window))
-        return CartesianPool(jacobi, target.head, depth=method.window, max_nodes=method.window + 1)
+            return FusedPool(jacobi, target.head, chain_of_one_source(method.sources, window))
+        return CartesianPool(jacobi, target.head, depth=window, max_nodes=window + 1)
     if parts is None:
         raise HawkError(
             f"method {method.name!r} needs a trained drafter, which this model has not: train one with `hawk train "
@@ -78,15 +82,17 @@ def build_drafter(method: Method, parts: DraftParts | None, target: DraftedTarge
         )
     if method.name == "hawk":
         sources = [source_named(name, parts, target) for name in parts.fused.sources]
-        return FusedPool(sources, target.head, parts.fused, parts.left)
+        return FusedPool(sources, target.head, parts.fused.limited(limits), parts.left)
     sources = [source_named(name, parts, target) for name in method.sources if not beyond(name, parts)]
-    return CartesianPool(sources, target.head, draws=2 if len(sources) == 1 else 1)
+    nodes = CartesianPool.max_nodes if limits.num_draft_tokens is None else limits.num_draft_tokens + 1
+    depth, draws = limits.window or CartesianPool.depth, 2 if len(sources) == 1 else 1
+    return CartesianPool(sources, target.head, depth=depth, draws=draws, max_nodes=nodes)
 
 
 def chain_of_one_source(sources: tuple[str, ...], window: int) -> FusedSettings:
     """Settings of a pool that drafts argmax(log q + g) at each of `window` positions, whatever its chance."""
     weights: dict[str, tuple[tuple[float, ...], ...]] = {pattern_key([0]): ((1.0,),)}
-    return FusedSettings(weights, (), ((1.0,),), sources, max_nodes=window + 1, window=window, min_gain=0.0)
+    return FusedSettings(weights, (), ((1.0,),), sources, max_nodes=window + 1, window=window, node_cost=0.0)
 
 
 def source_named(name: str, parts: DraftParts, target: DraftedTarget) -> Source:

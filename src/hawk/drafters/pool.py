@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -159,13 +159,27 @@ class CartesianPool(Pool):
 
 
 @dataclass(frozen=True)
+class TreeLimits:
+    """What a caller asks of the trees: drafts a step, and how far past the frontier they reach; None: the method's."""
+
+    num_draft_tokens: int | None = None
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("num_draft_tokens", self.num_draft_tokens), ("window", self.window)):
+            if value is not None and value < 1:
+                raise HawkError(f"{name} must be 1 or more, not {value}: choose method 'ar' for no drafts")
+
+
+@dataclass(frozen=True)
 class FusedSettings:
     """What `FusedPool` measured or was told.
 
     `weights[pattern][offset - 1]` weighs the sources that are present, in their order; a pattern lists their indices,
     as in "0,1" for horizontal and vertical-1, and its last row serves all further offsets. `rate[bin][rank]` is the
     measured chance that a candidate is the target's token, by the lead of the first candidate over the second (nats of
-    log q + g; `edges` split it into bins). A node is drafted while its chance of being kept exceeds `min_gain`.
+    log q + g; `edges` split it into bins). `node_cost` is what one more node adds to the time of a step, as a share of
+    a step without drafts: a tree grows while that raises the tokens expected per unit of time.
     `sources` are the names of the pool's sources, in their order.
     """
 
@@ -175,11 +189,16 @@ class FusedSettings:
     sources: tuple[str, ...] = HEAD_SOURCES
     max_nodes: int = 16
     window: int = 16
-    min_gain: float = 0.06
+    node_cost: float = 0.03
 
     def rates(self, lead: float) -> tuple[float, ...]:
         """Chance of each rank at a depth whose first candidate leads by `lead`."""
         return self.rate[sum(lead >= edge for edge in self.edges)]
+
+    def limited(self, limits: TreeLimits) -> FusedSettings:
+        """The same settings under a caller's limits."""
+        nodes = self.max_nodes if limits.num_draft_tokens is None else limits.num_draft_tokens + 1
+        return replace(self, max_nodes=nodes, window=limits.window or self.window)
 
     def layout(self, drafts: list[SourceDraft]) -> list[Float[Tensor, "n 1"]]:
         """The weight of each draft at each of its offsets, given which sources are present there."""
@@ -259,7 +278,7 @@ class FusedPool(Pool):
             tokens, sources = candidates.tokens[offset, order], candidates.sources[offset, order]
             return Children(tokens.tolist(), sources.tolist(), settings.rates(lead))
 
-        grow_best_first(builder, below, len(candidates.tokens), settings.max_nodes, settings.min_gain)
+        grow_best_first(builder, below, len(candidates.tokens), settings.max_nodes, settings.node_cost)
         return builder
 
     def shortlist(self, memory: PoolMemory, canvas: Canvas, row: int, drafts: list[SourceDraft]) -> Shortlist:
@@ -319,15 +338,21 @@ class Children:
 
 
 def grow_best_first(
-    builder: TreeBuilder, below: Callable[[int, int], Children], depth: int, max_nodes: int, min_gain: float
+    builder: TreeBuilder, below: Callable[[int, int], Children], depth: int, max_nodes: int, node_cost: float
 ) -> None:
-    """Add the nodes likeliest to be kept, down to `depth`; `below(offset, token)` are a node's children."""
+    """Add the nodes likeliest to be kept, down to `depth`; `below(offset, token)` are a node's children.
+
+    A node's chance of being kept is what it adds to the tokens expected of the step. Growth ends where the best one
+    left adds less than its time is worth: so expected tokens / time is largest.
+    """
     first = below(0, builder.tokens[0])
     heap = [(-first.rates[0], 0, 0, 0, first)]
+    expected, time = 1.0, 1.0
     while heap and len(builder.tokens) < max_nodes:
         gain, parent, offset, rank, siblings = heapq.heappop(heap)
-        if -gain < min_gain:
+        if -gain * time < node_cost * expected:
             return
+        expected, time = expected - gain, time + node_cost
         token = siblings.tokens[rank]
         node = builder.add(parent, token, siblings.sources[rank])
         if rank + 1 < len(siblings.tokens):

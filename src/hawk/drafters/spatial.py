@@ -12,10 +12,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -37,9 +37,9 @@ class SpatialConfig:
     """
 
     dim: int
-    width: int = 256
+    width: int = 192
     layers: int = 2
-    heads: int = 4
+    heads: int = 3
     window: int = 16
     above: int = 2
     columns: int = 4
@@ -59,16 +59,8 @@ class SpatialLayer(nn.Module):
         self.heads = config.heads
         self.norm, self.ffn_norm = RMSNorm(width), RMSNorm(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.cells = nn.Linear(width, 2 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.feed_forward = SwiGLU(width, -(-8 * width // 3 // 64) * 64)
-
-    def cell_entries(
-        self, cells: Float[Tensor, "b m width"], angles: Float[Tensor, "#b m half 2"]
-    ) -> tuple[Float[Tensor, "b heads m d"], Float[Tensor, "b heads m d"]]:
-        """Keys and values of cells."""
-        keys, values = self.cells(cells).unflatten(-1, (2, self.heads, -1)).unbind(2)
-        return rotate(keys, angles).transpose(1, 2), values.transpose(1, 2)
 
     def forward(
         self,
@@ -92,51 +84,47 @@ class SpatialDrafter(nn.Module):
     def __init__(self, config: SpatialConfig) -> None:
         super().__init__()
         self.config = config
-        self.read_token = nn.Linear(config.dim, config.width, bias=False)
-        self.read_state = nn.Linear(config.dim, config.width, bias=False)
-        self.no_state = nn.Parameter(torch.zeros(config.width))
+        self.read = nn.Linear(2 * config.dim, config.width, bias=False)
         self.cell_norm = RMSNorm(config.width)
+        self.cell_entries = nn.Linear(config.width, config.layers * 2 * config.width, bias=False)
         self.newest = nn.Linear(config.dim, config.width, bias=False)
         self.offset = nn.Parameter(torch.randn(config.window, config.width) * 0.02)
         self.layers = nn.ModuleList(SpatialLayer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width)
         self.out = nn.Linear(config.width, config.dim, bias=False)
 
-    def cells(
-        self, embedded: Float[Tensor, "b m dim"], states: Float[Tensor, "b m dim"], known: Bool[Tensor, "b m"]
-    ) -> Float[Tensor, "b m width"]:
-        """Features of committed cells; a root's state is not `known` yet."""
-        after = torch.where(known[..., None], self.read_state(states), self.no_state)
-        return self.cell_norm(self.read_token(embedded) + after)
+    def cells(self, embedded: Float[Tensor, "b m dim"], states: Float[Tensor, "b m dim"]) -> Float[Tensor, "b m width"]:
+        """Features of committed cells from their tokens' embeddings and the states after them (a root's is zero)."""
+        return self.cell_norm(self.read(torch.cat((embedded, states), dim=-1)))
 
     def entries(
-        self, cells: Float[Tensor, "b m width"], positions: Int[Tensor, "b m"], grid: Grid
-    ) -> tuple[Float[Tensor, "layers b heads m d"], Float[Tensor, "layers b heads m d"]]:
-        """Keys and values of cells in every layer."""
-        angles = self._angles(positions, grid)
-        pairs = [layer.cell_entries(cells, angles) for layer in cast(list[SpatialLayer], self.layers)]
-        return torch.stack([keys for keys, _ in pairs]), torch.stack([values for _, values in pairs])
+        self, cells: Float[Tensor, "b m width"], angles: Float[Tensor, "#b m half 2"]
+    ) -> tuple[Float[Tensor, "b layers_heads m d"], Float[Tensor, "b layers_heads m d"]]:
+        """Keys and values of cells for the heads of all layers."""
+        config = self.config
+        keys, values = self.cell_entries(cells).unflatten(-1, (2, config.layers * config.heads, -1)).unbind(2)
+        return rotate(keys, angles).transpose(1, 2), values.transpose(1, 2)
 
     def draft_states(
         self,
         newest: Float[Tensor, "b dim"],
-        wanted: Int[Tensor, "b w"],
-        keys: Float[Tensor, "layers b heads m d"],
-        values: Float[Tensor, "layers b heads m d"],
+        angles: Float[Tensor, "#b w half 2"],
+        keys: Float[Tensor, "b layers_heads m d"],
+        values: Float[Tensor, "b layers_heads m d"],
         mask: Float[Tensor, "b 1 w m_w"],
-        grid: Grid,
     ) -> Float[Tensor, "b w dim"]:
-        """States that the target's output head turns into log q of the `wanted` positions.
+        """States that the target's output head turns into log q of the positions at `angles`.
 
         `newest` is the state that predicted the root; `mask` is `spatial_mask` over the cells and the queries.
         """
-        angles = self._angles(wanted, grid)
-        x = self.newest(newest)[:, None] + self.offset[: wanted.shape[1]]
-        for i, layer in enumerate(self.layers):
-            x = layer(x, angles, keys[i], values[i], mask)
+        x = self.newest(newest)[:, None] + self.offset[: angles.shape[1]]
+        by_layer = (keys.chunk(self.config.layers, dim=1), values.chunk(self.config.layers, dim=1))
+        for layer, own_keys, own_values in zip(self.layers, *by_layer, strict=True):
+            x = layer(x, angles, own_keys, own_values, mask)
         return self.out(self.norm(x))
 
-    def _angles(self, positions: Int[Tensor, "b m"], grid: Grid) -> Float[Tensor, "b m half 2"]:
+    def angles(self, positions: Int[Tensor, "*b"], grid: Grid) -> Float[Tensor, "*b half 2"]:
+        """Rotary angles of cells and queries."""
         return rotary_angles(grid.coordinates(positions), self.config.width // self.config.heads, base=100.0)
 
     def save(self, folder: Path, target_fingerprint: str) -> None:
@@ -176,13 +164,17 @@ def spatial_mask(
 
 @dataclass
 class SpatialMemory:
-    """Keys and values `[layers, batch, heads, grid.size, d]` of committed cells, how many have their state in them,
-    and the newest drafts of each image `[window, vocab]`."""
+    """Keys and values `[batch, layers * heads, grid.size, d]` of committed cells and how many hold their state.
+
+    `angles` and `masks` (the window's over the `reach` cells before it and itself, for every first coming position) are
+    laid out once; `ahead` is the newest drafts of each image, `[window, vocab]`.
+    """
 
     keys: Tensor
     values: Tensor
     read: list[int]
-    grid: Grid
+    angles: Float[Tensor, "size half 2"]
+    masks: Float[Tensor, "size 1 w m_w"]
     ahead: list[Tensor]
 
 
@@ -197,29 +189,34 @@ class SpatialSource(Source):
 
     def start(self, canvas: Canvas) -> SpatialMemory:
         """No cell is committed yet."""
-        config = self.drafter.config
-        shape = (config.layers, canvas.batch, config.heads, canvas.grid.size, config.width // config.heads)
+        config, grid = self.drafter.config, canvas.grid
+        shape = (canvas.batch, config.layers * config.heads, grid.size, config.width // config.heads)
         keys = canvas.states.new_zeros(shape)
-        return SpatialMemory(keys, torch.zeros_like(keys), [0] * canvas.batch, canvas.grid, [keys] * canvas.batch)
+        everywhere = torch.arange(grid.size, device=keys.device)
+        cells, wanted = window_positions(everywhere, grid, config)
+        masks = spatial_mask(wanted, cells, grid, config).to(keys.dtype)
+        angles = self.drafter.angles(everywhere, grid)
+        return SpatialMemory(keys, torch.zeros_like(keys), [0] * canvas.batch, angles, masks, [keys] * canvas.batch)
 
     def queries(self, memory: SpatialMemory, canvas: Canvas, row: int) -> Float[Tensor, "w dim"]:
         """Take in the newly committed cells of an image (its root still without a state), then draft the window."""
-        drafter, grid, committed = self.drafter, canvas.grid, canvas.committed[row]
-        fresh = torch.arange(memory.read[row], committed, device=canvas.tokens.device)[None]
-        states = canvas.states[row, fresh + 1]
-        cells = drafter.cells(self.embeddings(canvas.tokens[row, fresh]), states, fresh < committed - 1)
-        keys, values = drafter.entries(cells, fresh, grid)
-        memory.keys[:, row, :, fresh[0]] = keys[:, 0]
-        memory.values[:, row, :, fresh[0]] = values[:, 0]
+        drafter, config, committed = self.drafter, self.drafter.config, canvas.committed[row]
+        fresh = slice(memory.read[row], committed)
         memory.read[row] = committed - 1
-        first = max(0, committed - drafter.config.reach(grid))
-        near = torch.arange(first, committed, device=fresh.device)[None]
-        end = min(committed + drafter.config.window, grid.size)
-        wanted = torch.arange(committed, end, device=fresh.device)[None]
-        keys, values = (table[:, row : row + 1, :, first:committed] for table in (memory.keys, memory.values))
-        mask = spatial_mask(wanted, near, grid, drafter.config)
+        states = F.pad(canvas.states[row, fresh.start + 1 : committed], (0, 0, 0, 1))  # the root has none yet
+        cells = drafter.cells(self.embeddings(canvas.tokens[row, fresh])[None], states[None])
+        keys, values = drafter.entries(cells, memory.angles[None, fresh])
+        memory.keys[row, :, fresh] = keys[0]
+        memory.values[row, :, fresh] = values[0]
+        near = slice(max(0, committed - config.reach(canvas.grid)), committed)
+        window = slice(committed, min(committed + config.window, canvas.grid.size))
+        reach, count = near.stop - near.start, window.stop - window.start
+        mask = memory.masks[committed, :, :count]
+        seen = mask.shape[-1] - config.window
+        mask = mask[None, ..., seen - reach : seen + count]
         newest = canvas.states[row, committed - 1][None]
-        return drafter.draft_states(newest, wanted, keys, values, mask, grid)[0]
+        around = memory.keys[row : row + 1, :, near], memory.values[row : row + 1, :, near]
+        return drafter.draft_states(newest, memory.angles[None, window], *around, mask)[0]
 
     def receive(self, memory: SpatialMemory, row: int, log_q: Float[Tensor, "n vocab"]) -> None:
         """Keep the window's drafts."""
@@ -228,3 +225,11 @@ class SpatialSource(Source):
     def draft(self, memory: SpatialMemory, row: int, start: int, window: int) -> Draft | None:
         """The window."""
         return Draft(0, memory.ahead[row][:window]) if window else None
+
+
+def window_positions(
+    starts: Int[Tensor, " b"], grid: Grid, config: SpatialConfig
+) -> tuple[Int[Tensor, "b m"], Int[Tensor, "b w"]]:
+    """Of windows after the first `starts` tokens: the cells before them (negative where there is none), and theirs."""
+    cells = starts[:, None] + torch.arange(-config.reach(grid), 0, device=starts.device)
+    return cells, starts[:, None] + torch.arange(config.window, device=starts.device)

@@ -5,6 +5,8 @@ Recorded on the drafter's own runs, so that each source is seen in the state in 
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -298,7 +300,30 @@ def fit_pool(
     left = factor if kept else None
     edges, rate = measure_acceptance(unseen, settings.weights, first, factor=left)
     quality = draft_quality(recorded(2, settings), pool.source_names, settings.weights, first, factor)
-    return FittedPool(replace(settings, edges=edges, rate=rate), left, quality)
+    cost = measure_node_cost(target, pool, prompts(first, 1), grid, params)
+    return FittedPool(replace(settings, edges=edges, rate=rate, node_cost=cost), left, quality)
+
+
+def measure_node_cost(
+    target: Target, pool: FusedPool, prompt: Any, grid: Grid, params: SamplingParams, repeats: int = 3
+) -> float:
+    """Time that one more node adds to a step on this machine, as a share of a step without drafts.
+
+    From whole steps, drafting and verifying included, with trees held at 2, 9 and 17 nodes; medians of `repeats` runs,
+    by turns.
+    """
+    nodes: dict[int, list[float]] = {most: [] for most in (2, 9, 17)}
+    seconds: dict[int, list[float]] = {most: [] for most in nodes}
+    for _ in range(repeats):
+        for most in nodes:
+            fixed = replace(pool.settings, max_nodes=most, window=most, node_cost=0.0)
+            started = time.perf_counter()
+            stats = generate(target, prompt, grid, params, FusedPool(pool.sources, pool.head, fixed), [0]).stats
+            seconds[most].append((time.perf_counter() - started) / stats.nfe)
+            nodes[most].append(stats.nodes / stats.nfe)
+    medians = [[statistics.median(runs) for runs in table.values()] for table in (nodes, seconds)]
+    slope, base = statistics.linear_regression(*medians)
+    return round(max(slope, 0.0) / (base + slope), 4)
 
 
 def weigh_left(data: PoolData, weights: Weights, factor: LeftFactor) -> LeftFactor:

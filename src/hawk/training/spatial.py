@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hawk.drafters.left import LeftFactor
-from hawk.drafters.spatial import SpatialConfig, SpatialDrafter, spatial_mask
+from hawk.drafters.spatial import SpatialConfig, SpatialDrafter, spatial_mask, window_positions
 from hawk.grid import Grid
 from hawk.sampling import SamplingParams, log_probs
 from hawk.targets.llamagen import LlamaGen
@@ -42,7 +42,7 @@ class SpatialLoss(nn.Module):
         """Means over windows after the first `starts` tokens of each image (`states[:, i]` predicts token i)."""
         _, output = self._frozen
         grid, rows = self.grid, torch.arange(len(tokens), device=tokens.device)[:, None]
-        wanted = starts[:, None] + torch.arange(self.drafter.config.window, device=tokens.device)
+        _, wanted = window_positions(starts, grid, self.drafter.config)
         inside, coming = wanted < grid.size, wanted.clamp(max=grid.size - 1)
         log_q = self.drafts(tokens, states, starts)
         log_p = log_probs(output(states[rows, coming]), self.params)
@@ -62,13 +62,13 @@ class SpatialLoss(nn.Module):
         embeddings, output = self._frozen
         drafter, grid, config = self.drafter, self.grid, self.drafter.config
         rows = torch.arange(len(tokens), device=tokens.device)[:, None]
-        near = starts[:, None] + torch.arange(-config.reach(grid), 0, device=tokens.device)
-        wanted = starts[:, None] + torch.arange(config.window, device=tokens.device)
+        near, wanted = window_positions(starts, grid, config)
         cells, known = near.clamp(min=0), near < starts[:, None] - 1
         after = states[rows, (cells + 1).clamp(max=grid.size - 1)]
-        keys, values = drafter.entries(drafter.cells(embeddings(tokens[rows, cells]), after, known), cells, grid)
+        features = drafter.cells(embeddings(tokens[rows, cells]), torch.where(known[..., None], after, 0.0))
+        keys, values = drafter.entries(features, drafter.angles(cells, grid))
         newest, mask = states[rows[:, 0], starts - 1], spatial_mask(wanted, near, grid, config)
-        drafted = drafter.draft_states(newest, wanted, keys, values, mask, grid)
+        drafted = drafter.draft_states(newest, drafter.angles(wanted, grid), keys, values, mask)
         return log_probs(output(drafted), SamplingParams(self.params.temperature))
 
     def told(self, left: Int[Tensor, "b w"]) -> Float[Tensor, "b w vocab"]:
@@ -120,9 +120,11 @@ def train_spatial(
     target.output.requires_grad_(False)
     module = SpatialLoss(drafter, target, grid, params)
     kept = len(data.tokens) * 9 // 10
+    surprise = token_entropy(target, data, params)
 
     def sampled(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        starts = torch.randint(1, grid.size, (len(images),), generator=generator)
+        roots = torch.multinomial(surprise[images, :-1] + 0.05, 1, generator=generator)[:, 0]
+        starts = roots + 1
         device = config.device
         return data.tokens[images].to(device), data.states[images].to(device), starts.to(device)
 
@@ -136,6 +138,16 @@ def train_spatial(
     fitted = fit(module, batch_loss, config, out, evaluate)
     module.load_state_dict(fitted.averaged)
     return FittedSpatial(drafter.eval(), module.factor(), fitted)
+
+
+@torch.no_grad()
+def token_entropy(target: LlamaGen, data: OnPolicy, params: SamplingParams) -> Float[Tensor, "images n"]:
+    """Entropy of p at every token, in nats. Where it is high drafts are rejected: there the next step has its root."""
+    entropies = []
+    for states in data.states:
+        p = log_probs(target.head(states), params).exp()
+        entropies.append(torch.special.entr(p).sum(-1))
+    return torch.stack(entropies)
 
 
 def preset() -> FitConfig:

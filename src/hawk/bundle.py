@@ -287,7 +287,8 @@ def target_fingerprint(source: Path | LlamaGen) -> str:
         head = _named_tensor(_target_files(source), "output.weight")
         if tuple(head.shape) != shapes["output.weight"]:
             raise HawkError(f"{source}: output.weight has shape {tuple(head.shape)}, not {shapes['output.weight']}")
-    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    shape = {name: value for name, value in asdict(config).items() if value is not False}  # a new switch is off
+    digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
     digest.update(head.detach().cpu().to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
 

@@ -10,7 +10,9 @@ import pytest
 from hawk.contact_sheet import contact_sheet
 from hawk.errors import HawkError
 from hawk.training.captions import (
+    LOOKS,
     MAX_WORDS,
+    PLAIN,
     STYLES,
     CaptionOdds,
     Telling,
@@ -25,8 +27,10 @@ from hawk.training.composition import (
     WHITE,
     ComposedImage,
     ComposeOdds,
+    choose_look,
     choose_placement,
     compose,
+    own_colour,
     swallows,
 )
 from hawk.training.sprites import SpriteRecord, SpriteSet
@@ -157,7 +161,8 @@ def test_a_told_background_is_exactly_the_corner_pixels_and_an_untold_one_is_whi
     for image in composed(0, 250) + composed(1, 250):
         assert image.rgb.shape == (128, 128, 3)
         assert image.rgb.dtype == np.uint8
-        words = re.search(rf"(?:an? |, |on )({'|'.join(sorted(COLOURS, key=len)[::-1])})( background)?$", image.caption)
+        colours, plain = "|".join(sorted(COLOURS, key=len)[::-1]), "|".join(PLAIN)
+        words = re.search(rf"(?:an? |, |on )(?:(?:{plain}) )?({colours})( background)?$", image.caption)
         told = words[1] if words else None
         assert image.background == (COLOURS[told] if told else WHITE), image.caption
         assert {tuple(image.rgb[y, x]) for y in (0, 127) for x in (0, 127)} == {image.background}
@@ -165,6 +170,22 @@ def test_a_told_background_is_exactly_the_corner_pixels_and_an_untold_one_is_whi
     assert len(seen) > 10
     untold = sum(i.background == WHITE for i in composed(0, 250)) / 250
     assert 0.42 < untold < 0.62
+
+
+def test_an_objects_own_colour_is_told_now_and_then_and_never_twice() -> None:
+    green, two = sprite((60, 160, 70)), sprite((60, 160, 70))
+    two[:, :64, :3] = (220, 40, 40)
+    assert own_colour(green) == "green"
+    assert own_colour(two) == ""  # half red, half green
+    assert own_colour(np.zeros((128, 128, 4), np.uint8)) == ""
+    rng = np.random.default_rng(0)
+    looks = [choose_look(record("frog"), green, rng, ComposeOdds()) for _ in range(600)]
+    assert 0.2 < looks.count("green") / 600 < 0.3
+    assert set(looks) == {"", "green", *LOOKS}
+    named = [choose_look(record("red apple"), green, rng, ComposeOdds(own_colour=1.0)) for _ in range(9)]
+    assert set(named) == {""}
+    caption = caption_for(record("frog"), rng, Telling(look="green", size="small"))
+    assert re.search(r"small green ((flat|3d) )?frog", caption), caption
 
 
 def test_every_pixel_beside_the_object_has_exactly_the_background() -> None:

@@ -40,6 +40,12 @@ class Telling:
     size: str = ""  # "small"
     place: str = ""  # "on the left"
     background: str = ""  # "blue"
+    look: str = ""  # "green", "cute"
+
+    @property
+    def adjectives(self) -> str:
+        """What stands before the object's name."""
+        return f"{self.size} {self.look}".strip()
 
 
 STYLES: dict[str, StyleWords] = {
@@ -73,6 +79,13 @@ STYLES: dict[str, StyleWords] = {
         (", clip art", "in clip art style", ", clipart"),
     ),
 }
+LOOKS = (
+    "cute", "nice", "beautiful", "pretty", "lovely", "shiny", "cool", "funny", "fresh", "modern", "classic", "friendly",
+    "perfect", "good",
+)  # fmt: skip
+PLAIN = ("plain", "solid", "soft", "vivid", "clean", "simple")
+"""Words that people add and that change nothing: of objects, of backgrounds."""
+
 UNTOLD_MEDIUMS = ("emoji", "icon", "picture", "image", "drawing", "illustration")
 
 UNCOUNTABLE = frozenset(
@@ -195,7 +208,7 @@ def caption_for(
     if len(name.split()) > 6:
         name = record.name
     core = _styled(name, record.style, rng, telling, odds)
-    plain = with_article(record.name, telling.size) + (f" {telling.place}" if telling.place else "")
+    plain = with_article(record.name, telling.adjectives) + (f" {telling.place}" if telling.place else "")
     plain += f" on {telling.background}" if telling.background else ""
     return fitted(core + background_phrase(telling.background, rng), fallback=plain)
 
@@ -208,7 +221,7 @@ def tells_style(style: str, rng: np.random.Generator, odds: CaptionOdds) -> bool
 def _styled(name: str, style_name: str, rng: np.random.Generator, telling: Telling, odds: CaptionOdds) -> str:
     style = STYLES[style_name]
     bare = rng.random() < odds.bare
-    phrase = f"{telling.size} {name}".strip() if bare else with_article(name, telling.size)
+    phrase = f"{telling.adjectives} {name}".strip() if bare else with_article(name, telling.adjectives)
     place = f" {telling.place}" if telling.place else ""
     if not tells_style(style_name, rng, odds):
         if rng.random() < 0.75:
@@ -219,7 +232,7 @@ def _styled(name: str, style_name: str, rng: np.random.Generator, telling: Telli
         return f"{pick((indefinite(medium) + ' ', ''), rng)}{medium} of {phrase}{place}"
     form = rng.integers(4)
     if form == 0:
-        adjective = f"{telling.size} {pick(style.adjectives, rng)}".strip()
+        adjective = f"{telling.adjectives} {pick(style.adjectives, rng)}".strip()
         return (f"{adjective} {name}" if bare else with_article(name, adjective)) + place
     if form == 1:
         medium = pick(style.mediums, rng)
@@ -253,6 +266,7 @@ def background_phrase(colour: str, rng: np.random.Generator) -> str:
     """ " on a blue background" and its like; "" for an untold background."""
     if not colour:
         return ""
+    colour = f"{pick(PLAIN, rng)} {colour}" if rng.random() < 0.15 else colour
     article = indefinite(colour)
     form = rng.random()
     if form < 0.55:

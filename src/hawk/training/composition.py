@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hawk.training.captions import Telling, caption_for, pair_caption, pick
+from hawk.training.captions import LOOKS, Telling, caption_for, pair_caption, pick
 from hawk.training.sprites import SPRITE_SIZE, SpriteRecord, SpriteSet
 
 WHITE = (255, 255, 255)
@@ -33,6 +33,20 @@ COLOUR_SYNONYMS = {
     "light blue": ("light blue", "sky blue"),
     "dark blue": ("dark blue", "navy blue"),
 }
+OWN_COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (220, 40, 40),
+    "orange": (245, 140, 40),
+    "yellow": (250, 205, 60),
+    "green": (60, 160, 70),
+    "blue": (50, 120, 220),
+    "purple": (135, 80, 190),
+    "pink": (245, 150, 190),
+    "brown": (120, 75, 45),
+    "gray": (150, 150, 155),
+    "black": (35, 35, 38),
+    "white": (240, 240, 240),
+}
+"""What people call an object's colour."""
 DARK = ("red", "green", "blue", "dark blue", "purple", "brown", "gray", "black")
 
 
@@ -44,6 +58,8 @@ class ComposeOdds:
     white_told: float = 0.10
     centred: float = 0.9
     pair: float = 0.03
+    own_colour: float = 0.25
+    look: float = 0.12
 
 
 @dataclass(frozen=True)
@@ -88,8 +104,29 @@ def compose(sprites: SpriteSet, index: int, rng: np.random.Generator, augment: b
             return _compose_pair(sprites, (index, partner), rng, odds)
     told, colour = _choose_background([(record, sprite)], rng, odds)
     placement = choose_placement(rng, odds)
-    telling = Telling(placement.size, placement.place, told)
+    telling = Telling(placement.size, placement.place, told, choose_look(record, sprite, rng, odds))
     return ComposedImage(_on_colour([(sprite, placement)], colour), caption_for(record, rng, telling), colour)
+
+
+def choose_look(record: SpriteRecord, sprite: NDArray[np.uint8], rng: np.random.Generator, odds: ComposeOdds) -> str:
+    """An adjective now and then: the object's own colour, or a word that changes nothing."""
+    draw = rng.random()
+    if draw < odds.own_colour:
+        colour = own_colour(sprite)
+        return colour if colour and not set(record.name.split()) & set(OWN_COLOURS) else ""
+    return pick(LOOKS, rng) if draw < odds.own_colour + odds.look else ""
+
+
+def own_colour(sprite: NDArray[np.uint8]) -> str:
+    """The name of the colour that most of an object has; "" where no colour has three fifths of it."""
+    thinned = sprite[::4, ::4].reshape(-1, 4)
+    visible = thinned[thinned[:, 3] > 127][:, :3].astype(np.int32)
+    if len(visible) == 0:
+        return ""
+    far = np.square(visible[:, None] - np.array(list(OWN_COLOURS.values()), np.int32)).sum(-1)
+    counts = np.bincount(far.argmin(1), minlength=len(OWN_COLOURS))
+    best = int(counts.argmax())
+    return list(OWN_COLOURS)[best] if counts[best] >= 0.6 * len(visible) else ""
 
 
 FULL = Placement(1.0, 0.5, 0.5)

@@ -12,6 +12,7 @@ import torch
 from hawk import HawkError, HawkPipeline
 from hawk import benchmark as module
 from hawk.benchmark import (
+    bench_methods,
     Trial,
     acceptance_by_depth,
     bench_prompts,
@@ -180,3 +181,13 @@ def test_importing_hawk_is_quick():
     code = "import time; t = time.perf_counter(); import hawk; print(time.perf_counter() - t)"
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(5)]
     assert min(float(run.stdout) for run in runs) < 0.3
+
+
+def test_suites_name_their_methods_and_named_methods_come_first():
+    assert bench_methods("peers", None) == list(METHODS)
+    assert bench_methods("paper", None) == ["ar", "medusa", "hawk-vertical", "hawk-paper", "hawk"]
+    assert bench_methods("peers", " scd, hawk,") == ["scd", "hawk"]
+    with pytest.raises(HawkError, match="unknown suite 'all': choose one of paper, peers"):
+        bench_methods("all", None)
+    with pytest.raises(HawkError, match="unknown method 'eagel'"):
+        bench_methods("peers", "eagel")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hawk import __version__
 from hawk.decode import Stats
-from hawk.drafters.methods import method_named
+from hawk.drafters.methods import METHODS, method_named
 from hawk.errors import HawkError
 from hawk.pipeline import HawkPipeline, PipelineOutput
 from hawk.prompts import BENCH_PROMPTS
@@ -67,6 +67,17 @@ class BenchResult:
     def to_json(self) -> dict[str, Any]:
         """The JSON document that `hawk bench` ends with."""
         return asdict(self)
+
+
+SUITES = {"paper": ("ar", "medusa", "hawk-vertical", "hawk-paper", "hawk"), "peers": tuple(METHODS)}
+
+
+def bench_methods(suite: str, methods: str | None) -> list[str]:
+    """The names in `methods`, with commas between, or else those of the suite; `HawkError` for an unknown one."""
+    if suite not in SUITES:
+        raise HawkError(f"unknown suite {suite!r}: choose one of {', '.join(SUITES)}")
+    names = list(SUITES[suite]) if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
+    return [method_named(name).name for name in names]
 
 
 def bench_prompts(wanted: str) -> list[str]:

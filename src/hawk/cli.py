@@ -104,6 +104,10 @@ CfgScale = Annotated[float | None, typer.Option("--cfg-scale", help="Strength of
 Temperature = Annotated[float | None, typer.Option("--temperature", help="Sampling temperature; 0 is greedy.")]
 TopK = Annotated[int | None, typer.Option("--top-k", help="Sample from the k likeliest tokens; 0 is off.")]
 TopP = Annotated[float | None, typer.Option("--top-p", help="Sample from the likeliest tokens of this mass; 1 is off.")]
+DraftTokens = Annotated[
+    int | None, typer.Option("--num-draft-tokens", min=1, help="Most drafts verified in a forward (default: measured).")
+]
+Window = Annotated[int | None, typer.Option("--window", min=1, help="Positions ahead that drafts may reach.")]
 AsJson = Annotated[bool, typer.Option("--json", help="End standard output with one line of JSON.")]
 
 
@@ -138,6 +142,8 @@ def generate(
     verifier: Annotated[
         str | None, typer.Option("--verifier", help="coupled or residual (default: the method's own).")
     ] = None,
+    num_draft_tokens: DraftTokens = None,
+    window: Window = None,
     model: Model = "bundled",
     drafter: Drafter = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of the first image; the next take the next.")] = None,
@@ -194,6 +200,8 @@ def generate(
                     top_p=top_p,
                     method=method,
                     verifier=verifier,
+                    num_draft_tokens=num_draft_tokens,
+                    window=window,
                     height=height,
                     width=width,
                     callback_on_step_end=on_step,
@@ -273,8 +281,11 @@ def compare(
 @app.command()
 def bench(
     methods: Annotated[
-        str, typer.Option("--methods", help="Names separated by commas; ar is always run.")
-    ] = "ar,medusa,hawk-vertical,hawk-paper,hawk",
+        str | None, typer.Option("--methods", help="Names with commas; ar is always run (default: those of the suite).")
+    ] = None,
+    suite: Annotated[
+        str, typer.Option("--suite", help="paper (its methods and hawk) or peers (all there are).")
+    ] = "paper",
     prompts: Annotated[str, typer.Option("--prompts", help="How many of the built-in, or a file, one a line.")] = "4",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Images of each prompt, seeds 0, 1, ...")] = 1,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images decoded together.")] = 1,
@@ -284,23 +295,26 @@ def bench(
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
+    num_draft_tokens: DraftTokens = None,
+    window: Window = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
     threads: Threads = None,
     json_out: Annotated[Path | None, typer.Option("--json-out", help="Write the JSON document here too.")] = None,
 ) -> None:
     """Measure methods side by side in one run, prompt by prompt by turns; medians; the last line is JSON."""
-    from hawk.benchmark import bench_prompts, run_benchmark
+    from hawk.benchmark import bench_methods, bench_prompts, run_benchmark
     from hawk.files import write_json
     from hawk.png import check_writable
     from hawk.report import bench_table
 
     if json_out is not None:
         check_writable(json_out.parent)
-    names = [name.strip() for name in methods.split(",") if name.strip()]
+    names = bench_methods(suite, methods)
     chosen = bench_prompts(prompts)
     pipe = _pipeline(model, device, dtype, drafter, threads)
-    overrides = {"guidance_scale": cfg_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    sampling = {"guidance_scale": cfg_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    overrides = {**sampling, "num_draft_tokens": num_draft_tokens, "window": window}
     with _image_bar() as bar:
         task = bar.add_task("measuring", total=None)
         result = run_benchmark(

@@ -25,12 +25,16 @@ SOURCE_COLOURS = {
     "horizontal": (230, 159, 0),
     "vertical-1": (0, 114, 178),
     "vertical-2": (86, 180, 233),
+    "spatial": (0, 158, 115),
+    "stale": (204, 121, 167),
 }
-OTHER_COLOURS = ((0, 158, 115), (204, 121, 167), (213, 94, 0), (120, 94, 160))
+OTHER_COLOURS = ((213, 94, 0), (120, 94, 160), (240, 228, 66))
 SOURCE_MEANINGS = {
     "horizontal": "drafted from the left (horizontal)",
     "vertical-1": "drafted from the row above (vertical-1)",
     "vertical-2": "drafted from two rows above (vertical-2)",
+    "spatial": "drafted from the cells around it (spatial)",
+    "stale": "the model's own earlier guess (stale)",
 }
 
 

@@ -12,9 +12,9 @@ import torch
 from hawk import HawkError, HawkPipeline
 from hawk import benchmark as module
 from hawk.benchmark import (
-    bench_methods,
     Trial,
     acceptance_by_depth,
+    bench_methods,
     bench_prompts,
     cpu_model,
     identical_images,

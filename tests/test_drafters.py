@@ -24,6 +24,7 @@ from hawk.drafters.pool import (
     TreeLimits,
     grow_best_first,
 )
+from hawk.drafters.stale import StaleSource
 from hawk.errors import HawkError
 from hawk.evaluation.losslessness import chi_square
 from hawk.evaluation.tiny import tiny_drafters, tiny_prompt, tiny_target
@@ -147,6 +148,44 @@ def test_waiting_predictions_equal_those_made_afresh(name, params):
     pool.drafts = watched
     generate(target, tiny_prompt(target, 3), target.grid, params, pool, [1, 2, 3], verifier)
     assert checked > 20
+
+
+# --- what the target said too early
+
+
+def test_stale_scores_are_of_the_branch_that_broke_and_older_ones_wait_behind_them():
+    """Positions are numbers: the scores of the node at position p say p + 1, plus a tenth of the step's number."""
+    grid, vocab = Grid(2, 8), 3
+    canvas = Canvas.blank(grid, torch.zeros(1, 2))
+    canvas.commit(0, [0, 0], [0, 0])
+    source = StaleSource(vocab)
+    memory = source.start(canvas)
+    assert source.draft(memory, 0, 2, 4) is None
+
+    def verified(step, parents, path):
+        builder = TreeBuilder.rooted(0)
+        for node, parent in enumerate(parents, start=1):
+            builder.add(parent, node, 0)
+        root = canvas.committed[0] - 1
+        says = torch.tensor([[[root + depth + 1 + step / 10] * vocab for depth in builder.depths]])
+        scored = Scored(batch_trees([builder], ()), says, [Verdict(path, 0)])
+        canvas.commit(0, [0] * len(path), [0] * len(path))
+        source.see(memory, canvas, 0, scored)
+
+    verified(1, [0, 0, 1, 3, 4], [0])  # a chain 1-3-4-5 and a sibling 2: all wrong; positions 3, 4, 5, 6 were scored
+    assert source.draft(memory, 0, 3, 9).log_q[:, 0].tolist() == pytest.approx([3.1, 4.1, 5.1, 6.1])
+    assert source.draft(memory, 0, 3, 2).log_q[:, 0].tolist() == pytest.approx([3.1, 4.1])
+    verified(2, [0, 1, 2], [0, 1])  # one kept, two wrong: positions 5, 6 anew, nothing older left
+    assert source.draft(memory, 0, 5, 9).log_q[:, 0].tolist() == pytest.approx([5.2, 6.2])
+    verified(3, [0], [0, 1])  # all kept, nothing new: what an earlier step said of 7 and on is not there
+    assert source.draft(memory, 0, 7, 9) is None
+
+
+def test_jacobi_windows_are_filled_up_with_the_uniform_distribution():
+    canvas = Canvas.blank(Grid(2, 8), torch.zeros(1, 2))
+    source = StaleSource(4, window=3)
+    drafted = source.draft(source.start(canvas), 0, 0, 5).log_q
+    assert torch.allclose(drafted.exp(), torch.full((3, 4), 0.25))
 
 
 # --- the paper's pool

@@ -19,14 +19,15 @@ from hawk.verify import Scored
 
 @dataclass
 class StaleMemory:
-    """The target's last word on the positions from the frontier on, `[scored, vocab]` for each image."""
+    """The target's last word on the positions from `starts` on, `[scored, vocab]` for each image."""
 
     ahead: list[Tensor]
+    starts: list[int]
 
 
 @dataclass
 class StaleSource(Source):
-    """log p of the last step along the branch that the verdict broke off.
+    """log p along the branch that the last verdict broke off, and beyond it what earlier steps said.
 
     With `window` (Jacobi decoding by itself) the positions that were never scored get the uniform distribution, so that
     the chain always reaches as far.
@@ -41,11 +42,14 @@ class StaleSource(Source):
         """Nothing is scored yet."""
         wide = torch.promote_types(canvas.states.dtype, torch.float32)
         nothing = torch.empty(0, self.vocab, dtype=wide, device=canvas.states.device)
-        return StaleMemory([nothing] * canvas.batch)
+        return StaleMemory([nothing] * canvas.batch, [0] * canvas.batch)
 
     def see(self, memory: StaleMemory, canvas: Canvas, row: int, scored: Scored) -> None:
         """The scores of the first rejected child of the last kept node, and down its first children."""
-        memory.ahead[row] = scored.scores[row, broken_branch(scored, row)]
+        fresh = scored.scores[row, broken_branch(scored, row)]
+        older = memory.ahead[row][canvas.committed[row] - memory.starts[row] + len(fresh) :]
+        memory.ahead[row] = torch.cat((fresh, older)) if len(older) else fresh
+        memory.starts[row] = canvas.committed[row]
 
     def draft(self, memory: StaleMemory, row: int, start: int, window: int) -> Draft | None:
         """What was scored, and the uniform distribution for the rest of its own window."""

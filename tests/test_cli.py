@@ -246,7 +246,7 @@ def test_bench_ends_with_json_and_writes_it(saved_model, empty_folder):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--methods", "ar,eagle"), "unknown method 'eagle'"),
+        (("--methods", "ar,eagel"), "unknown method 'eagel'"),
         (("--prompts", "99"), "32 built-in"),
         (("--prompts", "none.txt"), "no file of prompts"),
         (("--seeds", "0"), "--seeds"),

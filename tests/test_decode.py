@@ -22,7 +22,7 @@ from hawk.sampling import GumbelNoise, SamplingParams
 from hawk.targets.llamagen import CaptionPrompt
 from hawk.tree import TreeBuilder, batch_trees
 
-DRAFTERS = ("random", "random-q", "medusa", "hawk-vertical", "hawk-paper", "sjd", "scd", "hawk")
+DRAFTERS = ("random", "random-q", "medusa", "hawk-vertical", "hawk-paper", "eagle", "sjd", "scd", "hawk")
 SEEDS = [1, 2, 3]
 
 

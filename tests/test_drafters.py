@@ -11,6 +11,7 @@ import torch
 
 from hawk.canvas import Canvas
 from hawk.decode import generate
+from hawk.drafters.feature import FeatureConfig, FeatureDrafter
 from hawk.drafters.heads import DraftHeads, HeadsConfig, HorizontalSource, VerticalSource
 from hawk.drafters.left import LeftFactor
 from hawk.drafters.methods import METHODS, build_drafter, method_named
@@ -311,7 +312,9 @@ def test_the_tree_has_the_size_of_most_tokens_per_time(node_cost):
 
 def test_a_callers_limits_bound_the_tree():
     target = tiny_target(0, torch.float32)
-    parts = DraftParts(FusedSettings.unfitted(), DraftHeads(HeadsConfig(target.config.dim)))
+    dim = target.config.dim
+    feature = FeatureDrafter(FeatureConfig(dim, heads=2))
+    parts = DraftParts(FusedSettings.unfitted(), DraftHeads(HeadsConfig(dim)), feature=feature)
     for name, method in METHODS.items():
         if name != "ar":
             narrow = build_drafter(method, parts, target, TreeLimits(num_draft_tokens=2, window=2))
@@ -397,19 +400,22 @@ def test_a_drafter_that_knows_p_is_always_right():
 
 
 def test_methods_are_built_from_what_they_say():
-    assert list(METHODS) == ["ar", "medusa", "hawk-vertical", "hawk-paper", "sjd", "scd", "hawk"]
+    assert list(METHODS) == ["ar", "medusa", "hawk-vertical", "hawk-paper", "eagle", "sjd", "scd", "hawk"]
     target = tiny_target(0)
-    parts = DraftParts(FusedSettings.unfitted(), DraftHeads(HeadsConfig(target.config.dim)))
+    dim = target.config.dim
+    feature = FeatureDrafter(FeatureConfig(dim, heads=2))
+    parts = DraftParts(FusedSettings.unfitted(), DraftHeads(HeadsConfig(dim)), feature=feature)
     names = {}
     for name, method in METHODS.items():
         if name != "ar":
             pool = build_drafter(method, parts, target)
             assert method.verifier in pool.lossless_with
-            names[name] = pool.source_names
+            names[name] = getattr(pool, "source_names", None)
     assert names == {
         "medusa": ("horizontal",),
         "hawk-vertical": ("vertical-1", "vertical-2"),
         "hawk-paper": ("horizontal", "vertical-1", "vertical-2"),
+        "eagle": None,
         "sjd": ("stale",),
         "scd": ("stale",),
         "hawk": ("horizontal", "vertical-1", "vertical-2"),
@@ -426,6 +432,8 @@ def test_a_method_without_its_parts_is_refused():
     wants_spatial = DraftParts(FusedSettings.unfitted(("spatial",)))
     with pytest.raises(HawkError, match="no spatial drafter"):
         build_drafter(METHODS["hawk"], wants_spatial, target)
+    with pytest.raises(HawkError, match="no feature drafter"):
+        build_drafter(METHODS["eagle"], wants_spatial, target)
     with pytest.raises(HawkError, match="no draft heads"):
         build_drafter(METHODS["medusa"], wants_spatial, target)
     assert build_drafter(METHODS["scd"], None, target).source_names == ("stale",)

@@ -9,16 +9,18 @@ import torch
 
 from fixtures.tiny_training import GRID, prompts, tiny_target
 from hawk.decode import generate
+from hawk.drafters.feature import FeatureDrafter, FeatureTree, additive
 from hawk.drafters.heads import DraftHeads, HeadsConfig
 from hawk.drafters.left import LeftFactor
-from hawk.drafters.methods import source_named
+from hawk.drafters.methods import draws_within, source_named
 from hawk.drafters.parts import DraftParts
-from hawk.drafters.pool import FusedPool, FusedSettings
+from hawk.drafters.pool import FusedPool, FusedSettings, TreeLimits
 from hawk.drafters.spatial import SpatialConfig, SpatialDrafter
 from hawk.errors import HawkError
 from hawk.sampling import SamplingParams, log_probs
 from hawk.targets.llamagen import LlamaGen
 from hawk.training.drafter import HeadsLoss, OnPolicy, draw_on_policy, guided_states, head_pairs, train_heads
+from hawk.training.feature import FeatureLoss, train_feature
 from hawk.training.loop import FitConfig
 from hawk.training.pool import (
     PoolData,
@@ -187,6 +189,48 @@ def test_the_spatial_drafter_learns_and_leaves_the_target_alone(onpolicy: OnPoli
     with pytest.raises(HawkError, match="trained for target target-a, not target-b"):
         SpatialDrafter.load(tmp_path / "drafter", "target-b")
     assert SpatialDrafter.load(tmp_path / "nowhere", "target-a") is None
+
+
+def test_the_feature_drafter_decodes_what_it_was_trained_to_say(onpolicy: OnPolicy, tmp_path: Path) -> None:
+    """It learns; and at each root of a real run the state it goes on from equals the teacher-forced one."""
+    target = tiny_target()
+    drafter, fitted = train_feature(target, onpolicy, GRID, PARAMS, CONFIG, tmp_path)
+    torch.manual_seed(CONFIG.seed)
+    start = FeatureLoss(FeatureDrafter(drafter.config), target, GRID, PARAMS).eval()
+    assert fitted.scalars["nats"] < start(onpolicy.tokens[58:], onpolicy.states[58:])["nats"].item() - 0.05
+    drafter.requires_grad_(False)
+    tree, prompt = FeatureTree(drafter, target.tok_embeddings, target.head), prompts(0, 2)
+    said: list[tuple[int, int, torch.Tensor]] = []
+    inner = tree.propose
+
+    def watched(memory, canvas):  # type: ignore[no-untyped-def]
+        for row, count in enumerate(canvas.committed):
+            if canvas.room(row):
+                said.append((row, count, memory.after_root[row][0, 0].clone()))
+        return inner(memory, canvas)
+
+    tree.propose = watched  # type: ignore[method-assign]
+    tokens = generate(target, prompt, GRID, PARAMS, tree, [1, 2], "residual").tokens
+    states = guided_states(target, tokens, prompt, GRID, PARAMS)
+    positions = torch.arange(GRID.size)[None]
+    mask = additive(positions[..., None] >= positions[:, None], states)
+    forced = [
+        drafter(target.tok_embeddings(tokens[r])[None], states[r][None], positions, None, mask)[0][0] for r in (0, 1)
+    ]
+    assert len(said) > 10
+    for row, count, state in said:
+        torch.testing.assert_close(state.clone(), forced[row][count - 1], atol=2e-3, rtol=1e-2)
+    drafter.save(tmp_path / "drafter", "target-a")
+    assert FeatureDrafter.load(tmp_path / "drafter", "target-a") is not None
+    with pytest.raises(HawkError, match="trained for target target-a, not target-b"):
+        FeatureDrafter.load(tmp_path / "drafter", "target-b")
+
+
+def test_a_callers_limits_cut_a_static_tree() -> None:
+    assert draws_within(TreeLimits(), (4, 2, 1)) == (4, 2, 1)
+    assert draws_within(TreeLimits(window=2), (4, 2, 1)) == (4, 2)
+    assert draws_within(TreeLimits(num_draft_tokens=12), (4, 2, 1)) == (4, 2)
+    assert draws_within(TreeLimits(num_draft_tokens=3), (4, 2, 1)) == (3,)
 
 
 def test_the_pool_is_fitted_on_its_own_runs(tmp_path: Path) -> None:

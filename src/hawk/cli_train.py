@@ -120,7 +120,7 @@ def train_drafter_command(
     data: Data,
     out: Out,
     kind: Annotated[
-        str, typer.Option("--kind", help="heads (horizontal and vertical draft heads) or spatial (added to heads).")
+        str, typer.Option("--kind", help="heads (horizontal and vertical), spatial or feature (added to heads).")
     ] = "heads",
     sources: Annotated[
         str | None, typer.Option("--sources", help="Sources of hawk's pool, with commas (default: all trained).")
@@ -136,7 +136,7 @@ def train_drafter_command(
 ) -> None:
     """Fit a drafter on grids the target draws itself, fit the pool, and write both into the model folder."""
     from hawk.errors import HawkError
-    from hawk.training import drafter, spatial
+    from hawk.training import drafter, feature, spatial
     from hawk.training.bundled import ALL_SOURCES, KINDS, train_bundled_drafter
 
     if kind not in KINDS:
@@ -145,6 +145,6 @@ def train_drafter_command(
     unknown = [name for name in named or () if name not in ALL_SOURCES]
     if unknown:
         raise HawkError(f"unknown source {unknown[0]!r}: choose from {', '.join(ALL_SOURCES)}")
-    recipe = (spatial if kind == "spatial" else drafter).preset()
+    recipe = {"heads": drafter, "spatial": spatial, "feature": feature}[kind].preset()
     config = _adjusted(recipe, steps, batch_size, lr, seed, device, dtype, compiled)
     typer.echo(train_bundled_drafter(model, data, out, kind, images, config, named))

@@ -59,7 +59,7 @@ def attend(
     q: Float[Tensor, "b heads n d"],
     k: Float[Tensor, "b kv_heads m d"],
     v: Float[Tensor, "b kv_heads m d"],
-    mask: Float[Tensor, "b 1 n m"] | None,
+    mask: Float[Tensor, "#b 1 n m"] | None,
 ) -> Float[Tensor, "b n dim"]:
     """Attention under an additive mask (`None`: causal), grouped keys allowed; heads joined in the last axis."""
     grouped = q.shape[1] != k.shape[1]

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from hawk.drafters.feature import FeatureTree, nodes_of
 from hawk.drafters.heads import HorizontalSource, VerticalSource
 from hawk.drafters.parts import DraftParts
 from hawk.drafters.pool import HEAD_SOURCES, CartesianPool, FusedPool, FusedSettings, TreeLimits, pattern_key
@@ -40,6 +41,7 @@ METHODS = {
         Method("medusa", "residual", HEAD_SOURCES[:1], "horizontal heads only, Cartesian tree (arXiv 2401.10774)"),
         Method("hawk-vertical", "residual", HEAD_SOURCES[1:], "vertical heads only, Cartesian tree"),
         Method("hawk-paper", "residual", HEAD_SOURCES, "both kinds of heads, Cartesian tree (arXiv 2510.25739)"),
+        Method("eagle", "residual", ("feature",), "a decoder layer on the target's states (arXiv 2401.15077)"),
         Method("sjd", "residual", JACOBI, "speculative Jacobi decoding, no drafter (arXiv 2410.01699)", 16),
         Method("scd", "coupled", JACOBI, "Jacobi decoding coupled by its noise, no drafter (arXiv 2510.24211)", 16),
         Method("hawk", "coupled", HEAD_SOURCES, "all sources fused, best-first tree, coupled verification (default)"),
@@ -66,7 +68,7 @@ class DraftedTarget(Protocol):
 
 def build_drafter(
     method: Method, parts: DraftParts | None, target: DraftedTarget, limits: TreeLimits | None = None
-) -> CartesianPool | FusedPool:
+) -> CartesianPool | FusedPool | FeatureTree:
     """The drafter of any method but `ar`; `HawkError` where a part is missing that it needs."""
     limits = limits or TreeLimits()
     if method.window:
@@ -80,6 +82,10 @@ def build_drafter(
             f"method {method.name!r} needs a trained drafter, which this model has not: train one with `hawk train "
             "drafter --kind heads`, or choose one of ar, sjd, scd"
         )
+    if method.name == "eagle":
+        if parts.feature is None:
+            raise HawkError("there is no feature drafter: train one with `hawk train drafter --kind feature`")
+        return FeatureTree(parts.feature, target.tok_embeddings, target.head, draws_within(limits))
     if method.name == "hawk":
         sources = [source_named(name, parts, target) for name in parts.fused.sources]
         return FusedPool(sources, target.head, parts.fused.limited(limits), parts.left)
@@ -87,6 +93,15 @@ def build_drafter(
     nodes = CartesianPool.max_nodes if limits.num_draft_tokens is None else limits.num_draft_tokens + 1
     depth, draws = limits.window or CartesianPool.depth, 2 if len(sources) == 1 else 1
     return CartesianPool(sources, target.head, depth=depth, draws=draws, max_nodes=nodes)
+
+
+def draws_within(limits: TreeLimits, draws: tuple[int, ...] = FeatureTree.draws) -> tuple[int, ...]:
+    """A static tree's draws at each depth, cut to a caller's limits: first the depth, then the width at the root."""
+    draws = draws[: limits.window or len(draws)]
+    most = limits.num_draft_tokens
+    while most is not None and nodes_of(draws) - 1 > most:
+        draws = draws[:-1] if len(draws) > 1 else (most,)
+    return draws
 
 
 def chain_of_one_source(sources: tuple[str, ...], window: int) -> FusedSettings:

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from hawk.drafters.feature import FeatureDrafter
 from hawk.drafters.heads import DraftHeads
 from hawk.drafters.left import LeftFactor
 from hawk.drafters.pool import HEAD_SOURCES, FusedSettings
@@ -19,7 +20,7 @@ from hawk.errors import HawkError
 
 @dataclass(frozen=True)
 class DraftParts:
-    """Draft heads, the spatial drafter, how `hawk` fuses its sources, what it knows of left neighbours.
+    """Draft heads, spatial and feature drafter, how `hawk` fuses its sources, what it knows of left neighbours.
 
     Any but `fused` may be None: not trained, or of no use to this target.
     """
@@ -28,24 +29,26 @@ class DraftParts:
     heads: DraftHeads | None = None
     spatial: SpatialDrafter | None = None
     left: LeftFactor | None = None
+    feature: FeatureDrafter | None = None
 
     @property
     def modules(self) -> list[nn.Module]:
         """The networks among them."""
-        return [part for part in (self.heads, self.spatial) if part is not None]
+        return [part for part in (self.heads, self.spatial, self.feature) if part is not None]
 
 
 def load_parts(folder: Path, dim: int, vocab: int, fingerprint: str, dtype: torch.dtype) -> DraftParts:
     """Read a drafter folder made for the target of that fingerprint; `HawkError` for any other or a damaged one."""
     try:
         spatial = SpatialDrafter.load(folder, fingerprint)
+        feature = FeatureDrafter.load(folder, fingerprint)
         heads = None if spatial and not (folder / "heads.json").is_file() else DraftHeads.load(folder, fingerprint)
     except HawkError:
         raise
     except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError, json.JSONDecodeError) as error:
         first_line = str(error).strip().splitlines()[:1]
         raise HawkError(f"the drafter in {folder} is damaged: {''.join(first_line)}") from error
-    parts = DraftParts(load_pool(folder, heads), heads, spatial, LeftFactor.load(folder, vocab))
+    parts = DraftParts(load_pool(folder, heads), heads, spatial, LeftFactor.load(folder, vocab), feature)
     for part in parts.modules:
         width = part.config.dim
         if width != dim:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hawk.canvas import Canvas
 from hawk.drafters.left import LeftFactor, Shortlist
-from hawk.drafters.source import Source
+from hawk.drafters.source import OutputHead, Source
 from hawk.errors import HawkError
 from hawk.files import write_json
 from hawk.sampling import Randomness, SamplingParams, log_probs
@@ -38,10 +38,6 @@ HEAD_SOURCES = ("horizontal", "vertical-1", "vertical-2")
 
 SHORTLISTED = 24
 """Candidates of an offset that may take a place in the tree, whatever stands to their left."""
-
-
-OutputHead = Callable[[Tensor], Tensor]
-"""The target's frozen output head: states `[*, dim]` to guided logits `[*, vocab]`."""
 
 
 @dataclass

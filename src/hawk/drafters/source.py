@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from hawk.canvas import Canvas
 from hawk.verify import Scored
+
+OutputHead = Callable[[Tensor], Tensor]
+"""The target's frozen output head: states `[*, dim]` to guided logits `[*, vocab]`."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hawk.canvas import Canvas
 from hawk.decode import Drafter
+from hawk.drafters.feature import FeatureConfig, FeatureDrafter
 from hawk.drafters.heads import DraftHeads, HeadsConfig
 from hawk.drafters.left import LeftFactor
 from hawk.drafters.methods import METHODS, build_drafter
@@ -122,8 +123,10 @@ def tiny_drafters(target: LlamaGen, seed: int = 0) -> dict[str, tuple[Drafter, s
             dtype
         )
         nn.init.normal_(spatial.out.weight, std=2.0)
+        feature = FeatureDrafter(FeatureConfig(target.config.dim, heads=2)).to(dtype)
+        nn.init.normal_(feature.last.weight, std=0.3)
     sources = ("horizontal", "vertical-1", "vertical-2", "spatial", "stale")
-    parts = DraftParts(FusedSettings.unfitted(sources), heads.eval(), spatial.eval(), left)
+    parts = DraftParts(FusedSettings.unfitted(sources), heads.eval(), spatial.eval(), left, feature.eval())
     for module in parts.modules:
         module.requires_grad_(False)
     drafters: dict[str, tuple[Drafter, str]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from hawk.bundle import HEADS_FOLDER, LoadedModel, load_model, target_fingerprint
-from hawk.drafters import left, spatial
+from hawk.drafters import feature, left, spatial
 from hawk.drafters.heads import HeadsConfig
 from hawk.drafters.methods import source_named
 from hawk.drafters.parts import DraftParts, load_parts
@@ -21,11 +22,12 @@ from hawk.files import write_json
 from hawk.targets.llamagen import CaptionPrompt
 from hawk.training.data import SpriteSet, compose, load_sprites
 from hawk.training.drafter import OnPolicy, copy_baselines, draw_on_policy, guided_states, train_heads
+from hawk.training.feature import train_feature
 from hawk.training.loop import FitConfig
 from hawk.training.pool import fit_pool
 from hawk.training.spatial import train_spatial
 
-KINDS = ("heads", "spatial")
+KINDS = ("heads", "spatial", "feature")
 ALL_SOURCES = (*HEAD_SOURCES, "spatial", "stale")
 
 
@@ -34,8 +36,8 @@ def train_bundled_drafter(
 ) -> str:
     """Draw grids for training captions, fit a drafter and the pool, write them into the folder; a line of figures.
 
-    Heads begin a drafter anew; the spatial drafter is added to the heads that are there. `sources` are those of
-    `hawk`'s pool, by default all that are trained.
+    Heads begin a drafter anew; the others are added to the heads that are there. `sources` are those of `hawk`'s pool,
+    by default all that are trained; the feature drafter is `eagle`'s and no source.
     """
     model = load_model(folder, with_heads=False)  # there may be heads of an earlier target
     grid, params = model.target.grid, model.config.defaults
@@ -56,17 +58,21 @@ def train_bundled_drafter(
     if kind == "heads":
         heads, fitted = train_heads(model.target, drawn, grid, params, HeadsConfig(dim), config, out / "heads")
         parts = DraftParts(FusedSettings.unfitted(sources or HEAD_SOURCES), heads)
+    elif kind == "feature":
+        learnt_feature, fitted = train_feature(model.target, drawn, grid, params, config, out / "feature")
+        save_parts(place, replace(heads_in(place, model), feature=learnt_feature), model.fingerprint)
+        return f"{place}: {fitted.scalars}"
     else:
         earlier = heads_in(place, model)
         learnt = train_spatial(model.target, drawn, grid, params, SpatialConfig(dim), config, out / "spatial")
         fitted, fused = learnt.fitted, FusedSettings.unfitted(sources or ALL_SOURCES)
-        parts = DraftParts(fused, earlier.heads, learnt.drafter, learnt.left)
+        parts = replace(earlier, fused=fused, spatial=learnt.drafter, left=learnt.left)
     for part in parts.modules:
         part.requires_grad_(False)
     named = [source_named(name, parts, model.target) for name in parts.fused.sources]
     unfitted = FusedPool(named, model.target.head, parts.fused, parts.left)
     pool = fit_pool(model.target, unfitted, prompts, grid, params, first=images)
-    save_parts(place, DraftParts(pool.settings, parts.heads, parts.spatial, pool.left), target_fingerprint(folder))
+    save_parts(place, replace(parts, fused=pool.settings, left=pool.left), target_fingerprint(folder))
     held_out = OnPolicy(tokens[images * 9 // 10 :], states[images * 9 // 10 :])
     report: dict[str, Any] = {
         "images": images,
@@ -82,22 +88,30 @@ def train_bundled_drafter(
 
 
 def heads_in(place: Path, model: LoadedModel) -> DraftParts:
-    """The drafter that a spatial one is added to."""
+    """The drafter that another part is added to."""
     if not place.is_dir():
-        raise HawkError(f"the spatial drafter is added to draft heads, and there are none in {place}: train them first")
+        raise HawkError(f"this drafter is added to draft heads, and there are none in {place}: train them first")
     shape = model.config.target
     return load_parts(place, shape.dim, shape.vocab_size, model.fingerprint, torch.float32)
 
 
 def save_parts(place: Path, parts: DraftParts, fingerprint: str) -> None:
     """Write a drafter folder; parts of an earlier drafter that this one has not are removed."""
-    optional = {left.FILE: parts.left, spatial.FILE: parts.spatial, spatial.SETTINGS: parts.spatial}
+    optional = {
+        left.FILE: parts.left,
+        spatial.FILE: parts.spatial,
+        spatial.SETTINGS: parts.spatial,
+        feature.FILE: parts.feature,
+        feature.SETTINGS: parts.feature,
+    }
     for name in (name for name, part in optional.items() if part is None):
         (place / name).unlink(missing_ok=True)
     if parts.heads is not None:
         parts.heads.save(place, fingerprint)
     if parts.spatial is not None:
         parts.spatial.save(place, fingerprint)
+    if parts.feature is not None:
+        parts.feature.save(place, fingerprint)
     if parts.left is not None:
         parts.left.save(place)
     parts.fused.save(place)

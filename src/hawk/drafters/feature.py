@@ -1,0 +1,209 @@
+"""FeatureDrafter: EAGLE (arXiv 2401.15077), one decoder layer that goes on from the target's own hidden states.
+
+From the state that predicted a token and that token's embedding it predicts the state after the token, whose drafts the
+target's frozen output head reads; below a draft it goes on from its own prediction, path by path, in one dimension.
+Drafts are drawn from q, so that residual verification is lossless (a top-k tree is not drawn).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from hawk.canvas import Canvas
+from hawk.drafters.source import OutputHead
+from hawk.errors import HawkError
+from hawk.files import save_tensors, write_json
+from hawk.layers import RMSNorm, SwiGLU, attend, rotary_angles, rotate
+from hawk.sampling import Randomness, SamplingParams, log_probs
+from hawk.tree import DraftTree, TreeBuilder, batch_trees
+from hawk.verify import Scored
+
+FILE, SETTINGS = "feature.safetensors", "feature.json"
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """One decoder layer for a target of width `dim`."""
+
+    dim: int
+    heads: int = 6
+
+
+@dataclass
+class Entries:
+    """Keys and values `[b, heads, n, d]` that later nodes attend to."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class FeatureDrafter(nn.Module):
+    """[embedding; state] -> next state. Embeddings and output head are the target's and are not held here."""
+
+    def __init__(self, config: FeatureConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.join = nn.Linear(2 * config.dim, config.dim, bias=False)
+        self.norm, self.ffn_norm, self.out_norm = RMSNorm(config.dim), RMSNorm(config.dim), RMSNorm(config.dim)
+        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
+        self.out = nn.Linear(config.dim, config.dim, bias=False)
+        self.feed_forward = SwiGLU(config.dim, -(-8 * config.dim // 3 // 64) * 64)
+        self.last = nn.Linear(config.dim, config.dim, bias=False)
+
+    def forward(
+        self,
+        embedded: Float[Tensor, "b n dim"],
+        states: Float[Tensor, "b n dim"],
+        positions: Int[Tensor, "#b n"],
+        seen: Entries | None,
+        mask: Float[Tensor, "#b 1 n m"],
+    ) -> tuple[Float[Tensor, "b n dim"], Entries]:
+        """States after the tokens, from the states before them; also the keys and values of these nodes."""
+        x = self.join(torch.cat((embedded, states), dim=-1))
+        heads = self.qkv(self.norm(x)).unflatten(-1, (3 * self.config.heads, -1))
+        angles = rotary_angles(positions[..., None], self.config.dim // self.config.heads)
+        turned = rotate(heads[..., : 2 * self.config.heads, :], angles).transpose(1, 2)
+        own = Entries(turned[:, self.config.heads :], heads[..., 2 * self.config.heads :, :].transpose(1, 2))
+        keys, values = own.keys, own.values
+        if seen is not None:
+            keys, values = torch.cat((seen.keys, keys), dim=2), torch.cat((seen.values, values), dim=2)
+        x = x + self.out(attend(turned[:, : self.config.heads], keys, values, mask))
+        x = x + self.feed_forward(self.ffn_norm(x))
+        return self.last(self.out_norm(x)), own
+
+    def save(self, folder: Path, target_fingerprint: str) -> None:
+        """Write `feature.safetensors` and `feature.json` (shape, and the target it was trained for)."""
+        save_tensors(folder / FILE, {k: v.contiguous() for k, v in self.state_dict().items()})
+        write_json(folder / SETTINGS, {**asdict(self.config), "target": target_fingerprint})
+
+    @classmethod
+    def load(cls, folder: Path, target_fingerprint: str) -> FeatureDrafter | None:
+        """Read a drafter from a folder, None where there is none; refuses one of another target."""
+        if not (folder / FILE).is_file() or not (folder / SETTINGS).is_file():
+            return None
+        described = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        trained_for = described.pop("target")
+        if trained_for != target_fingerprint:
+            raise HawkError(
+                f"the feature drafter in {folder} was trained for target {trained_for}, not {target_fingerprint}: "
+                "train a new one"
+            )
+        drafter = cls(FeatureConfig(**described))
+        drafter.load_state_dict({k: v.float() for k, v in load_file(folder / FILE).items()})
+        return drafter.eval()
+
+
+def nodes_of(draws: tuple[int, ...]) -> int:
+    """Nodes of a full tree with that many draws below every node of each depth, root included."""
+    nodes, level = 1, 1
+    for count in draws:
+        level *= count
+        nodes += level
+    return nodes
+
+
+def additive(visible: Bool[Tensor, "b n m"], like: Tensor) -> Float[Tensor, "b 1 n m"]:
+    """A mask of -inf where nothing is seen."""
+    blank = torch.zeros(visible.shape, dtype=like.dtype, device=like.device)
+    return blank.masked_fill_(~visible, -torch.inf)[:, None]
+
+
+@dataclass
+class FeatureMemory:
+    """Of each image: entries of its committed tokens, and the drafter's state after the root."""
+
+    params: SamplingParams
+    randomness: Randomness
+    entries: list[Entries]
+    after_root: list[Tensor]
+
+
+@dataclass
+class FeatureTree:
+    """Drafts a static tree: below every node of depth d, `draws[d]` draws from the drafter's q there."""
+
+    drafter: FeatureDrafter
+    embeddings: nn.Module
+    head: OutputHead
+    draws: tuple[int, ...] = (2, 1, 1, 1)
+    lossless_with: tuple[str, ...] = ("residual", "coupled")
+
+    @property
+    def max_nodes(self) -> int:
+        """Nodes of the full tree, root included."""
+        return nodes_of(self.draws)
+
+    def start(self, canvas: Canvas, params: SamplingParams, randomness: Randomness) -> FeatureMemory:
+        """Nothing is read yet."""
+        config = self.drafter.config
+        nothing = canvas.states.new_empty(1, config.heads, 0, config.dim // config.heads)
+        entries = [Entries(nothing, nothing) for _ in range(canvas.batch)]
+        return FeatureMemory(params, randomness, entries, [nothing] * canvas.batch)
+
+    def observe(self, memory: FeatureMemory, canvas: Canvas, scored: Scored) -> None:
+        """Read the newly committed tokens with the target's true states before them."""
+        for row in range(canvas.batch):
+            seen, committed = memory.entries[row], canvas.committed[row]
+            read = seen.keys.shape[2]
+            if not canvas.room(row) or read == committed:
+                continue
+            fresh = torch.arange(read, committed, device=canvas.tokens.device)
+            visible = torch.arange(committed, device=fresh.device) <= fresh[:, None]
+            states = canvas.states[row, read:committed][None]
+            embedded = self.embeddings(canvas.tokens[row, read:committed])[None]
+            after, own = self.drafter(embedded, states, fresh[None], seen, additive(visible[None], states))
+            joined = Entries(torch.cat((seen.keys, own.keys), dim=2), torch.cat((seen.values, own.values), dim=2))
+            memory.entries[row], memory.after_root[row] = joined, after[:, -1:]
+
+    def propose(self, memory: FeatureMemory, canvas: Canvas) -> DraftTree:
+        """One tree for each image, with every draw's q."""
+        builders, q = [], []
+        for row in range(canvas.batch):
+            builder, rows = self._grow(memory, canvas, row)
+            builders.append(builder)
+            q.append(rows)
+        return batch_trees(builders, ("feature",), q, canvas.tokens.device)
+
+    def _grow(self, memory: FeatureMemory, canvas: Canvas, row: int) -> tuple[TreeBuilder, Float[Tensor, "q vocab"]]:
+        builder = TreeBuilder.rooted(int(canvas.tokens[row, canvas.committed[row] - 1]))
+        generator, committed = memory.randomness.generators[row], canvas.committed[row]
+        rows: list[Tensor] = []
+        level, states = [0], memory.after_root[row]
+        branch: dict[int, list[int]] = {0: []}  # a node's ancestors among the drafts, as indices of `drafted`
+        drafted = Entries(memory.entries[row].keys, memory.entries[row].values)
+        depths = min(len(self.draws), canvas.room(row))
+        for depth in range(depths):
+            below: list[int] = []
+            source: list[int] = []
+            for i, node in enumerate(level):
+                q = log_probs(self.head(states[0, i : i + 1]), memory.params)[0].exp()
+                drawn = torch.multinomial(q.double().cpu(), self.draws[depth], replacement=True, generator=generator)
+                for token in drawn.tolist():
+                    child = builder.add(node, token, 0, len(rows))
+                    if child not in below:
+                        below.append(child)
+                        source.append(i)
+                rows.append(q)
+            if depth + 1 == depths:
+                break
+            first = drafted.keys.shape[2]
+            for k, node in enumerate(below):
+                branch[node] = [*branch[builder.parents[node]], first + k]
+            visible = torch.zeros(len(below), first + len(below), dtype=torch.bool, device=states.device)
+            visible[:, :committed] = True
+            for k, node in enumerate(below):
+                visible[k, branch[node]] = True
+            tokens = torch.tensor([builder.tokens[node] for node in below], device=states.device)
+            positions = torch.full((1, len(below)), committed + depth, device=states.device)
+            mask = additive(visible[None], states)
+            states, own = self.drafter(self.embeddings(tokens)[None], states[:, source], positions, drafted, mask)
+            drafted = Entries(torch.cat((drafted.keys, own.keys), 2), torch.cat((drafted.values, own.values), 2))
+            level = below
+        return builder, torch.stack(rows) if rows else torch.empty(0, memory.randomness.noise.vocab)

@@ -11,7 +11,7 @@ import textwrap
 import pytest
 
 from hawk import cache, decode, tree, verify
-from hawk.drafters import pool
+from hawk.drafters import feature, pool
 from hawk.evaluation.losslessness import check_all, check_law, law_cases
 from hawk.evaluation.tiny import tiny_drafters, tiny_prompt, tiny_target
 from hawk.grid import Grid
@@ -39,7 +39,9 @@ def seed_exact():
 def joint():
     """The joint distribution of the paper's method, and of arbitrary draws."""
     target = tiny_target(3, vocab=3, grid=Grid(3, 2), dim=16)
-    drafters = {name: pair for name, pair in tiny_drafters(target).items() if name in ("random-q", "hawk-paper")}
+    drafters = {
+        name: pair for name, pair in tiny_drafters(target).items() if name in ("random-q", "hawk-paper", "eagle")
+    }
     prompt, images = tiny_prompt(target, 300, alike=True), list(range(300))
     params = [SamplingParams(temperature=0.8, top_k=2)]
     return check_all(target, prompt, target.grid, drafters, params, images, rounds=2)
@@ -71,6 +73,13 @@ MUTANTS = {
     "no normalisation": (verify, "residual_distribution", "left / total", "left", (law,)),
     "tries the next draw against p": (verify, "_walk", "p = left", "pass", (law,)),
     "one q for all sources": (pool.CartesianPool, "_grow", "len(rows) + i)", "len(rows))", (joint,)),
+    "eagle's draft with another node's q": (
+        feature.FeatureTree,
+        "_grow",
+        "0, len(rows))",
+        "0, 0)",
+        (joint,),
+    ),
     "a token drawn twice is tried once": (
         tree.TreeBuilder,
         "add",

@@ -79,3 +79,12 @@ def test_ancestors_follow_the_parents_up_to_the_root(choices):
                 above.add(walker)
             assert ancestors[row, node].nonzero().flatten().tolist() == sorted(above)
             assert int(ancestors[row, node].sum()) - 1 == builder.depths[node]
+
+
+def test_the_deepest_node_of_each_image() -> None:
+    chain, flat = TreeBuilder.rooted(1), TreeBuilder.rooted(1)
+    for parent in range(3):
+        chain.add(parent, parent, 0)
+        flat.add(0, parent, 0)
+    tree = batch_trees([chain, flat, TreeBuilder.rooted(2)], ())
+    assert [tree.deepest(row) for row in range(3)] == [3, 1, 0]

@@ -44,6 +44,13 @@ class DraftTree:
         """Nodes per image, root and padding included."""
         return self.tokens.shape[1]
 
+    def deepest(self, row: int) -> int:
+        """Depth of an image's deepest node; the root's is 0."""
+        depths = [0]
+        for parent in self.parents[row, 1 : int(self.valid[row].sum())].tolist():
+            depths.append(depths[parent] + 1)
+        return max(depths)
+
     def ancestors(self) -> Bool[Tensor, "b n n"]:
         """`[b, i, j]`: node j is node i or lies above it."""
         parents = self.parents.cpu().numpy()

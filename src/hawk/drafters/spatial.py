@@ -25,6 +25,10 @@ from hawk.errors import HawkError
 from hawk.files import save_tensors, write_json
 from hawk.grid import Grid
 from hawk.layers import RMSNorm, SwiGLU, attend, rotary_angles, rotate
+from hawk.verify import Scored
+
+LEAST_WINDOW = 6
+"""Positions that are always drafted."""
 
 FILE, SETTINGS = "spatial.safetensors", "spatial.json"
 
@@ -167,7 +171,8 @@ class SpatialMemory:
     """Keys and values `[batch, layers * heads, grid.size, d]` of committed cells and how many hold their state.
 
     `angles` and `masks` (the window's over the `reach` cells before it and itself, for every first coming position) are
-    laid out once; `ahead` is the newest drafts of each image, `[window, vocab]`.
+    laid out once; `ahead` is the newest drafts of each image, `[window, vocab]`. `windows` is how far an image's next
+    drafts reach: twice as far as its last tree did, since most trees end early and every query costs time.
     """
 
     keys: Tensor
@@ -176,6 +181,7 @@ class SpatialMemory:
     angles: Float[Tensor, "size half 2"]
     masks: Float[Tensor, "size 1 w m_w"]
     ahead: list[Tensor]
+    windows: list[int]
 
 
 @dataclass
@@ -194,9 +200,20 @@ class SpatialSource(Source):
         keys = canvas.states.new_zeros(shape)
         everywhere = torch.arange(grid.size, device=keys.device)
         cells, wanted = window_positions(everywhere, grid, config)
-        masks = spatial_mask(wanted, cells, grid, config).to(keys.dtype)
-        angles = self.drafter.angles(everywhere, grid)
-        return SpatialMemory(keys, torch.zeros_like(keys), [0] * canvas.batch, angles, masks, [keys] * canvas.batch)
+        return SpatialMemory(
+            keys=keys,
+            values=torch.zeros_like(keys),
+            read=[0] * canvas.batch,
+            angles=self.drafter.angles(everywhere, grid),
+            masks=spatial_mask(wanted, cells, grid, config).to(keys.dtype),
+            ahead=[keys] * canvas.batch,
+            windows=[config.window] * canvas.batch,
+        )
+
+    def see(self, memory: SpatialMemory, canvas: Canvas, row: int, scored: Scored) -> None:
+        """How far the last tree reached."""
+        reached = scored.tree.deepest(row)
+        memory.windows[row] = min(self.drafter.config.window, max(LEAST_WINDOW, 2 * reached))
 
     def queries(self, memory: SpatialMemory, canvas: Canvas, row: int) -> Float[Tensor, "w dim"]:
         """Take in the newly committed cells of an image (its root still without a state), then draft the window."""
@@ -209,7 +226,7 @@ class SpatialSource(Source):
         memory.keys[row, :, fresh] = keys[0]
         memory.values[row, :, fresh] = values[0]
         near = slice(max(0, committed - config.reach(canvas.grid)), committed)
-        window = slice(committed, min(committed + config.window, canvas.grid.size))
+        window = slice(committed, min(committed + memory.windows[row], canvas.grid.size))
         reach, count = near.stop - near.start, window.stop - window.start
         mask = memory.masks[committed, :, :count]
         seen = mask.shape[-1] - config.window

@@ -28,6 +28,9 @@ from hawk.training.drafter import Prompts
 from hawk.tree import DraftTree
 from hawk.verify import Scored
 
+LIKELY = 2
+"""Ranks among which a tree's nodes mostly are."""
+
 Weights = dict[str, tuple[tuple[float, ...], ...]]
 """`FusedSettings.weights`."""
 
@@ -205,15 +208,20 @@ def measure_acceptance(
     ranks: int = 8,
     factor: LeftFactor | None = None,
 ) -> tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]:
-    """(edges, rate[bin][rank]): how often the candidate of a rank is the target's token, by the first one's lead."""
-    fused = fused_scores(data, weights, factor).flatten(0, 1)
-    log_p = data.log_p.flatten(0, 1)
-    usable = fused.isfinite().any(-1)
-    fused, log_p = fused[usable], log_p[usable]
-    noise = GumbelNoise([seed], len(fused), fused.shape[-1], fused).rows(torch.arange(len(fused))[None])[0]
+    """(edges, rate[bin][rank]): how often the candidate of a rank is the target's token, by the first one's lead.
+
+    Of an offset only where the target's tokens before it were likely candidates: elsewhere its node is never reached.
+    """
+    fused = fused_scores(data, weights, factor)
+    samples, offsets, vocab = fused.shape
+    noise = GumbelNoise([seed], samples * offsets, vocab, fused).rows(torch.arange(samples * offsets)[None])
+    noise = noise.view_as(fused)
     top = (fused + noise).topk(ranks, dim=-1)
-    hit = top.indices == (log_p + noise).argmax(-1, keepdim=True)
-    lead = top.values[:, 0] - top.values[:, 1]
+    hits = top.indices == (data.log_p + noise).argmax(-1, keepdim=True)
+    right = hits[..., :LIKELY].any(-1).cumprod(1).bool()  # nodes are reached where all before them were right
+    usable = fused.isfinite().any(-1)
+    usable[:, 1:] &= right[:, :-1]
+    hit, lead = hits[usable], (top.values[..., 0] - top.values[..., 1])[usable]
     edges = tuple(round(float(e), 4) for e in torch.quantile(lead, torch.linspace(0.1, 0.9, 9)).unique())
     bins = torch.bucketize(lead, torch.tensor(edges), right=True)
     rate = []

@@ -45,7 +45,8 @@ def saved_model(tmp_path_factory):
 
     from safetensors.torch import save_file
 
-    from hawk.bundle import save_model
+    from hawk.bundle import HEADS_FOLDER, save_model, target_fingerprint
+    from hawk.drafters.feature import FeatureConfig, FeatureDrafter
     from hawk.drafters.heads import DraftHeads, HeadsConfig
     from hawk.drafters.pool import FusedSettings
     from hawk.sampling import SamplingParams
@@ -79,4 +80,5 @@ def saved_model(tmp_path_factory):
     heads = DraftHeads(HeadsConfig(16))
     defaults = SamplingParams(temperature=0.8, cfg_scale=2.0)
     save_model(folder, "tiny", target, tokenizer, text, defaults, heads, FusedSettings.unfitted(), "# Tiny\n")
+    FeatureDrafter(FeatureConfig(16, heads=2)).save(folder / HEADS_FOLDER, target_fingerprint(folder))
     return folder

@@ -22,6 +22,7 @@ from hawk.benchmark import (
     summarise,
 )
 from hawk.decode import Stats
+from hawk.drafters.methods import METHODS
 from hawk.prompts import BENCH_PROMPTS
 from hawk.report import bench_table
 
@@ -120,7 +121,7 @@ def test_rotation_and_warm_up(pipe, monkeypatch):
 @pytest.mark.parametrize(
     ("methods", "prompts", "seeds", "message"),
     [
-        (["eagle"], PROMPTS, 1, "unknown method 'eagle'"),
+        (["eagel"], PROMPTS, 1, "unknown method 'eagel'"),
         (["hawk"], ["a cat", ""], 1, "no word in it"),
         (["hawk"], PROMPTS, 0, "must be 1 or more"),
     ],

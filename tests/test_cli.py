@@ -116,7 +116,7 @@ BAD_CALLS = {
     "long prompt": (("cat " * 7,), "7 words, at most 6"),
     "second prompt bad": (("a cat", "!!"), "no word in it"),
     "unknown option": (("a cat", "--steps", "3"), "--steps"),
-    "unknown method": (("a cat", "--method", "eagle"), "unknown method 'eagle'"),
+    "unknown method": (("a cat", "--method", "eagel"), "unknown method 'eagel'"),
     "unknown verifier": (("a cat", "--verifier", "loose"), "unknown verifier"),
     "unfit verifier": (("a cat", "--verifier", "residual"), "need the verifier coupled"),
     "not a number": (("a cat", "--seed", "x"), "--seed"),

@@ -343,7 +343,7 @@ def test_callback_follows_every_forward(pipe):
         ({"seed": [1, 2]}, "1 images need one seed"),
         ({"seed": 1, "generator": torch.Generator()}, "either seed or generator"),
         ({"generator": [torch.Generator()] * 2}, "1 images need one generator"),
-        ({"method": "eagle"}, "unknown method 'eagle': choose one of ar, medusa"),
+        ({"method": "eagel"}, "unknown method 'eagel': choose one of ar, medusa"),
         ({"verifier": "exact"}, "unknown verifier"),
         ({"method": "hawk", "verifier": "residual"}, "need the verifier coupled"),
         ({"height": 20}, "height must be a positive multiple of 8"),

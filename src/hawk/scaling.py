@@ -1,0 +1,193 @@
+"""`hawk bench --suite scaling`: how cost grows with the window, the image, the batch and the model.
+
+Time a forward against its width, time an image against its tokens and the images drawn together; and, for the cost
+side of models that are not here, forwards of LlamaGen shapes with random weights.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hawk.benchmark import environment, synchronize
+from hawk.errors import HawkError
+from hawk.packed import pack_linears
+from hawk.pipeline import HawkPipeline, PipelineOutput
+from hawk.targets.llamagen import CaptionPrompt, LlamaGen, LlamaGenConfig
+
+WINDOWS = (1, 2, 4, 8, 16, 32, 64, 128)
+SIDES = (16, 24, 32, 48)
+BATCHES = (1, 2, 4, 8, 16)
+SHAPES = {
+    "10M": LlamaGenConfig(dim=256, n_layer=10, n_head=4),
+    "100M": LlamaGenConfig(dim=768, n_layer=12, n_head=12),
+    "775M": LlamaGenConfig(),
+    "7B": LlamaGenConfig(dim=4096, n_layer=32, n_head=32, vocab_size=65536, height=24, width=24),
+}
+SHAPE_WINDOWS = (1, 8, 64)
+MOST_BYTES = 6 << 30
+"""Weights of a shape that are still made up and measured."""
+PROMPT = "a red apple on a blue background"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of one `unit` (a forward or an image) of `series` at `at` on an axis: window, tokens, batch or model."""
+
+    axis: str
+    series: str
+    at: int
+    seconds: float
+    unit: str
+
+
+@dataclass(frozen=True)
+class ScalingResult:
+    """All costs; what was left out and why; `exponents[series]` k of time ~ tokens^k; and the machine."""
+
+    costs: list[Cost]
+    left_out: list[str]
+    exponents: dict[str, float]
+    environment: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON document that the command ends with."""
+        return asdict(self)
+
+
+def run_scaling(
+    pipe: HawkPipeline, repeats: int = 5, on_progress: Callable[[str], None] = lambda what: None
+) -> ScalingResult:
+    """Measure every axis on a loaded model's machine."""
+    costs = window_costs(pipe.model.target, f"verify, {pipe.model.name}", WINDOWS, repeats, pipe.device)
+    on_progress("window")
+    for side in SIDES:
+        costs += image_costs(pipe, "tokens", side * side, repeats=1, side=side)
+        on_progress(f"{side}x{side} tokens")
+    for batch in BATCHES:
+        costs += image_costs(pipe, "batch", batch, repeats=1, batch=batch)
+        on_progress(f"batch {batch}")
+    left_out = []
+    for name, shape in SHAPES.items():
+        needed = weight_bytes(shape)
+        if needed > MOST_BYTES:
+            left_out.append(f"{name}: its weights need {needed / 1e9:.0f} GB in float32")
+            continue
+        target = random_target(shape, pipe.device)
+        costs += window_costs(target, f"verify, {name}", SHAPE_WINDOWS, max(1, repeats // 2), pipe.device, axis="model")
+        on_progress(f"shape {name}")
+    by_series = {name: [c for c in costs if c.axis == "tokens" and c.series == name] for name in ("ar", "hawk")}
+    exponents = {name: growth(found) for name, found in by_series.items()}
+    return ScalingResult(costs, left_out, exponents, environment(pipe, 1, 1, 1, {}))
+
+
+@torch.inference_mode()
+def window_costs(
+    target: LlamaGen, series: str, windows: tuple[int, ...], repeats: int, device: torch.device, axis: str = "window"
+) -> list[Cost]:
+    """Median seconds of a guided forward of n nodes in the middle of an image, by turns over the widths."""
+    config, grid = target.config, target.grid
+    weight = target.tok_embeddings.weight
+    prompt = CaptionPrompt(
+        torch.zeros(1, config.caption_tokens, config.caption_dim, dtype=weight.dtype, device=device),
+        torch.ones(1, config.caption_tokens, dtype=torch.bool, device=device),
+    )
+    middle = grid.size // 2
+    prefilled = target.prefill(prompt, guided=True, capacity=middle + max(windows))
+    prefilled.cache.lengths = [config.caption_tokens + middle] * 2
+    seconds: dict[int, list[float]] = {n: [] for n in windows}
+    for turn in range(repeats + 1):
+        for n in windows:
+            tokens = torch.zeros(2, n, dtype=torch.long, device=device)
+            positions = (middle + torch.arange(n, device=device)).clamp(max=grid.size - 1).expand(2, n)
+            chain = torch.ones(n, n, dtype=torch.bool, device=device).tril().expand(2, n, n)
+            synchronize(device)
+            started = time.perf_counter()
+            target.forward_nodes(tokens, positions, chain, prefilled.padding, prefilled.cache, grid)
+            synchronize(device)
+            if turn:  # the first turn warms up
+                seconds[n].append(time.perf_counter() - started)
+    return [Cost(axis, series, n, statistics.median(runs), "forward") for n, runs in seconds.items()]
+
+
+def image_costs(
+    pipe: HawkPipeline, axis: str, at: int, repeats: int, side: int | None = None, batch: int = 1
+) -> list[Cost]:
+    """Median seconds an image of plain AR and of `hawk`, by turns."""
+    pixels = None if side is None else side * pipe.model.tokenizer.downsample
+    seconds: dict[str, list[float]] = {"ar": [], "hawk": []}
+    for turn in range(repeats):
+        for method, runs in seconds.items():
+            synchronize(pipe.device)
+            started = time.perf_counter()
+            output = pipe([PROMPT] * batch, seed=turn, method=method, height=pixels, width=pixels, batch_size=batch)
+            synchronize(pipe.device)
+            assert isinstance(output, PipelineOutput)
+            runs.append((time.perf_counter() - started) / batch)
+    return [Cost(axis, method, at, statistics.median(runs), "image") for method, runs in seconds.items()]
+
+
+def weight_bytes(shape: LlamaGenConfig) -> int:
+    """Bytes of a shape's weights in float32."""
+    with torch.device("meta"):
+        return 4 * sum(parameter.numel() for parameter in LlamaGen(shape).parameters())
+
+
+def random_target(shape: LlamaGenConfig, device: torch.device) -> LlamaGen:
+    """A target of that shape whose weights are small constants: only its time is asked for."""
+    with torch.device("meta"):
+        target = LlamaGen(shape)
+    target = target.to_empty(device=device).requires_grad_(False).eval()
+    for parameter in target.parameters():
+        parameter.fill_(0.01)
+    pack_linears(target)
+    return target
+
+
+def growth(costs: list[Cost]) -> float:
+    """k of seconds ~ at^k, by least squares over the logarithms."""
+    if len(costs) < 2:
+        raise HawkError("growth needs two sizes or more")
+    logs = [(math.log(cost.at), math.log(cost.seconds)) for cost in costs]
+    slope, _ = statistics.linear_regression([x for x, _ in logs], [y for _, y in logs])
+    return round(slope, 3)
+
+
+def draw_plots(result: ScalingResult, folder: Path) -> list[Path]:
+    """One PNG for each axis, both scales logarithmic. Raises `HawkError` where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise HawkError("plots need matplotlib: pip install 'hawk-t2i[eval]', or leave out --plots") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = {
+        "window": "nodes in a forward",
+        "tokens": "tokens in an image",
+        "batch": "images together",
+        "model": "nodes",
+    }
+    written = []
+    for axis, label in labels.items():
+        here = [cost for cost in result.costs if cost.axis == axis]
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        plot = figure.add_subplot(xlabel=label, ylabel=f"seconds a {here[0].unit}", xscale="log", yscale="log")
+        for series in dict.fromkeys(cost.series for cost in here):
+            points = [cost for cost in here if cost.series == series]
+            plot.plot([c.at for c in points], [c.seconds for c in points], marker="o", label=series)
+        ticks = sorted({cost.at for cost in here})
+        plot.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        plot.minorticks_off()
+        plot.grid(True, alpha=0.3)
+        plot.legend()
+        plot.set_title(f"{result.environment['processor']}, {result.environment['threads']} threads", fontsize=9)
+        path = folder / f"scaling-{axis}.png"
+        figure.savefig(path, dpi=120)
+        written.append(path)
+    return written

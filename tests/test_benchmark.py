@@ -16,13 +16,13 @@ from hawk.benchmark import (
     acceptance_by_depth,
     bench_methods,
     bench_prompts,
-    cpu_model,
     identical_images,
     run_benchmark,
     summarise,
 )
 from hawk.decode import Stats
 from hawk.drafters.methods import METHODS
+from hawk.machine import cpu_model
 from hawk.prompts import BENCH_PROMPTS
 from hawk.report import bench_table
 

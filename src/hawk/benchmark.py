@@ -18,6 +18,7 @@ from hawk import __version__
 from hawk.decode import Stats
 from hawk.drafters.methods import METHODS, method_named
 from hawk.errors import HawkError
+from hawk.machine import processor, synchronize
 from hawk.pipeline import HawkPipeline, PipelineOutput
 from hawk.prompts import BENCH_PROMPTS
 
@@ -153,12 +154,6 @@ def measure(pipe: HawkPipeline, method: str, jobs: Sequence[tuple[str, int]], se
     return Trial((time.perf_counter() - started) / len(jobs), output.stats[0], output.tokens)
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait for a GPU's queue, so that the clock sees all of its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def summarise(method: str, trials: Sequence[Trial], plain: Sequence[Trial]) -> MethodRow:
     """A method's row from its trials and those of plain AR on the same batches."""
     images = sum(trial.stats.images for trial in trials)
@@ -211,21 +206,12 @@ def environment(pipe: HawkPipeline, prompts: int, seeds: int, batch: int, overri
         "seed": 0,
         "dtype": pipe.dtype,
         "device": pipe.device.type,
-        "processor": torch.cuda.get_device_name(pipe.device) if pipe.device.type == "cuda" else cpu_model(),
+        "processor": processor(pipe.device),
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "hawk": __version__},
         "date": time.strftime("%Y-%m-%d"),
         "settings": {"prompts": prompts, "seeds": seeds, "batch": batch, **sampling},
     }
-
-
-def cpu_model(path: Path = Path("/proc/cpuinfo")) -> str:
-    """The CPU's name where the system tells it."""
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.lower().startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def identical_images(pipe: HawkPipeline, prompts: Sequence[str], seed: int = 0) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hawk.bundle import BUNDLED, LoadedModel, load_model
 from hawk.canvas import Canvas
+from hawk.cost import settings_for
 from hawk.decode import Drafter, Generation, NoDrafter, Stats, generate
 from hawk.drafters.methods import Method, build_drafter, method_named
 from hawk.drafters.pool import TreeLimits
@@ -105,6 +106,9 @@ class HawkPipeline:
             module.to(place)
         for module in (loaded.target, *drafting):
             pack_linears(module)
+        if loaded.drafting is not None:
+            priced = replace(loaded.drafting, fused=settings_for(loaded.drafting.fused, loaded.target))
+            loaded = replace(loaded, drafting=priced)
         return cls(loaded, place, dtype)
 
     @property

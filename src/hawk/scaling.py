@@ -16,11 +16,13 @@ from typing import Any
 
 import torch
 
-from hawk.benchmark import environment, synchronize
+from hawk.benchmark import environment
+from hawk.cost import forward_seconds
 from hawk.errors import HawkError
+from hawk.machine import synchronize
 from hawk.packed import pack_linears
 from hawk.pipeline import HawkPipeline, PipelineOutput
-from hawk.targets.llamagen import CaptionPrompt, LlamaGen, LlamaGenConfig
+from hawk.targets.llamagen import LlamaGen, LlamaGenConfig
 
 WINDOWS = (1, 2, 4, 8, 16, 32, 64, 128)
 SIDES = (16, 24, 32, 48)
@@ -88,33 +90,12 @@ def run_scaling(
     return ScalingResult(costs, left_out, exponents, environment(pipe, 1, 1, 1, {}))
 
 
-@torch.inference_mode()
 def window_costs(
     target: LlamaGen, series: str, windows: tuple[int, ...], repeats: int, device: torch.device, axis: str = "window"
 ) -> list[Cost]:
-    """Median seconds of a guided forward of n nodes in the middle of an image, by turns over the widths."""
-    config, grid = target.config, target.grid
-    weight = target.tok_embeddings.weight
-    prompt = CaptionPrompt(
-        torch.zeros(1, config.caption_tokens, config.caption_dim, dtype=weight.dtype, device=device),
-        torch.ones(1, config.caption_tokens, dtype=torch.bool, device=device),
-    )
-    middle = grid.size // 2
-    prefilled = target.prefill(prompt, guided=True, capacity=middle + max(windows))
-    prefilled.cache.lengths = [config.caption_tokens + middle] * 2
-    seconds: dict[int, list[float]] = {n: [] for n in windows}
-    for turn in range(repeats + 1):
-        for n in windows:
-            tokens = torch.zeros(2, n, dtype=torch.long, device=device)
-            positions = (middle + torch.arange(n, device=device)).clamp(max=grid.size - 1).expand(2, n)
-            chain = torch.ones(n, n, dtype=torch.bool, device=device).tril().expand(2, n, n)
-            synchronize(device)
-            started = time.perf_counter()
-            target.forward_nodes(tokens, positions, chain, prefilled.padding, prefilled.cache, grid)
-            synchronize(device)
-            if turn:  # the first turn warms up
-                seconds[n].append(time.perf_counter() - started)
-    return [Cost(axis, series, n, statistics.median(runs), "forward") for n, runs in seconds.items()]
+    """Median seconds of a guided forward at each width."""
+    seconds = forward_seconds(target, windows, repeats, device)
+    return [Cost(axis, series, nodes, median, "forward") for nodes, median in seconds.items()]
 
 
 def image_costs(

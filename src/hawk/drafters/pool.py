@@ -175,7 +175,8 @@ class FusedSettings:
     as in "0,1" for horizontal and vertical-1, and its last row serves all further offsets. `rate[bin][rank]` is the
     measured chance that a candidate is the target's token, by the lead of the first candidate over the second (nats of
     log q + g; `edges` split it into bins). `node_cost` is what one more node adds to the time of a step, as a share of
-    a step without drafts: a tree grows while that raises the tokens expected per unit of time.
+    a step without drafts: a tree grows while that raises the tokens expected per time. It was measured on the machine
+    `measured_on` ("": wherever it is), where such a step took `step_over_forward` times as long as its bare forward.
     `sources` are the names of the pool's sources, in their order.
     """
 
@@ -183,9 +184,11 @@ class FusedSettings:
     edges: tuple[float, ...]
     rate: tuple[tuple[float, ...], ...]
     sources: tuple[str, ...] = HEAD_SOURCES
-    max_nodes: int = 16
+    max_nodes: int = 24
     window: int = 16
     node_cost: float = 0.03
+    measured_on: str = ""
+    step_over_forward: float = 1.5
 
     def rates(self, lead: float) -> tuple[float, ...]:
         """Chance of each rank at a depth whose first candidate leads by `lead`."""

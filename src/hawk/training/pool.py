@@ -19,11 +19,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hawk.canvas import Canvas
+from hawk.cost import forward_seconds
 from hawk.decode import Target, generate
 from hawk.drafters.left import LeftFactor
 from hawk.drafters.pool import LEAST_LOG_Q, FusedPool, FusedSettings, PoolMemory, SourceDraft, pattern_key
 from hawk.grid import Grid
+from hawk.machine import machine_name
 from hawk.sampling import GumbelNoise, Randomness, SamplingParams, log_probs
+from hawk.targets.llamagen import LlamaGen
 from hawk.training.drafter import Prompts
 from hawk.tree import DraftTree
 from hawk.verify import Scored
@@ -277,7 +280,7 @@ class FittedPool:
 
 
 def fit_pool(
-    target: Target,
+    target: LlamaGen,
     pool: FusedPool,
     prompts: Prompts,
     grid: Grid,
@@ -308,14 +311,14 @@ def fit_pool(
     left = factor if kept else None
     edges, rate = measure_acceptance(unseen, settings.weights, first, factor=left)
     quality = draft_quality(recorded(2, settings), pool.source_names, settings.weights, first, factor)
-    cost = measure_node_cost(target, pool, prompts(first, 1), grid, params)
-    return FittedPool(replace(settings, edges=edges, rate=rate, node_cost=cost), left, quality)
+    priced = measure_cost(target, FusedPool(pool.sources, pool.head, settings), prompts(first, 1), grid, params)
+    return FittedPool(replace(priced, edges=edges, rate=rate), left, quality)
 
 
-def measure_node_cost(
-    target: Target, pool: FusedPool, prompt: Any, grid: Grid, params: SamplingParams, repeats: int = 3
-) -> float:
-    """Time that one more node adds to a step on this machine, as a share of a step without drafts.
+def measure_cost(
+    target: LlamaGen, pool: FusedPool, prompt: Any, grid: Grid, params: SamplingParams, repeats: int = 3
+) -> FusedSettings:
+    """The pool's settings with the cost of a node on this machine.
 
     From whole steps, drafting and verifying included, with trees held at 2, 9 and 17 nodes; medians of `repeats` runs,
     by turns.
@@ -331,7 +334,14 @@ def measure_node_cost(
             nodes[most].append(stats.nodes / stats.nfe)
     medians = [[statistics.median(runs) for runs in table.values()] for table in (nodes, seconds)]
     slope, base = statistics.linear_regression(*medians)
-    return round(max(slope, 0.0) / (base + slope), 4)
+    weight = target.tok_embeddings.weight
+    forward = forward_seconds(target, (1,), 9, weight.device)[1]
+    return replace(
+        pool.settings,
+        node_cost=round(max(slope, 0.0) / (base + slope), 4),
+        measured_on=machine_name(weight.device, weight.dtype),
+        step_over_forward=round((base + slope) / forward, 3),
+    )
 
 
 def weigh_left(data: PoolData, weights: Weights, factor: LeftFactor) -> LeftFactor:

@@ -1,0 +1,34 @@
+"""The machine at hand: its name, and a clock that a GPU does not deceive."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import torch
+
+
+def machine_name(device: torch.device, dtype: torch.dtype) -> str:
+    """What the cost of a step depends on beside the model: processor, threads, dtype."""
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    return f"{processor(device)}{threads}, {str(dtype).removeprefix('torch.')}"
+
+
+def processor(device: torch.device) -> str:
+    """The device's own name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
+
+
+def cpu_model(path: Path = Path("/proc/cpuinfo")) -> str:
+    """The CPU's name where the system tells it."""
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.lower().startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU's queue, so that the clock sees all of its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

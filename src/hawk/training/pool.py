@@ -175,6 +175,7 @@ def _fit_row(log_q: Tensor, log_p: Tensor, steps: int) -> tuple[float, ...]:
         def loss(lost: Callable[[Tensor], Tensor] = lost, optimizer: torch.optim.Optimizer = optimizer) -> Tensor:
             optimizer.zero_grad()
             value = lost(torch.einsum("s,snv->nv", weights, finite).log_softmax(-1)).mean()
+            value = value + (weights - 1.0 / sources).square().sum() / samples  # few samples say little
             value.backward()
             return value
 

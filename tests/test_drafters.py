@@ -451,8 +451,7 @@ def test_heads_are_saved_loaded_and_refused_for_another_target(tmp_path):
         assert torch.equal(loaded.state_dict()[name], weight)
     with pytest.raises(HawkError, match="trained for target target-a, not target-b"):
         DraftHeads.load(tmp_path / "heads", "target-b")
-    with pytest.raises(HawkError, match="no draft heads in"):
-        DraftHeads.load(tmp_path / "nothing", "target-a")
+    assert DraftHeads.load(tmp_path / "nothing", "target-a") is None
 
 
 def test_pool_settings_are_saved_loaded_and_checked(tmp_path):

@@ -168,7 +168,7 @@ DAMAGE = {
         lambda f: (f / "text.json").write_text('{"tokens": 9, "context": 1, "position_channels": 4}'),
         "captions of 6x",
     ),
-    "heads of another target": (lambda f: edit_json(f / HEADS / "heads.json", target="0" * 16), "train new ones"),
+    "heads of another target": (lambda f: edit_json(f / HEADS / "heads.json", target="0" * 16), "train a new drafter"),
     "heads cut short": (lambda f: (f / HEADS / "heads.safetensors").write_bytes(b"junk"), "drafter .* damaged"),
     "heads of another shape": (lambda f: edit_json(f / HEADS / "heads.json", horizontal=9), "drafter .* damaged"),
     "heads without weights": (lambda f: (f / HEADS / "heads.safetensors").unlink(), "no draft heads"),

@@ -7,25 +7,23 @@ Drafts are drawn from q, so that residual verification is lossless (a top-k tree
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hawk.canvas import Canvas
+from hawk.drafters.saved import load_part, save_part
 from hawk.drafters.source import OutputHead
-from hawk.errors import HawkError
-from hawk.files import save_tensors, write_json
 from hawk.layers import RMSNorm, SwiGLU, attend, rotary_angles, rotate
 from hawk.sampling import Randomness, SamplingParams, log_probs
 from hawk.tree import DraftTree, TreeBuilder, batch_trees
 from hawk.verify import Scored
 
-FILE, SETTINGS = "feature.safetensors", "feature.json"
+NAME = "feature"
+"""Of its files and its drafts."""
 
 
 @dataclass(frozen=True)
@@ -79,25 +77,13 @@ class FeatureDrafter(nn.Module):
         return self.last(self.out_norm(x)), own
 
     def save(self, folder: Path, target_fingerprint: str) -> None:
-        """Write `feature.safetensors` and `feature.json` (shape, and the target it was trained for)."""
-        save_tensors(folder / FILE, {k: v.contiguous() for k, v in self.state_dict().items()})
-        write_json(folder / SETTINGS, {**asdict(self.config), "target": target_fingerprint})
+        """Write weights and shape, and the target they were trained for."""
+        save_part(self, self.config, folder, NAME, target_fingerprint)
 
     @classmethod
     def load(cls, folder: Path, target_fingerprint: str) -> FeatureDrafter | None:
         """Read a drafter from a folder, None where there is none; refuses one of another target."""
-        if not (folder / FILE).is_file() or not (folder / SETTINGS).is_file():
-            return None
-        described = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        trained_for = described.pop("target")
-        if trained_for != target_fingerprint:
-            raise HawkError(
-                f"the feature drafter in {folder} was trained for target {trained_for}, not {target_fingerprint}: "
-                "train a new one"
-            )
-        drafter = cls(FeatureConfig(**described))
-        drafter.load_state_dict({k: v.float() for k, v in load_file(folder / FILE).items()})
-        return drafter.eval()
+        return load_part(lambda shape: cls(FeatureConfig(**shape)), folder, NAME, target_fingerprint)
 
 
 def nodes_of(draws: tuple[int, ...]) -> int:

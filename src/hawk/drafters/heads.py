@@ -8,20 +8,20 @@ A source asks with draft states (`queries`) and is handed log q (`receive`): the
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hawk.canvas import Canvas
+from hawk.drafters.saved import load_part, save_part
 from hawk.drafters.source import Draft, Source
-from hawk.errors import HawkError
-from hawk.files import save_tensors, write_json
+
+NAME = "heads"
+"""Of their files."""
 
 
 @dataclass(frozen=True)
@@ -50,25 +50,13 @@ class DraftHeads(nn.Module):
         return state + F.silu(block(state))
 
     def save(self, folder: Path, target_fingerprint: str) -> None:
-        """Write `heads.safetensors` and `heads.json` (shape, and the target that the heads were trained for)."""
-        save_tensors(folder / "heads.safetensors", {k: v.contiguous() for k, v in self.state_dict().items()})
-        write_json(folder / "heads.json", {**asdict(self.config), "target": target_fingerprint})
+        """Write weights and shape, and the target that the heads were trained for."""
+        save_part(self, self.config, folder, NAME, target_fingerprint)
 
     @classmethod
-    def load(cls, folder: Path, target_fingerprint: str) -> DraftHeads:
-        """Read heads from a folder; refuses those of another target."""
-        described_file, weights_file = folder / "heads.json", folder / "heads.safetensors"
-        if not described_file.is_file() or not weights_file.is_file():
-            raise HawkError(f"no draft heads in {folder}: train them with `hawk train drafter --kind heads`")
-        described = json.loads(described_file.read_text(encoding="utf-8"))
-        trained_for = described.pop("target")
-        if trained_for != target_fingerprint:
-            raise HawkError(
-                f"the heads in {folder} were trained for target {trained_for}, not {target_fingerprint}: train new ones"
-            )
-        heads = cls(HeadsConfig(**described))
-        heads.load_state_dict({k: v.float() for k, v in load_file(weights_file).items()})
-        return heads.eval()
+    def load(cls, folder: Path, target_fingerprint: str) -> DraftHeads | None:
+        """Read heads from a folder, None where there are none; refuses those of another target."""
+        return load_part(lambda shape: cls(HeadsConfig(**shape)), folder, NAME, target_fingerprint)
 
 
 @dataclass

@@ -40,14 +40,16 @@ class DraftParts:
 def load_parts(folder: Path, dim: int, vocab: int, fingerprint: str, dtype: torch.dtype) -> DraftParts:
     """Read a drafter folder made for the target of that fingerprint; `HawkError` for any other or a damaged one."""
     try:
+        heads = DraftHeads.load(folder, fingerprint)
         spatial = SpatialDrafter.load(folder, fingerprint)
         feature = FeatureDrafter.load(folder, fingerprint)
-        heads = None if spatial and not (folder / "heads.json").is_file() else DraftHeads.load(folder, fingerprint)
     except HawkError:
         raise
     except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError, json.JSONDecodeError) as error:
         first_line = str(error).strip().splitlines()[:1]
         raise HawkError(f"the drafter in {folder} is damaged: {''.join(first_line)}") from error
+    if heads is None and spatial is None:
+        raise HawkError(f"no draft heads in {folder}: train them with `hawk train drafter --kind heads`")
     parts = DraftParts(load_pool(folder, heads), heads, spatial, LeftFactor.load(folder, vocab), feature)
     for part in parts.modules:
         width = part.config.dim

@@ -9,20 +9,17 @@ arXiv 2401.15077; parallel queries after Medusa's heads, which are the case with
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hawk.canvas import Canvas
+from hawk.drafters.saved import load_part, save_part
 from hawk.drafters.source import Draft, Source
-from hawk.errors import HawkError
-from hawk.files import save_tensors, write_json
 from hawk.grid import Grid
 from hawk.layers import RMSNorm, SwiGLU, attend, rotary_angles, rotate
 from hawk.verify import Scored
@@ -30,7 +27,8 @@ from hawk.verify import Scored
 LEAST_WINDOW = 6
 """Positions that are always drafted."""
 
-FILE, SETTINGS = "spatial.safetensors", "spatial.json"
+NAME = "spatial"
+"""Of its files and its source."""
 
 
 @dataclass(frozen=True)
@@ -132,25 +130,13 @@ class SpatialDrafter(nn.Module):
         return rotary_angles(grid.coordinates(positions), self.config.width // self.config.heads, base=100.0)
 
     def save(self, folder: Path, target_fingerprint: str) -> None:
-        """Write `spatial.safetensors` and `spatial.json` (shape, and the target it was trained for)."""
-        save_tensors(folder / FILE, {k: v.contiguous() for k, v in self.state_dict().items()})
-        write_json(folder / SETTINGS, {**asdict(self.config), "target": target_fingerprint})
+        """Write weights and shape, and the target they were trained for."""
+        save_part(self, self.config, folder, NAME, target_fingerprint)
 
     @classmethod
     def load(cls, folder: Path, target_fingerprint: str) -> SpatialDrafter | None:
         """Read a drafter from a folder, None where there is none; refuses one of another target."""
-        if not (folder / FILE).is_file() or not (folder / SETTINGS).is_file():
-            return None
-        described = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        trained_for = described.pop("target")
-        if trained_for != target_fingerprint:
-            raise HawkError(
-                f"the spatial drafter in {folder} was trained for target {trained_for}, not {target_fingerprint}: "
-                "train a new one"
-            )
-        drafter = cls(SpatialConfig(**described))
-        drafter.load_state_dict({k: v.float() for k, v in load_file(folder / FILE).items()})
-        return drafter.eval()
+        return load_part(lambda shape: cls(SpatialConfig(**shape)), folder, NAME, target_fingerprint)
 
 
 def spatial_mask(
@@ -191,7 +177,7 @@ class SpatialSource(Source):
     drafter: SpatialDrafter
     embeddings: nn.Module
 
-    name = "spatial"
+    name = NAME
 
     def start(self, canvas: Canvas) -> SpatialMemory:
         """No cell is committed yet."""

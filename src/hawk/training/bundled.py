@@ -16,6 +16,7 @@ from hawk.drafters.heads import HeadsConfig
 from hawk.drafters.methods import source_named
 from hawk.drafters.parts import DraftParts, load_parts
 from hawk.drafters.pool import HEAD_SOURCES, FusedPool, FusedSettings
+from hawk.drafters.saved import files_of
 from hawk.drafters.spatial import SpatialConfig
 from hawk.errors import HawkError
 from hawk.files import write_json
@@ -97,15 +98,10 @@ def heads_in(place: Path, model: LoadedModel) -> DraftParts:
 
 def save_parts(place: Path, parts: DraftParts, fingerprint: str) -> None:
     """Write a drafter folder; parts of an earlier drafter that this one has not are removed."""
-    optional = {
-        left.FILE: parts.left,
-        spatial.FILE: parts.spatial,
-        spatial.SETTINGS: parts.spatial,
-        feature.FILE: parts.feature,
-        feature.SETTINGS: parts.feature,
-    }
-    for name in (name for name, part in optional.items() if part is None):
-        (place / name).unlink(missing_ok=True)
+    optional = {spatial.NAME: parts.spatial, feature.NAME: parts.feature}
+    missing = [file for name, part in optional.items() if part is None for file in files_of(name)]
+    for file in (*missing, *([] if parts.left else [left.FILE])):
+        (place / file).unlink(missing_ok=True)
     if parts.heads is not None:
         parts.heads.save(place, fingerprint)
     if parts.spatial is not None:

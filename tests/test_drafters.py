@@ -13,6 +13,7 @@ from hawk.canvas import Canvas
 from hawk.decode import generate
 from hawk.drafters.feature import FeatureConfig, FeatureDrafter
 from hawk.drafters.heads import DraftHeads, HeadsConfig, HorizontalSource, VerticalSource
+from hawk.drafters.jacobi import coupled_draw, siblings
 from hawk.drafters.left import LeftFactor
 from hawk.drafters.methods import METHODS, build_drafter, method_named
 from hawk.drafters.parts import DraftParts
@@ -32,7 +33,7 @@ from hawk.evaluation.tiny import tiny_drafters, tiny_prompt, tiny_target
 from hawk.grid import Grid
 from hawk.sampling import Randomness, SamplingParams, gumbel_argmax, log_probs
 from hawk.tree import TreeBuilder, batch_trees
-from hawk.verify import Scored, Verdict
+from hawk.verify import Scored, Verdict, sample
 
 F64 = torch.float64
 TWO = ("horizontal", "vertical-1")
@@ -189,6 +190,29 @@ def test_jacobi_windows_are_filled_up_with_the_uniform_distribution():
     assert torch.allclose(drafted.exp(), torch.full((3, 4), 0.25))
 
 
+def test_maximal_coupling_keeps_a_draft_as_often_as_can_be_and_draws_from_p():
+    p, q = torch.tensor([0.5, 0.3, 0.2, 0.0], dtype=F64), torch.tensor([0.1, 0.3, 0.2, 0.4], dtype=F64)
+    generator, kept = torch.Generator().manual_seed(0), 0
+    counts = torch.zeros(4, dtype=torch.long)
+    for _ in range(4000):
+        token = sample(q, generator)
+        coupled = coupled_draw(token, q, p, generator)
+        kept += coupled == token
+        counts[coupled] += 1
+    assert counts[3] == 0
+    assert chi_square(counts[:3], p[:3]).p_value > 1e-3
+    assert kept / 4000 == pytest.approx(float(torch.minimum(p, q).sum()), abs=0.03)
+
+
+def test_siblings_are_drawn_without_replacement_each_from_its_own_q():
+    q = torch.tensor([0.6, 0.3, 0.1, 0.0], dtype=F64)
+    drawn = siblings(0, q, 5, torch.Generator().manual_seed(1))
+    assert sorted(token for token, _ in drawn) == [0, 1, 2]  # a fourth has no mass
+    for k, (_, given) in enumerate(drawn):
+        assert float(given.sum()) == pytest.approx(1)
+        assert all(given[token] == 0 for token, _ in drawn[:k])
+
+
 # --- the paper's pool
 
 
@@ -318,7 +342,7 @@ def test_a_callers_limits_bound_the_tree():
     for name, method in METHODS.items():
         if name != "ar":
             narrow = build_drafter(method, parts, target, TreeLimits(num_draft_tokens=2, window=2))
-            assert narrow.max_nodes == 3
+            assert narrow.max_nodes == (3 if name != "sjd-pac" else 21)  # its tree has a shape of its own
             assert generate(target, tiny_prompt(target, 1), target.grid, FREE, narrow, [1], method.verifier)
     with pytest.raises(HawkError, match="window must be 1 or more, not 0"):
         TreeLimits(window=0)
@@ -400,7 +424,18 @@ def test_a_drafter_that_knows_p_is_always_right():
 
 
 def test_methods_are_built_from_what_they_say():
-    assert list(METHODS) == ["ar", "medusa", "hawk-vertical", "hawk-paper", "eagle", "sjd", "scd", "hawk"]
+    assert list(METHODS) == [
+        "ar",
+        "medusa",
+        "hawk-vertical",
+        "hawk-paper",
+        "eagle",
+        "sjd",
+        "scd",
+        "scd-maximal",
+        "sjd-pac",
+        "hawk",
+    ]
     target = tiny_target(0)
     dim = target.config.dim
     feature = FeatureDrafter(FeatureConfig(dim, heads=2))
@@ -418,6 +453,8 @@ def test_methods_are_built_from_what_they_say():
         "eagle": None,
         "sjd": ("stale",),
         "scd": ("stale",),
+        "scd-maximal": None,
+        "sjd-pac": None,
         "hawk": ("horizontal", "vertical-1", "vertical-2"),
     }
     with pytest.raises(HawkError, match="unknown method 'hwak': choose one of ar, medusa"):

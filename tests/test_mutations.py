@@ -11,7 +11,8 @@ import textwrap
 import pytest
 
 from hawk import cache, decode, tree, verify
-from hawk.drafters import feature, pool
+from hawk.drafters import feature, jacobi, pool
+from hawk.drafters.jacobi import JacobiTree
 from hawk.evaluation.losslessness import check_all, check_law, law_cases
 from hawk.evaluation.tiny import tiny_drafters, tiny_prompt, tiny_target
 from hawk.grid import Grid
@@ -47,6 +48,14 @@ def joint():
     return check_all(target, prompt, target.grid, drafters, params, images, rounds=2)
 
 
+def stale_joint():
+    """The joint distribution of drafts that live for several steps; a single row, so that each depends on the last."""
+    target = tiny_target(1, vocab=3, grid=Grid(1, 5), dim=16)
+    drafters = {"sjd-pac": (JacobiTree(3, window=4, branching=2, depth=1), "residual")}
+    prompt, images = tiny_prompt(target, 500, alike=True), list(range(500))
+    return check_all(target, prompt, target.grid, drafters, [SamplingParams(temperature=0.7)], images, rounds=6)
+
+
 def law():
     """The exact law of the residual verifier, for two draws below a node."""
     p, cases = law_cases()
@@ -54,17 +63,17 @@ def law():
     return [check_law(name, p, cases[name][:2]) for name in chosen]
 
 
-@pytest.mark.parametrize("proof", [seed_exact, joint, law])
+@pytest.mark.parametrize("proof", [seed_exact, joint, stale_joint, law])
 def test_proofs_are_green_as_long_as_nothing_is_broken(proof):
     assert [check for check in proof() if not check.passed] == []
 
 
-KEEP_IF = "_uniform(generator) * q[token] < p[token]"
+KEEP_IF = "uniform(generator) * q[token] < p[token]"
 
 MUTANTS = {
     # the accept rule
     "accepts always": (verify, "_walk", KEEP_IF, "True", (law, joint)),
-    "never looks at q": (verify, "_walk", KEEP_IF, "_uniform(generator) < p[token]", (law,)),
+    "never looks at q": (verify, "_walk", KEEP_IF, "uniform(generator) < p[token]", (law,)),
     "accepts what is likelier than not": (verify, "_walk", KEEP_IF, "q[token] < p[token]", (law,)),
     "accepts a token for its own sake": (decode, "coupled", "chosen.gather(1, tree.parents)", "chosen", (seed_exact,)),
     "forgets a wrong parent": (decode, "coupled", "& ~right[:, None, :]", "& ~right[:, :, None]", (seed_exact,)),
@@ -79,6 +88,20 @@ MUTANTS = {
         "0, len(rows))",
         "0, 0)",
         (joint,),
+    ),
+    "a kept draft takes its old distribution as q": (
+        jacobi.JacobiTree,
+        "observe",
+        "fresh.q.append(p)",
+        "fresh.q.append(window.q[offset])",
+        (stale_joint,),
+    ),
+    "siblings with the first one's q": (
+        jacobi,
+        "siblings",
+        "generator), rest / total)",
+        "generator), q)",
+        (stale_joint,),
     ),
     "a token drawn twice is tried once": (
         tree.TreeBuilder,

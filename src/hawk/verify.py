@@ -69,12 +69,12 @@ def _walk(tree: DraftTree, row: int, scores: Float[Tensor, "n vocab"], generator
             q = _draft_distribution(tree, row, draw.node, draw.q, p)
             token = int(tree.tokens[row, draw.node])
             left = residual_distribution(p, q)
-            if left is None or _uniform(generator) * q[token] < p[token]:
+            if left is None or uniform(generator) * q[token] < p[token]:
                 path.append(draw.node)
                 break
             p = left
         else:
-            return Verdict(path, _sample(p, generator))
+            return Verdict(path, sample(p, generator))
 
 
 def residual_distribution(p: Float[Tensor, " vocab"], q: Float[Tensor, " vocab"]) -> Tensor | None:
@@ -93,11 +93,13 @@ def _draft_distribution(tree: DraftTree, row: int, node: int, q: int, like: Tens
     return one_hot
 
 
-def _uniform(generator: torch.Generator) -> float:
+def uniform(generator: torch.Generator) -> float:
+    """A number between 0 and 1."""
     return float(torch.rand((), generator=generator, dtype=torch.float64))
 
 
-def _sample(p: Float[Tensor, " vocab"], generator: torch.Generator) -> int:
+def sample(p: Float[Tensor, " vocab"], generator: torch.Generator) -> int:
+    """One token drawn from p."""
     return int(torch.multinomial(p.double().cpu(), 1, generator=generator))
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from hawk.drafters.feature import FeatureTree, nodes_of
 from hawk.drafters.heads import HorizontalSource, VerticalSource
+from hawk.drafters.jacobi import JacobiTree
 from hawk.drafters.parts import DraftParts
 from hawk.drafters.pool import HEAD_SOURCES, CartesianPool, FusedPool, FusedSettings, TreeLimits, pattern_key
 from hawk.drafters.source import Source
@@ -44,9 +45,18 @@ METHODS = {
         Method("eagle", "residual", ("feature",), "a decoder layer on the target's states (arXiv 2401.15077)"),
         Method("sjd", "residual", JACOBI, "speculative Jacobi decoding, no drafter (arXiv 2410.01699)", 16),
         Method("scd", "coupled", JACOBI, "Jacobi decoding coupled by its noise, no drafter (arXiv 2510.24211)", 16),
+        Method("scd-maximal", "residual", JACOBI, "the same, coupled maximally, without shared noise", 16),
+        Method("sjd-pac", "residual", JACOBI, "maximal coupling, a tree at the frontier (arXiv 2603.18599)", 16),
         Method("hawk", "coupled", HEAD_SOURCES, "all sources fused, best-first tree, coupled verification (default)"),
     )
 }
+
+
+JACOBI_TREES = {
+    "scd-maximal": JacobiTree(0),
+    "sjd-pac": JacobiTree(0, branching=4, depth=3),  # the authors' K and D
+}
+"""Shapes of the Jacobi methods with maximal coupling; vocabulary and window are the target's and the caller's."""
 
 
 def method_named(name: str) -> Method:
@@ -68,9 +78,11 @@ class DraftedTarget(Protocol):
 
 def build_drafter(
     method: Method, parts: DraftParts | None, target: DraftedTarget, limits: TreeLimits | None = None
-) -> CartesianPool | FusedPool | FeatureTree:
+) -> CartesianPool | FusedPool | FeatureTree | JacobiTree:
     """The drafter of any method but `ar`; `HawkError` where a part is missing that it needs."""
     limits = limits or TreeLimits()
+    if method.name in JACOBI_TREES:
+        return replace(JACOBI_TREES[method.name], vocab=target.vocab_size, window=limits.window or method.window)
     if method.window:
         window = limits.window or limits.num_draft_tokens or method.window
         jacobi: list[Source] = [StaleSource(target.vocab_size, window)]
@@ -80,7 +92,7 @@ def build_drafter(
     if parts is None:
         raise HawkError(
             f"method {method.name!r} needs a trained drafter, which this model has not: train one with `hawk train "
-            "drafter --kind heads`, or choose one of ar, sjd, scd"
+            "drafter --kind heads`, or choose one of ar, sjd, scd, sjd-pac"
         )
     if method.name == "eagle":
         if parts.feature is None:

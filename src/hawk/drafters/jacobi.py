@@ -1,0 +1,120 @@
+"""Jacobi decoding with maximal coupling: a window of drafts that are kept as long as the target allows it.
+
+Every step scores the whole window under the drafts before it. A draft behind the first rejection then takes the
+target's new distribution as its q by maximal coupling: it is kept with probability min(1, p(x) / q(x)), else redrawn
+from normalise(max(p - q, 0)); either way it is distributed as p. (SCD's maximal coupling, arXiv 2510.24211; adaptive
+continuation and the K-ary tree at the frontier, SJD-PAC, arXiv 2603.18599.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hawk.canvas import Canvas
+from hawk.sampling import Randomness, SamplingParams
+from hawk.tree import DraftTree, TreeBuilder, batch_trees
+from hawk.verify import Scored, residual_distribution, sample, uniform
+
+
+@dataclass
+class Window:
+    """One image's drafts from the frontier on, what each was drawn from, and their nodes in the last tree."""
+
+    tokens: list[int] = field(default_factory=list)
+    q: list[Tensor] = field(default_factory=list)
+    nodes: list[int] = field(default_factory=list)
+
+
+@dataclass
+class JacobiMemory:
+    """The windows of a batch and the source of its draws."""
+
+    randomness: Randomness
+    windows: list[Window]
+
+
+@dataclass
+class JacobiTree:
+    """A chain of `window` drafts; at its first `depth` positions `branching` candidates each, multiplied to a tree."""
+
+    vocab: int
+    window: int = 16
+    branching: int = 1
+    depth: int = 0
+    lossless_with: tuple[str, ...] = ("residual", "coupled")
+
+    @property
+    def max_nodes(self) -> int:
+        """Nodes of the full tree, root included."""
+        return 1 + self.window + sum(self.branching**d - 1 for d in range(1, min(self.depth, self.window) + 1))
+
+    def start(self, canvas: Canvas, params: SamplingParams, randomness: Randomness) -> JacobiMemory:
+        """Empty windows: they are filled with uniform draws as the frontier comes near."""
+        return JacobiMemory(randomness, [Window() for _ in range(canvas.batch)])
+
+    def observe(self, memory: JacobiMemory, canvas: Canvas, scored: Scored) -> None:
+        """Drop what was committed, couple what is left to its new distribution, fill the window up."""
+        for row, window in enumerate(memory.windows):
+            generator, passed = memory.randomness.generators[row], len(scored.verdicts[row].path)
+            fresh = Window()
+            for offset in range(passed, len(window.tokens)):
+                p = scored.scores[row, window.nodes[offset - 1]].exp()
+                fresh.tokens.append(coupled_draw(window.tokens[offset], window.q[offset], p, generator))
+                fresh.q.append(p)
+            flat = scored.scores.new_full((self.vocab,), 1.0 / self.vocab)
+            while len(fresh.tokens) < min(self.window, canvas.room(row)):
+                fresh.tokens.append(sample(flat, generator))
+                fresh.q.append(flat)
+            memory.windows[row] = fresh
+
+    def propose(self, memory: JacobiMemory, canvas: Canvas) -> DraftTree:
+        """One tree for each image, with every draw's q."""
+        builders, q = [], []
+        for row, window in enumerate(memory.windows):
+            builder = TreeBuilder.rooted(int(canvas.tokens[row, canvas.committed[row] - 1]))
+            q.append(self._grow(builder, window, memory.randomness.generators[row]))
+            builders.append(builder)
+        return batch_trees(builders, ("stale",), q, canvas.tokens.device)
+
+    def _grow(self, builder: TreeBuilder, window: Window, generator: torch.Generator) -> Float[Tensor, "draws vocab"]:
+        rows: list[Tensor] = []
+        level, main = [0], 0
+        window.nodes = []
+        for offset, token in enumerate(window.tokens):
+            wide = offset < self.depth
+            trials = siblings(token, window.q[offset], self.branching if wide else 1, generator)
+            below = [
+                [builder.add(parent, trial, 0, len(rows) + i) for i, (trial, _) in enumerate(trials)]
+                for parent in (level if wide else [main])
+            ]
+            rows += [q for _, q in trials]
+            main = below[level.index(main) if wide else 0][0]
+            level = [node for nodes in below for node in nodes]
+            window.nodes.append(main)
+        return torch.stack(rows) if rows else torch.empty(0, self.vocab)
+
+
+def coupled_draw(token: int, q: Float[Tensor, " vocab"], p: Float[Tensor, " vocab"], generator: torch.Generator) -> int:
+    """A draw from p that is `token`, itself drawn from q, as often as can be (maximal coupling)."""
+    left = residual_distribution(p, q)
+    return token if left is None or uniform(generator) * q[token] < p[token] else sample(left, generator)
+
+
+def siblings(
+    first: int, q: Float[Tensor, " vocab"], count: int, generator: torch.Generator
+) -> list[tuple[int, Float[Tensor, " vocab"]]]:
+    """`first`, drawn from q, and more draws without replacement; each with the distribution it was drawn from."""
+    drawn = [(first, q)]
+    while len(drawn) < count:
+        token, before = drawn[-1]
+        rest = before.clone()
+        rest[token] = 0
+        total = rest.sum()
+        if total <= 1e-12:
+            break
+        drawn.append((sample(rest / total, generator), rest / total))
+    return drawn

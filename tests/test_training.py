@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,13 +13,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fixtures.tiny_training import GRID, prompts, tiny_target
+from hawk.bundle import HEADS_FOLDER, load_model, save_model
+from hawk.drafters.pool import HEAD_SOURCES
 from hawk.errors import HawkError
-from hawk.targets.llamagen import LlamaGenConfig
+from hawk.targets.llamagen import LlamaGen, LlamaGenConfig
 from hawk.targets.text import StaticTextEncoder
 from hawk.targets.vq import FSQConfig, FSQTokenizer
+from hawk.training.bundled import ALL_SOURCES, train_bundled_drafter
 from hawk.training.data import SpriteJob, write_shards
 from hawk.training.loop import FitConfig, fit, learning_rate, load_averaged, optimizers_of
 from hawk.training.sprites import Split, SpriteRecord, SpriteSet
@@ -170,3 +176,46 @@ def test_a_target_is_trained_from_sprites_to_a_lower_loss(tmp_path: Path) -> Non
     assert not target.training
     assert {"loss", "nll", "nll_null"} <= fitted.scalars.keys()
     assert fitted.scalars["nll"] < np.log(tokenizer.codebook_size)
+
+
+def test_a_drafter_is_trained_into_a_model_folder_part_by_part(tmp_path: Path) -> None:
+    """The whole of `hawk train drafter`: heads, the spatial and the feature drafter beside them, heads anew."""
+    data, folder, text = tmp_path / "data", tmp_path / "model", tmp_path / "text"
+    data.mkdir()
+    text.mkdir()
+    names = [f"thing {letter}" for letter in "abcdefghij"]
+    write_shards(data, [disc_job(name, i) for i, name in enumerate(names)], {}, workers=0)
+    (text / "words.txt").write_text("\n".join(["thing", *"abcdefghij"]))
+    (text / "text.json").write_text(json.dumps({"tokens": 24, "context": 1, "position_channels": 4}))
+    vectors = torch.randint(-127, 127, (11, 4), dtype=torch.int8)
+    save_file({"vectors": vectors, "scales": torch.full((11,), 1 / 127).half()}, text / "words.safetensors")
+    encoder = StaticTextEncoder.load(text)
+    tokenizer = FSQTokenizer(FSQConfig((4, 3), (4, 8, 8), (8, 8, 8), (1, 1, 1)))
+    shape = LlamaGenConfig(
+        dim=16, n_layer=1, n_head=2, multiple_of=16, vocab_size=12, caption_dim=encoder.width, caption_tokens=24,
+        height=GRID.height, width=GRID.width,
+    )  # fmt: skip
+    target = LlamaGen(shape)
+    target.initialize(0.3)
+    nn.init.normal_(target.output.weight, std=0.4)
+    save_model(folder, "tiny", target, tokenizer, text)
+    config = replace(CONFIG, steps=4, batch_size=4)
+    place = folder / HEADS_FOLDER
+    for kind in ("heads", "spatial", "feature"):
+        train_bundled_drafter(folder, data, tmp_path / "run", kind, 64, config, None)
+        parts = load_model(folder).drafting
+        assert parts is not None
+        assert (parts.spatial is not None) == (kind != "heads")
+        assert (parts.feature is not None) == (kind == "feature")
+        assert parts.fused.sources == (HEAD_SOURCES if kind == "heads" else ALL_SOURCES)
+        assert parts.fused.measured_on
+    assert json.loads((place / "report.json").read_text())["images"] == 64
+    train_bundled_drafter(folder, data, tmp_path / "run", "heads", 64, config, ("horizontal", "stale"))
+    parts = load_model(folder).drafting
+    assert parts is not None
+    assert parts.fused.sources == ("horizontal", "stale")
+    assert parts.spatial is None
+    assert not (place / "spatial.safetensors").exists()
+    shutil.rmtree(place)
+    with pytest.raises(HawkError, match="there are none in"):
+        train_bundled_drafter(folder, data, tmp_path / "other", "spatial", 64, config, None)

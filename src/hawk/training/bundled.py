@@ -20,6 +20,7 @@ from hawk.drafters.saved import files_of
 from hawk.drafters.spatial import SpatialConfig
 from hawk.errors import HawkError
 from hawk.files import write_json
+from hawk.packed import pack_linears
 from hawk.targets.llamagen import CaptionPrompt
 from hawk.training.data import SpriteSet, compose, load_sprites
 from hawk.training.drafter import OnPolicy, copy_baselines, draw_on_policy, guided_states, train_heads
@@ -68,8 +69,8 @@ def train_bundled_drafter(
         learnt = train_spatial(model.target, drawn, grid, params, SpatialConfig(dim), config, out / "spatial")
         fitted, fused = learnt.fitted, FusedSettings.unfitted(sources or ALL_SOURCES)
         parts = replace(earlier, fused=fused, spatial=learnt.drafter, left=learnt.left)
-    for part in parts.modules:
-        part.requires_grad_(False)
+    for module in (model.target, *parts.modules):
+        pack_linears(module.requires_grad_(False))  # as they will run: the cost of a node is measured below
     named = [source_named(name, parts, model.target) for name in parts.fused.sources]
     unfitted = FusedPool(named, model.target.head, parts.fused, parts.left)
     pool = fit_pool(model.target, unfitted, prompts, grid, params, first=images)

@@ -92,7 +92,7 @@ class SpatialLoss(nn.Module):
 
 def unit(table: Float[Tensor, "vocab d"]) -> Float[Tensor, "vocab d"]:
     """A frozen table scaled to a root mean square of 1."""
-    return table.detach() / table.detach().square().mean().sqrt()
+    return table.detach() / table.detach().square().mean().sqrt().clamp_min(1e-6)
 
 
 @dataclass(frozen=True)

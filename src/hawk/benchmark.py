@@ -16,7 +16,8 @@ from torch import Tensor
 
 from hawk import __version__
 from hawk.decode import Stats
-from hawk.drafters.methods import METHODS, method_named
+from hawk.drafters.methods import METHODS, lacking, method_named
+from hawk.drafters.parts import DraftParts
 from hawk.errors import HawkError
 from hawk.machine import processor, synchronize
 from hawk.pipeline import HawkPipeline, PipelineOutput
@@ -73,12 +74,17 @@ class BenchResult:
 SUITES = {"paper": ("ar", "medusa", "hawk-vertical", "hawk-paper", "hawk"), "peers": tuple(METHODS)}
 
 
-def bench_methods(suite: str, methods: str | None) -> list[str]:
-    """The names in `methods`, with commas between, or else those of the suite; `HawkError` for an unknown one."""
+def bench_methods(suite: str, methods: str | None, parts: DraftParts | None) -> tuple[list[str], dict[str, str]]:
+    """The names in `methods`, with commas between, or those of the suite; and of a suite what a model cannot run.
+
+    The latter by name, with the kind of drafter that is missing. Raises `HawkError` for an unknown suite or method.
+    """
     if suite not in SUITES:
         raise HawkError(f"unknown suite {suite!r}: choose one of {', '.join(SUITES)}")
-    names = list(SUITES[suite]) if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
-    return [method_named(name).name for name in names]
+    if methods is not None:
+        return [method_named(name.strip()).name for name in methods.split(",") if name.strip()], {}
+    missing = {name: lacking(METHODS[name], parts) for name in SUITES[suite]}
+    return [name for name, kind in missing.items() if not kind], {n: kind for n, kind in missing.items() if kind}
 
 
 def bench_prompts(wanted: str) -> list[str]:

@@ -132,9 +132,12 @@ def bench(
     if suite == "scaling":
         _scaling(load_pipeline(model, device, dtype, drafter, threads), plots, json_out)
         return
-    names = bench_methods(suite, methods)
+    bench_methods(suite, methods, None)  # a bad name fails before a model is loaded
     chosen = bench_prompts(prompts)
     pipe = load_pipeline(model, device, dtype, drafter, threads)
+    names, left_out = bench_methods(suite, methods, pipe.model.drafting)
+    for name, kind in left_out.items():
+        print(f"left out: {name}, for want of `hawk train drafter --kind {kind}`", file=sys.stderr)
     sampling = {"guidance_scale": cfg_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     overrides = {**sampling, "num_draft_tokens": num_draft_tokens, "window": window}
     with image_bar() as bar:

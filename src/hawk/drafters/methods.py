@@ -107,6 +107,18 @@ def build_drafter(
     return CartesianPool(sources, target.head, depth=depth, draws=draws, max_nodes=nodes)
 
 
+def lacking(method: Method, parts: DraftParts | None) -> str | None:
+    """The kind of drafter that a method needs and a model has not; None where it can run."""
+    if method.name == "ar" or method.window:
+        return None
+    if parts is None:
+        return "heads"
+    if method.name == "eagle":
+        return None if parts.feature else "feature"
+    needs_heads = method.name != "hawk" and parts.heads is None
+    return "heads" if needs_heads else None
+
+
 def draws_within(limits: TreeLimits, draws: tuple[int, ...] = FeatureTree.draws) -> tuple[int, ...]:
     """A static tree's draws at each depth, cut to a caller's limits: first the depth, then the width at the root."""
     draws = draws[: limits.window or len(draws)]

@@ -36,6 +36,9 @@ LEAST_LOG_Q = -30.0
 HEAD_SOURCES = ("horizontal", "vertical-1", "vertical-2")
 """Sources of the draft heads."""
 
+BLOCK = 6
+"""Offsets whose candidates are made together."""
+
 SHORTLISTED = 24
 """Candidates of an offset that may take a place in the tree, whatever stands to their left."""
 
@@ -270,28 +273,41 @@ class FusedPool(Pool):
         drafts = unbroken(self.drafts(memory, canvas, row, window))
         if not drafts:
             return builder
-        candidates = self.shortlist(memory, canvas, row, drafts)
+        fused = self.fuse(memory, drafts)
+        lists: list[Shortlist] = []  # made as the tree gets there: most trees end early
 
         def below(offset: int, left: int) -> Children:
-            order, lead = candidates.ranked(offset, left, len(settings.rate[0]))
-            tokens, sources = candidates.tokens[offset, order], candidates.sources[offset, order]
+            block, inside = divmod(offset, BLOCK)
+            while len(lists) <= block:
+                lists.append(self.shortlist(memory, canvas, row, drafts, fused, len(lists) * BLOCK))
+            candidates = lists[block]
+            order, lead = candidates.ranked(inside, left, len(settings.rate[0]))
+            tokens, sources = candidates.tokens[inside, order], candidates.sources[inside, order]
             return Children(tokens.tolist(), sources.tolist(), settings.rates(lead))
 
-        grow_best_first(builder, below, len(candidates.tokens), settings.max_nodes, settings.node_cost)
+        grow_best_first(builder, below, len(fused), settings.max_nodes, settings.node_cost)
         return builder
 
-    def shortlist(self, memory: PoolMemory, canvas: Canvas, row: int, drafts: list[SourceDraft]) -> Shortlist:
-        """The largest of log q + g at each offset, on the host."""
-        fused, root = self.fuse(memory, drafts), canvas.committed[row]
-        noise = memory.randomness.noise.window(row, root, len(fused))
-        tokens = (fused + noise).topk(min(SHORTLISTED, fused.shape[-1]), dim=-1).indices
-        columns = [(root + offset) % canvas.grid.width for offset in range(len(fused))]
+    def shortlist(
+        self,
+        memory: PoolMemory,
+        canvas: Canvas,
+        row: int,
+        drafts: list[SourceDraft],
+        fused: Float[Tensor, "reach vocab"],
+        first: int,
+    ) -> Shortlist:
+        """The largest of log q + g at each of `BLOCK` offsets from `first`, on the host."""
+        log_q, start = fused[first : first + BLOCK], canvas.committed[row] + first
+        noise = memory.randomness.noise.window(row, start, len(log_q))
+        tokens = (log_q + noise).topk(min(SHORTLISTED, log_q.shape[-1]), dim=-1).indices
+        columns = [(start + offset) % canvas.grid.width for offset in range(len(log_q))]
         return Shortlist(
             tokens=tokens.cpu().numpy(),
-            sources=strongest_source(drafts, tokens).cpu().numpy(),
-            log_q=fused.gather(-1, tokens).cpu().numpy(),
+            sources=strongest_source(drafts, tokens, first).cpu().numpy(),
+            log_q=log_q.gather(-1, tokens).cpu().numpy(),
             noise=noise.gather(-1, tokens).cpu().numpy(),
-            conditioned=[offset > 0 and column > 0 for offset, column in enumerate(columns)],
+            conditioned=[first + offset > 0 and column > 0 for offset, column in enumerate(columns)],
             factor=self.left,
         )
 
@@ -319,11 +335,14 @@ def unbroken(drafts: list[SourceDraft]) -> list[SourceDraft]:
     ]
 
 
-def strongest_source(drafts: list[SourceDraft], tokens: Int[Tensor, "reach k"]) -> Int[Tensor, "reach k"]:
-    """The source that gives each candidate the largest q: whose draft it is called when it is kept."""
+def strongest_source(drafts: list[SourceDraft], tokens: Int[Tensor, "n k"], first: int) -> Int[Tensor, "n k"]:
+    """The source that gives each candidate at the offsets from `first` the largest q: whose draft it is called."""
     log_q = torch.full((len(drafts), *tokens.shape), -torch.inf, device=tokens.device, dtype=drafts[0].log_q.dtype)
     for said, draft in zip(log_q, drafts, strict=True):
-        torch.gather(draft.log_q, -1, tokens[draft.first : draft.end], out=said[draft.first : draft.end])
+        begin, end = max(draft.first, first), min(draft.end, first + len(tokens))
+        if begin < end:
+            at = slice(begin - first, end - first)
+            said[at] = draft.log_q[begin - draft.first : end - draft.first].gather(-1, tokens[at])
     return torch.tensor([draft.source for draft in drafts], device=tokens.device)[log_q.argmax(0)]
 
 

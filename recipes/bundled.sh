@@ -31,4 +31,5 @@ done
 #   8. 3150 steps, lr 1e-3, Muon; blind 0.35, hazy 0.35
 #   9. 4600 steps, lr 1e-3, Muon, captions keep their keys; --blind 0.1 --hazy 0.25 --seed 11; from step 1800 captions tell
 #      an object's own colour and words that change nothing
-# - drafters: as above, with temperature 0.5 and CFG 2.0 as the model folder's defaults.
+# - drafters: heads on 384 grids (1600 steps), spatial on 768 (1800 steps), at temperature 0.3 and CFG 1.5; the feature
+#   drafter is not in the repository. Then temperature 0.2 became the default and pool.json's node_cost 0.03 (by sweep).

@@ -96,13 +96,6 @@ MUTANTS = {
         "fresh.q.append(window.q[offset])",
         (stale_joint,),
     ),
-    "siblings with the first one's q": (
-        jacobi,
-        "siblings",
-        "generator), rest / total)",
-        "generator), q)",
-        (stale_joint,),
-    ),
     "a token drawn twice is tried once": (
         tree.TreeBuilder,
         "add",

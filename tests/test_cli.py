@@ -3,17 +3,20 @@
 import errno
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
 from hawk import HawkPipeline, __version__
 from hawk.cli import app
+from hawk.drafters.methods import METHODS
 from hawk.pipeline import tokens_sha256
 
 runner = CliRunner()
@@ -323,3 +326,8 @@ def test_version_help_and_unknown_commands():
         assert command in hawk_command(code=2).stdout
     assert "No such command" in refused("draw")
     assert "tokenizer" in hawk_command("train", code=2).stdout
+
+
+def test_the_help_of_generate_names_every_method():
+    option = next(p for p in typer.main.get_command(app).commands["generate"].params if p.name == "method")
+    assert set(re.findall(r"[a-z-]+", option.help)) - {"or"} == set(METHODS)

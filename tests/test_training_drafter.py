@@ -9,7 +9,7 @@ import torch
 
 from fixtures.tiny_training import GRID, prompts, tiny_target
 from hawk.decode import generate
-from hawk.drafters.feature import FeatureDrafter, FeatureTree, additive
+from hawk.drafters.feature import FeatureDrafter, FeatureTree
 from hawk.drafters.heads import DraftHeads, HeadsConfig
 from hawk.drafters.left import LeftFactor
 from hawk.drafters.methods import draws_within, source_named
@@ -17,6 +17,7 @@ from hawk.drafters.parts import DraftParts
 from hawk.drafters.pool import FusedPool, FusedSettings, TreeLimits
 from hawk.drafters.spatial import SpatialConfig, SpatialDrafter
 from hawk.errors import HawkError
+from hawk.layers import additive_mask
 from hawk.sampling import SamplingParams, log_probs
 from hawk.targets.llamagen import LlamaGen
 from hawk.training.drafter import HeadsLoss, OnPolicy, draw_on_policy, guided_states, head_pairs, train_heads
@@ -213,7 +214,7 @@ def test_the_feature_drafter_decodes_what_it_was_trained_to_say(onpolicy: OnPoli
     tokens = generate(target, prompt, GRID, PARAMS, tree, [1, 2], "residual").tokens
     states = guided_states(target, tokens, prompt, GRID, PARAMS)
     positions = torch.arange(GRID.size)[None]
-    mask = additive(positions[..., None] >= positions[:, None], states)
+    mask = additive_mask(positions[..., None] >= positions[:, None], states.dtype)
     forced = [
         drafter(target.tok_embeddings(tokens[r])[None], states[r][None], positions, None, mask)[0][0] for r in (0, 1)
     ]

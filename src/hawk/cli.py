@@ -134,7 +134,13 @@ def main() -> None:
 @app.command()
 def generate(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to draw; several draw several.")],
-    method: Annotated[str, typer.Option("--method", help="hawk, or a rival: `hawk bench --help`.")] = "hawk",
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            help="hawk, ar, medusa, hawk-vertical, hawk-paper, eagle, sjd, scd, scd-maximal or sjd-pac.",
+        ),
+    ] = "hawk",
     verifier: Annotated[
         str | None, typer.Option("--verifier", help="coupled or residual (default: the method's own).")
     ] = None,

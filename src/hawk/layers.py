@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 
@@ -53,6 +53,26 @@ def rotate(x: Float[Tensor, "b n heads d"], angles: Float[Tensor, "#b n half 2"]
     turns = torch.view_as_complex(angles.to(wide.dtype)).unsqueeze(-2)
     turned = torch.view_as_complex(wide.view(*wide.shape[:-1], -1, 2)) * turns  # as complex numbers: one pass
     return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+
+
+def swiglu_width(dim: int, multiple_of: int) -> int:
+    """Hidden width of a SwiGLU block: two thirds of 4 x dim, rounded up."""
+    return -(-(8 * dim // 3) // multiple_of) * multiple_of
+
+
+def rotated_heads(
+    projected: Float[Tensor, "b n channels"], heads: int, kv_heads: int, angles: Float[Tensor, "#b n half 2"]
+) -> tuple[Float[Tensor, "b heads n d"], Float[Tensor, "b kv_heads n d"], Float[Tensor, "b kv_heads n d"]]:
+    """Queries, keys and values from one projection (in that order); queries and keys turned to their positions."""
+    split = projected.unflatten(-1, (heads + 2 * kv_heads, -1))
+    turned = rotate(split[..., : heads + kv_heads, :], angles).transpose(1, 2)
+    return turned[:, :heads], turned[:, heads:], split[..., heads + kv_heads :, :].transpose(1, 2)
+
+
+def additive_mask(visible: Bool[Tensor, "b n m"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "b 1 n m"]:
+    """0 where a key is seen, -inf where it is not, for all heads alike."""
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, -torch.inf).unsqueeze(1)
 
 
 def attend(

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hawk.canvas import Canvas
 from hawk.cost import settings_for
 from hawk.decode import Drafter, Generation, NoDrafter, Stats, generate
 from hawk.drafters.methods import Method, build_drafter, method_named
+from hawk.drafters.parts import DraftParts
 from hawk.drafters.pool import TreeLimits
 from hawk.errors import HawkError
 from hawk.grid import Grid
@@ -106,15 +108,18 @@ class HawkPipeline:
             module.to(place)
         for module in (loaded.target, *drafting):
             pack_linears(module)
-        if loaded.drafting is not None:
-            priced = replace(loaded.drafting, fused=settings_for(loaded.drafting.fused, loaded.target))
-            loaded = replace(loaded, drafting=priced)
         return cls(loaded, place, dtype)
 
     @property
     def defaults(self) -> SamplingParams:
         """The sampling parameters that a call uses where it names none."""
         return self.model.config.defaults
+
+    @cached_property
+    def priced(self) -> DraftParts | None:
+        """The drafter with the node cost of this machine, measured (where it must be) when `hawk` is first called."""
+        parts = self.model.drafting
+        return parts and replace(parts, fused=settings_for(parts.fused, self.model.target))
 
     @torch.no_grad()
     def __call__(
@@ -247,7 +252,8 @@ class HawkPipeline:
         """The drafter of a method; `HawkError` where what it needs is not trained."""
         if method.name == "ar":
             return NoDrafter()
-        return build_drafter(method, self.model.drafting, self.model.target, limits)
+        parts = self.priced if method.name == "hawk" else self.model.drafting
+        return build_drafter(method, parts, self.model.target, limits)
 
     def _conditions(self, prompts: list[str], negatives: list[str]) -> CaptionPrompt:
         """Caption features of all images; where only some have a negative prompt, the others take the null caption."""

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hawk.canvas import Canvas
 from hawk.drafters.saved import load_part, save_part
 from hawk.drafters.source import OutputHead
-from hawk.layers import RMSNorm, SwiGLU, attend, rotary_angles, rotate
+from hawk.layers import RMSNorm, SwiGLU, additive_mask, attend, rotary_angles, rotated_heads, swiglu_width
 from hawk.sampling import Randomness, SamplingParams, log_probs
 from hawk.tree import DraftTree, TreeBuilder, batch_trees
 from hawk.verify import Scored
@@ -52,7 +52,7 @@ class FeatureDrafter(nn.Module):
         self.norm, self.ffn_norm, self.out_norm = RMSNorm(config.dim), RMSNorm(config.dim), RMSNorm(config.dim)
         self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
         self.out = nn.Linear(config.dim, config.dim, bias=False)
-        self.feed_forward = SwiGLU(config.dim, -(-8 * config.dim // 3 // 64) * 64)
+        self.feed_forward = SwiGLU(config.dim, swiglu_width(config.dim, 64))
         self.last = nn.Linear(config.dim, config.dim, bias=False)
 
     def forward(
@@ -65,14 +65,13 @@ class FeatureDrafter(nn.Module):
     ) -> tuple[Float[Tensor, "b n dim"], Entries]:
         """States after the tokens, from the states before them; also the keys and values of these nodes."""
         x = self.join(torch.cat((embedded, states), dim=-1))
-        heads = self.qkv(self.norm(x)).unflatten(-1, (3 * self.config.heads, -1))
-        angles = rotary_angles(positions[..., None], self.config.dim // self.config.heads)
-        turned = rotate(heads[..., : 2 * self.config.heads, :], angles).transpose(1, 2)
-        own = Entries(turned[:, self.config.heads :], heads[..., 2 * self.config.heads :, :].transpose(1, 2))
-        keys, values = own.keys, own.values
+        heads = self.config.heads
+        angles = rotary_angles(positions[..., None], self.config.dim // heads)
+        q, keys, values = rotated_heads(self.qkv(self.norm(x)), heads, heads, angles)
+        own = Entries(keys, values)
         if seen is not None:
             keys, values = torch.cat((seen.keys, keys), dim=2), torch.cat((seen.values, values), dim=2)
-        x = x + self.out(attend(turned[:, : self.config.heads], keys, values, mask))
+        x = x + self.out(attend(q, keys, values, mask))
         x = x + self.feed_forward(self.ffn_norm(x))
         return self.last(self.out_norm(x)), own
 
@@ -93,12 +92,6 @@ def nodes_of(draws: tuple[int, ...]) -> int:
         level *= count
         nodes += level
     return nodes
-
-
-def additive(visible: Bool[Tensor, "b n m"], like: Tensor) -> Float[Tensor, "b 1 n m"]:
-    """A mask of -inf where nothing is seen."""
-    blank = torch.zeros(visible.shape, dtype=like.dtype, device=like.device)
-    return blank.masked_fill_(~visible, -torch.inf)[:, None]
 
 
 @dataclass
@@ -144,7 +137,7 @@ class FeatureTree:
             visible = torch.arange(committed, device=fresh.device) <= fresh[:, None]
             states = canvas.states[row, read:committed][None]
             embedded = self.embeddings(canvas.tokens[row, read:committed])[None]
-            after, own = self.drafter(embedded, states, fresh[None], seen, additive(visible[None], states))
+            after, own = self.drafter(embedded, states, fresh[None], seen, additive_mask(visible[None], states.dtype))
             joined = Entries(torch.cat((seen.keys, own.keys), dim=2), torch.cat((seen.values, own.values), dim=2))
             memory.entries[row], memory.after_root[row] = joined, after[:, -1:]
 
@@ -188,7 +181,7 @@ class FeatureTree:
                 visible[k, branch[node]] = True
             tokens = torch.tensor([builder.tokens[node] for node in below], device=states.device)
             positions = torch.full((1, len(below)), committed + depth, device=states.device)
-            mask = additive(visible[None], states)
+            mask = additive_mask(visible[None], states.dtype)
             states, own = self.drafter(self.embeddings(tokens)[None], states[:, source], positions, drafted, mask)
             drafted = Entries(torch.cat((drafted.keys, own.keys), 2), torch.cat((drafted.values, own.values), 2))
             level = below

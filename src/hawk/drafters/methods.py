@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -66,6 +66,9 @@ def method_named(name: str) -> Method:
     return METHODS[name]
 
 
+M = TypeVar("M", bound=nn.Module)
+
+
 @runtime_checkable
 class DraftedTarget(Protocol):
     """What drafters use of a target: its frozen embeddings and output head."""
@@ -95,9 +98,7 @@ def build_drafter(
             "drafter --kind heads`, or choose one of ar, sjd, scd, sjd-pac"
         )
     if method.name == "eagle":
-        if parts.feature is None:
-            raise HawkError("there is no feature drafter: train one with `hawk train drafter --kind feature`")
-        return FeatureTree(parts.feature, target.tok_embeddings, target.head, draws_within(limits))
+        return FeatureTree(needed(parts.feature, "feature"), target.tok_embeddings, target.head, draws_within(limits))
     if method.name == "hawk":
         sources = [source_named(name, parts, target) for name in parts.fused.sources]
         return FusedPool(sources, target.head, parts.fused.limited(limits), parts.left)
@@ -113,10 +114,10 @@ def lacking(method: Method, parts: DraftParts | None) -> str | None:
         return None
     if parts is None:
         return "heads"
-    if method.name == "eagle":
-        return None if parts.feature else "feature"
-    needs_heads = method.name != "hawk" and parts.heads is None
-    return "heads" if needs_heads else None
+    trained = {"heads": parts.heads, "spatial": parts.spatial, "feature": parts.feature}
+    named = parts.fused.sources if method.name == "hawk" else method.sources
+    kinds = [name if name in trained else "heads" for name in named if name != "stale"]
+    return next((kind for kind in kinds if trained[kind] is None), None)
 
 
 def draws_within(limits: TreeLimits, draws: tuple[int, ...] = FeatureTree.draws) -> tuple[int, ...]:
@@ -139,14 +140,17 @@ def source_named(name: str, parts: DraftParts, target: DraftedTarget) -> Source:
     if name == "stale":
         return StaleSource(target.vocab_size)
     if name == "spatial":
-        if parts.spatial is None:
-            raise HawkError("there is no spatial drafter: train one with `hawk train drafter --kind spatial`")
-        return SpatialSource(parts.spatial, target.tok_embeddings)
-    if parts.heads is None:
-        raise HawkError("there are no draft heads: train them with `hawk train drafter --kind heads`")
-    if name == "horizontal":
-        return HorizontalSource(parts.heads)
-    return VerticalSource(parts.heads, depth_of(name), target.vocab_size)
+        return SpatialSource(needed(parts.spatial, "spatial"), target.tok_embeddings)
+    heads = needed(parts.heads, "heads")
+    return HorizontalSource(heads) if name == "horizontal" else VerticalSource(heads, depth_of(name), target.vocab_size)
+
+
+def needed(part: M | None, kind: str) -> M:
+    """The part; `HawkError` where it has not been trained."""
+    if part is None:
+        there_is = "are no draft heads: train them" if kind == "heads" else f"is no {kind} drafter: train one"
+        raise HawkError(f"there {there_is} with `hawk train drafter --kind {kind}`")
+    return part
 
 
 def depth_of(name: str) -> int:

@@ -21,7 +21,7 @@ from hawk.canvas import Canvas
 from hawk.drafters.saved import load_part, save_part
 from hawk.drafters.source import Draft, Source
 from hawk.grid import Grid
-from hawk.layers import RMSNorm, SwiGLU, attend, rotary_angles, rotate
+from hawk.layers import RMSNorm, SwiGLU, additive_mask, attend, rotary_angles, rotate, rotated_heads, swiglu_width
 from hawk.verify import Scored
 
 LEAST_WINDOW = 6
@@ -62,7 +62,7 @@ class SpatialLayer(nn.Module):
         self.norm, self.ffn_norm = RMSNorm(width), RMSNorm(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
-        self.feed_forward = SwiGLU(width, -(-8 * width // 3 // 64) * 64)
+        self.feed_forward = SwiGLU(width, swiglu_width(width, 64))
 
     def forward(
         self,
@@ -72,11 +72,8 @@ class SpatialLayer(nn.Module):
         values: Float[Tensor, "b heads m d"],
         mask: Float[Tensor, "b 1 w m_w"],
     ) -> Float[Tensor, "b w width"]:
-        heads = self.qkv(self.norm(x)).unflatten(-1, (3 * self.heads, -1))
-        turned = rotate(heads[..., : 2 * self.heads, :], angles).transpose(1, 2)
-        q, own = turned[:, : self.heads], turned[:, self.heads :]
-        v = torch.cat((values, heads[..., 2 * self.heads :, :].transpose(1, 2)), dim=2)
-        x = x + self.out(attend(q, torch.cat((keys, own), dim=2), v, mask))
+        q, k, v = rotated_heads(self.qkv(self.norm(x)), self.heads, self.heads, angles)
+        x = x + self.out(attend(q, torch.cat((keys, k), dim=2), torch.cat((values, v), dim=2), mask))
         return x + self.feed_forward(self.ffn_norm(x))
 
 
@@ -149,7 +146,7 @@ def spatial_mask(
     beside = (up == 0) & (aside >= 0) & (aside <= config.left)
     over = (up > 0) & (up <= config.above) & (aside.abs() <= config.columns)
     visible = (beside | over) & (seen >= 0)[:, None]
-    return torch.zeros(visible.shape, device=wanted.device).masked_fill_(~visible, -torch.inf)[:, None]
+    return additive_mask(visible)
 
 
 @dataclass

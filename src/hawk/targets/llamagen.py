@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hawk.cache import KVCache, Prefilled, visibility
 from hawk.errors import HawkError
 from hawk.grid import Grid
-from hawk.layers import RMSNorm, SwiGLU, attend, rotary_angles, rotate
+from hawk.layers import RMSNorm, SwiGLU, additive_mask, attend, rotary_angles, rotated_heads
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: LlamaGenConfig, dropout: float) -> None:
         super().__init__()
-        self.n_head, self.kv_heads, self.head_dim = config.n_head, config.kv_heads, config.head_dim
+        self.n_head, self.kv_heads = config.n_head, config.kv_heads
         self.wqkv = nn.Linear(config.dim, (config.n_head + 2 * config.kv_heads) * config.head_dim, bias=False)
         self.wo = nn.Linear(config.dim, config.dim, bias=False)
         self.resid_dropout = nn.Dropout(dropout) if dropout else nn.Identity()
@@ -91,10 +91,7 @@ class Attention(nn.Module):
         cache: KVCache | None = None,
         layer: int = 0,
     ) -> Float[Tensor, "rows n dim"]:
-        heads = self.wqkv(x).view(*x.shape[:-1], -1, self.head_dim)
-        turned = rotate(heads[..., : self.n_head + self.kv_heads, :], angles).transpose(1, 2)
-        q, k = turned[:, : self.n_head], turned[:, self.n_head :]
-        v = heads[..., self.n_head + self.kv_heads :, :].transpose(1, 2)
+        q, k, v = rotated_heads(self.wqkv(x), self.n_head, self.kv_heads, angles)
         if cache is not None:
             k, v = cache.append(layer, k, v)
         return self.resid_dropout(self.wo(attend(q, k, v, mask)))
@@ -198,7 +195,7 @@ class LlamaGen(nn.Module):
         ancestors = (ancestors & _real_keys(feature_mask, total)[:, None, :]) | torch.eye(
             total, dtype=torch.bool, device=x.device
         )
-        mask = torch.zeros(ancestors.shape, device=x.device).masked_fill_(~ancestors, -torch.inf).unsqueeze(1)
+        mask = additive_mask(ancestors)
         for block in self.layers:
             x = block(x, angles, mask)
         return self.norm(x[:, t - 1 :])

@@ -75,7 +75,7 @@ def train_bundled_drafter(
     unfitted = FusedPool(named, model.target.head, parts.fused, parts.left)
     pool = fit_pool(model.target, unfitted, prompts, grid, params, first=images)
     save_parts(place, replace(parts, fused=pool.settings, left=pool.left), target_fingerprint(folder))
-    held_out = OnPolicy(tokens[images * 9 // 10 :], states[images * 9 // 10 :])
+    held_out = OnPolicy(tokens[drawn.kept :], states[drawn.kept :])
     report: dict[str, Any] = {
         "images": images,
         "minutes": round(fitted.seconds / 60, 1),

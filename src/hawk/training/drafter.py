@@ -35,6 +35,11 @@ class OnPolicy:
     tokens: Int[Tensor, "images n"]
     states: Float[Tensor, "images n d"]
 
+    @property
+    def kept(self) -> int:
+        """Images to learn from; the last tenth is held out."""
+        return len(self.tokens) * 9 // 10
+
 
 def draw_on_policy(
     target: Target, prompts: Prompts, grid: Grid, params: SamplingParams, images: int, out: Path, batch: int = 32
@@ -108,7 +113,7 @@ def train_heads(
     torch.manual_seed(config.seed)
     heads = DraftHeads(shape)
     module = HeadsLoss(heads, target.output.requires_grad_(False), grid, params)
-    kept = len(data.tokens) * 9 // 10
+    kept = data.kept
 
     def batch_loss(runner: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         chosen = torch.randint(kept, (config.batch_size,), generator=generator)

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hawk.drafters.feature import FeatureConfig, FeatureDrafter, additive
+from hawk.drafters.feature import FeatureConfig, FeatureDrafter
 from hawk.grid import Grid
+from hawk.layers import additive_mask
 from hawk.sampling import SamplingParams, log_probs
 from hawk.targets.llamagen import LlamaGen
 from hawk.training.drafter import OnPolicy
@@ -35,7 +36,9 @@ class FeatureLoss(nn.Module):
         noisy = before + NOISE * (2 * torch.rand_like(before) - 1) if self.training else before
         positions = torch.arange(before.shape[1], device=tokens.device)[None]
         visible = positions[..., None] >= positions[:, None]
-        predicted, _ = self.drafter(embeddings(tokens[:, :-1]), noisy, positions, None, additive(visible, states))
+        predicted, _ = self.drafter(
+            embeddings(tokens[:, :-1]), noisy, positions, None, additive_mask(visible, states.dtype)
+        )
         log_q = log_probs(output(predicted), SamplingParams(self.params.temperature))  # unfiltered: p's zeros need it
         p = log_probs(output(after), self.params).exp()
         nats, distance = -(p * log_q).sum(-1).mean(), F.smooth_l1_loss(predicted.float(), after.float())
@@ -51,7 +54,7 @@ def train_feature(
     target.tok_embeddings.requires_grad_(False)
     target.output.requires_grad_(False)
     module = FeatureLoss(drafter, target, grid, params)
-    kept = len(data.tokens) * 9 // 10
+    kept = data.kept
 
     def batch_loss(runner: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         chosen = torch.randint(kept, (config.batch_size,), generator=generator)

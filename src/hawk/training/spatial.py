@@ -119,7 +119,7 @@ def train_spatial(
     target.tok_embeddings.requires_grad_(False)
     target.output.requires_grad_(False)
     module = SpatialLoss(drafter, target, grid, params)
-    kept = len(data.tokens) * 9 // 10
+    kept = data.kept
     surprise = token_entropy(target, data, params)
 
     def sampled(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

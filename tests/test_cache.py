@@ -60,10 +60,17 @@ def test_append_goes_behind_each_rows_own_length():
     append(cache, [[1, 2, 3], [4, 5, 6]])
     cache.keep([[0, 1, 2], [0]])
     keys, values = cache.append(0, entries([[10, 11], [12, 13]]), entries([[20, 21], [22, 23]]))
-    assert keys.shape == values.shape == (2, KV_HEADS, 5, DIM)  # up to the longest row's end
-    assert keys[0, 0, :, 0].tolist() == [1, 2, 3, 10, 11]
+    assert keys.shape == values.shape == (2, KV_HEADS, 8, DIM)  # whole blocks, here all that there is
+    assert keys[0, 0, :5, 0].tolist() == [1, 2, 3, 10, 11]
     assert keys[1, 0, :3, 0].tolist() == [4, 12, 13]
     assert values[1, 1, 1:3, 2].tolist() == [22, 23]
+
+
+def test_forwards_read_whole_blocks_of_keys():
+    cache = cache_of(1, 1200)
+    assert cache.reach(1) == cache.reach(512) == 512
+    assert cache.reach(513) == 1024
+    assert cache.reach(1100) == 1200  # and no more than there is
 
 
 def test_keep_takes_a_path_and_forgets_the_other_branches():

@@ -81,11 +81,11 @@ def test_other_grids_than_the_targets_own(grid, target, prompt, drafters):
 
 def test_speculation_pays(target, prompt, plain, drafters):
     """Equal tokens would prove nothing if no draft were ever kept."""
+    helpless = ("random", "random-q", "sjd", "scd-maximal")  # on a target that is all noise: a draft is seldom kept
     for name in DRAFTERS:
         generation = generate(target, prompt, target.grid, EXACT_SETTINGS[0], drafters[name], SEEDS)
         assert generation.stats.accepted_by_source, name
-        # (uniform drafts and independent redrawing get nowhere on a target that is all noise)
-        assert name in ("sjd", "scd-maximal") or generation.stats.nfe < plain[0].stats.nfe, name
+        assert name in helpless or generation.stats.nfe < plain[0].stats.nfe, name
 
 
 @pytest.mark.parametrize(("name", "verifier"), [("hawk", "coupled"), ("random", "coupled"), ("hawk-paper", "residual")])

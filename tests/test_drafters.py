@@ -303,7 +303,7 @@ def test_best_first_takes_the_likeliest_nodes_in_order():
     chance = {path: math.prod(rates[depth][rank] for depth, rank in enumerate(path)) for path in paths}
     builder = TreeBuilder.rooted(99)
     grow_best_first(
-        builder, lambda depth, _: Children(candidates[depth], [0] * 3, rates[depth]), 3, max_nodes=12, node_cost=1e-9
+        builder, lambda depth, _: Children(candidates[depth], rates[depth]), 3, max_nodes=12, node_cost=1e-9
     )
 
     def path_of(node):
@@ -323,7 +323,7 @@ def test_the_tree_has_the_size_of_most_tokens_per_time(node_cost):
     sizes = {}
     for limit in range(1, 15):
         builder = TreeBuilder.rooted(0)
-        levels = [Children([1, 2], [0, 0], rate) for rate in rates]
+        levels = [Children([1, 2], rate) for rate in rates]
         grow_best_first(builder, lambda depth, _, at=levels: at[depth], 3, limit, 0.0)
         chance = [1.0]
         for parent, token, depth in zip(builder.parents[1:], builder.tokens[1:], builder.depths[1:], strict=True):

@@ -13,6 +13,7 @@ from hawk.decode import NoDrafter, generate
 from hawk.errors import HawkError
 from hawk.grid import Grid
 from hawk.layers import rotate
+from hawk.packed import has_matrix_units
 from hawk.sampling import SamplingParams
 from hawk.targets.llamagen import CaptionPrompt, LlamaGen, LlamaGenConfig
 
@@ -233,3 +234,49 @@ def test_fresh_weights_start_from_a_uniform_guess_and_train() -> None:
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten()).backward()
     assert target.output.weight.grad is not None
     assert target.output.weight.grad.any()
+
+
+# --- packed for decoding on a CPU
+
+WIDE = LlamaGenConfig(
+    dim=128, n_layer=2, n_head=2, multiple_of=576, vocab_size=64, caption_dim=10, caption_tokens=5, height=6, width=6
+)
+"""A feed-forward wider than `packed.WIDE`: its sums are the ones whose order needs care."""
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-4), (torch.bfloat16, 0.25)])
+@pytest.mark.parametrize("config", [TINY, GROUPED, WIDE], ids=["full", "grouped", "wide"])
+def test_packing_changes_rounding_only(config: LlamaGenConfig, dtype: torch.dtype, near: float) -> None:
+    target = lively(config, torch.float32)
+    prompt, grid = captions(config, torch.float32), target.grid
+    tokens = torch.randint(config.vocab_size, (6, grid.size))
+    before = target.prefill(prompt, guided=True, capacity=grid.size)
+    plain = target.head(decode_one_by_one(target, before, tokens, grid))
+    target.pack(dtype)
+    assert target.dtype == dtype
+    after = target.prefill(prompt, guided=True, capacity=grid.size)
+    assert after.cache.keys.dtype == dtype
+    logits = target.head(decode_one_by_one(target, after, tokens, grid))
+    assert logits.dtype == torch.float32
+    assert (logits - plain).abs().mean() < near * plain.std()
+
+
+@pytest.mark.skipif(not has_matrix_units(), reason="bfloat16 is not what this CPU decodes in")
+def test_in_bfloat16_a_state_has_the_same_bits_however_many_nodes_are_verified_with_it() -> None:
+    target = lively(WIDE, torch.float32)
+    target.pack(torch.bfloat16)
+    prompt, grid = captions(WIDE, torch.float32), target.grid
+    for seed in range(4):
+        tokens = torch.randint(64, (6, grid.size), generator=torch.Generator().manual_seed(seed))
+        single = decode_one_by_one(target, target.prefill(prompt, guided=True, capacity=grid.size), tokens, grid)
+        for count in (2, 3, 17, grid.size - 1):
+            prefilled = target.prefill(prompt, guided=True, capacity=grid.size)
+            nodes = target.forward_nodes(
+                tokens[:, :count],
+                torch.arange(count).expand(6, -1),
+                torch.ones(6, count, count, dtype=torch.bool).tril(),
+                prefilled.padding,
+                prefilled.cache,
+                grid,
+            )
+            assert torch.equal(nodes, single[:, 1 : count + 1]), count

@@ -371,7 +371,16 @@ def test_half_precision_draws(saved_model, dtype):
     pipe = HawkPipeline.from_pretrained(saved_model, "cpu", dtype)
     output = pipe("a cat", seed=1)
     assert output.tokens.shape == (1, 24)
-    assert pipe.model.drafting.heads.horizontal[0].weight.dtype == getattr(torch, dtype)
+    assert pipe.model.target.dtype == getattr(torch, dtype)
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_auto_is_bfloat16_where_the_cpu_has_matrix_units(saved_model, monkeypatch, units):
+    monkeypatch.setattr("hawk.packed.has_matrix_units", lambda: units)
+    pipe = HawkPipeline.from_pretrained(saved_model, "cpu")
+    assert pipe.dtype == ("bfloat16" if units else "float32")
+    assert pipe.model.target.dtype == getattr(torch, pipe.dtype)
+    assert pipe("a cat", seed=1).tokens.shape == (1, 24)
 
 
 @pytest.mark.parametrize(

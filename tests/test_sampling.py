@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hawk.errors import HawkError
 from hawk.evaluation.losslessness import chi_square
-from hawk.sampling import GumbelNoise, Randomness, SamplingParams, guide, gumbel_argmax, gumbel_row, log_probs
+from hawk.sampling import GumbelNoise, Randomness, SamplingParams, guide, gumbel_argmax, gumbel_rows, log_probs
 
 F64 = torch.float64
 FLAT = 1e-4  # smallest p-value that a right sampler may show; the seeds are fixed
@@ -151,6 +151,13 @@ def test_noise_of_a_position_does_not_depend_on_how_many_there_are():
     assert torch.equal(short.rows(torch.arange(4)[None]), long.rows(torch.arange(4)[None]))
 
 
+@pytest.mark.parametrize("vocab", [3, 4, 5, 64])
+def test_noise_of_a_position_is_the_same_in_any_block(vocab: int):
+    together = gumbel_rows(9, 0, 40, vocab)
+    for first in (0, 1, 7, 39):
+        np.testing.assert_allclose(gumbel_rows(9, first, 1, vocab)[0], together[first], rtol=1e-12)
+
+
 def test_noise_past_the_end_repeats_the_last_position():
     noise = noise_of([3])
     assert torch.equal(noise.rows(torch.tensor([[9]])), noise.rows(torch.tensor([[5]])))
@@ -163,8 +170,8 @@ def test_noise_differs_between_seeds_positions_and_tokens():
 
 def test_noise_is_standard_gumbel():
     """Kolmogorov-Smirnov against exp(-exp(-x)), over positions and over seeds."""
-    by_position = np.concatenate([gumbel_row(7, position, 64) for position in range(64)])
-    by_seed = np.concatenate([gumbel_row(seed, 0, 64) for seed in range(64)])
+    by_position = gumbel_rows(7, 0, 64, 64).ravel()
+    by_seed = np.concatenate([gumbel_rows(seed, 0, 1, 64)[0] for seed in range(64)])
     for sample in (by_position, by_seed):
         cdf = np.exp(-np.exp(-np.sort(sample)))
         steps = np.arange(len(sample) + 1) / len(sample)
@@ -175,14 +182,14 @@ def test_noise_is_standard_gumbel():
 
 def test_argmax_of_log_p_plus_noise_is_distributed_as_p():
     p = torch.tensor([0.5, 0.2, 0.0, 0.25, 0.05], dtype=F64)
-    noise = torch.from_numpy(np.stack([gumbel_row(11, position, 5) for position in range(6000)]))
+    noise = torch.from_numpy(gumbel_rows(11, 0, 6000, 5))
     drawn = gumbel_argmax(p.log().expand_as(noise), noise)
     assert chi_square(torch.bincount(drawn, minlength=5), p).p_value > FLAT
 
 
 def test_draws_at_neighbouring_positions_are_independent():
     p = torch.tensor([0.6, 0.3, 0.1], dtype=F64)
-    noise = torch.from_numpy(np.stack([gumbel_row(5, position, 3) for position in range(6000)]))
+    noise = torch.from_numpy(gumbel_rows(5, 0, 6000, 3))
     drawn = gumbel_argmax(p.log().expand_as(noise), noise).view(-1, 2)
     pairs = torch.bincount(drawn[:, 0] * 3 + drawn[:, 1], minlength=9)
     assert chi_square(pairs, torch.outer(p, p).flatten()).p_value > FLAT

@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+KEY_BLOCK = 512
+"""Keys that the CPU's fused attention reads at a time."""
+
 
 @dataclass
 class KVCache:
@@ -33,6 +36,15 @@ class KVCache:
         """How many entries a row can hold."""
         return self.keys.shape[3]
 
+    def reach(self, n: int) -> int:
+        """How many entries of a row the forward of `n` new ones reads: whole blocks, the rest masked.
+
+        Sums over keys are then ordered alike however many follow, and a node's state does not depend on the drafts
+        beside it (torch's CPU kernel sums within blocks of `KEY_BLOCK`, and fully masked ones change nothing).
+        """
+        end = max(self.lengths) + n
+        return min(self.capacity, -(-end // KEY_BLOCK) * KEY_BLOCK)
+
     def append(
         self, layer: int, k: Float[Tensor, "rows kv_heads n d"], v: Float[Tensor, "rows kv_heads n d"]
     ) -> tuple[Tensor, Tensor]:
@@ -52,6 +64,7 @@ class KVCache:
             for row, length in enumerate(self.lengths):
                 keys[row, :, length : length + n] = k[row]
                 values[row, :, length : length + n] = v[row]
+        end = self.reach(n)
         return keys[:, :, :end], values[:, :, :end]
 
     def keep(self, paths: list[list[int]]) -> None:
@@ -85,7 +98,7 @@ def visibility(
     """Additive mask of a forward: a node sees its row's committed entries, its ancestors and itself, no padding.
 
     `padding[row]` entries at the row's start are left padding. `ancestors` is bool `[rows, n, n]`, `[r, i, j]` true
-    where node j is node i or lies above it. `end` is the longest row's length plus n.
+    where node j is node i or lies above it. `end` is how many entries are read (`KVCache.reach`).
     """
     rows, n, _ = ancestors.shape
     slots = torch.arange(end, device=padding.device)

@@ -161,7 +161,7 @@ def generate(
         str | None, typer.Option("-o", "--out", help="FILE.png for one image, or a folder (default: here).")
     ] = None,
     device: Device = "auto",
-    dtype: Dtype = "float32",
+    dtype: Dtype = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:

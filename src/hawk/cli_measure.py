@@ -41,7 +41,7 @@ def compare(
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed runs of each; the median counts.")] = 3,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for compare.png.")] = Path(),
     device: Device = "auto",
-    dtype: Dtype = "float32",
+    dtype: Dtype = "auto",
     threads: Threads = None,
 ) -> None:
     """Draw one prompt by plain decoding and by Hawk from one seed, side by side, with a map of accepted drafts."""
@@ -114,7 +114,7 @@ def bench(
     num_draft_tokens: DraftTokens = None,
     window: Window = None,
     device: Device = "auto",
-    dtype: Dtype = "float32",
+    dtype: Dtype = "auto",
     threads: Threads = None,
     plots: Annotated[Path | None, typer.Option("--plots", help="Folder for the plots of the scaling suite.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json-out", help="Write the JSON document here too.")] = None,
@@ -196,12 +196,13 @@ def verify(
     from hawk.evaluation.losslessness import Check, prove
     from hawk.report import checks_table
 
-    pipe = load_pipeline(model, device, "float32", drafter, threads)
+    pipes = [load_pipeline(model, device, dtype, drafter, threads) for dtype in ("float32", "auto")]
     checks = list(prove())
-    same = identical_images(pipe, bench_prompts(str(prompts)))
-    settings = f"{pipe.model.name}, float32, {pipe.device.type}"
-    measured = f"{same} of {prompts} images identical to ar"
-    checks.append(Check("the model itself, same seed", "hawk", "coupled", settings, measured, same >= 0.99 * prompts))
+    for pipe in {pipe.dtype: pipe for pipe in pipes}.values():
+        same = identical_images(pipe, bench_prompts(str(prompts)))
+        settings = f"{pipe.model.name}, {pipe.dtype}, {pipe.device.type}"
+        measured, enough = f"{same} of {prompts} images identical to ar", same >= 0.99 * prompts
+        checks.append(Check("the model itself, same seed", "hawk", "coupled", settings, measured, enough))
     passed = all(check.passed for check in checks)
     if not only_json:
         Console(width=None if sys.stdout.isatty() else WIDE).print(checks_table(checks))

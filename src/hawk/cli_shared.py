@@ -20,7 +20,7 @@ Drafter = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto (a GPU where there is one), cpu or cuda.")]
 Dtype = Annotated[
-    str, typer.Option("--dtype", help="float32, bfloat16 or float16; only float32 keeps images identical.")
+    str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16; auto is bfloat16 on a CPU with AMX.")
 ]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads (default: PyTorch's choice).")]
 CfgScale = Annotated[float | None, typer.Option("--cfg-scale", help="Strength of guidance; 1 is off.")]

@@ -21,11 +21,11 @@ def settings_for(settings: FusedSettings, target: LlamaGen) -> FusedSettings:
     Times a few forwards (a fraction of a second). Everything of a step that is no forward is taken to be in the same
     proportion to it as where the pool was fitted.
     """
-    weight = target.tok_embeddings.weight
-    here = machine_name(weight.device, weight.dtype)
+    device = target.tok_embeddings.weight.device
+    here = machine_name(device, target.dtype)
     if settings.measured_on in ("", here):
         return settings
-    seconds = forward_seconds(target, WIDTHS, 5, weight.device)
+    seconds = forward_seconds(target, WIDTHS, 5, device)
     slope, intercept = statistics.linear_regression(list(seconds), list(seconds.values()))
     step = max(intercept + slope, 1e-9) * settings.step_over_forward
     return replace(settings, node_cost=max(slope, 0.0) / step, measured_on=here)

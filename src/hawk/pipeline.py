@@ -26,7 +26,7 @@ from hawk.drafters.parts import DraftParts
 from hawk.drafters.pool import TreeLimits
 from hawk.errors import HawkError
 from hawk.grid import Grid
-from hawk.packed import pack_linears
+from hawk.packed import fast_dtype, worth_packing
 from hawk.sampling import SamplingParams
 from hawk.targets.llamagen import CaptionPrompt
 
@@ -84,30 +84,38 @@ class HawkPipeline:
         cls,
         model: str | Path = "bundled",
         device: str = "auto",
-        dtype: str = "float32",
+        dtype: str = "auto",
         drafter: str | Path | None = None,
     ) -> HawkPipeline:
         """Load a model: "bundled", a folder, or a hub id `owner/name`.
 
         Args:
             device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:1".
-            dtype: of the target and its drafter: float32, bfloat16, float16 or float64.
+            dtype: of the target and its drafter: float32, bfloat16, float16 or float64. On a CPU bfloat16 is that of
+                matrix products; everything between them is float32. "auto" is bfloat16 on a CPU with matrix units
+                (AMX), and float32 elsewhere.
             drafter: a folder of draft heads to use in place of the model's own.
 
         Raises:
             HawkError: no such model, a damaged one, or a device that is not there.
         """
-        if dtype not in DTYPES:
-            raise HawkError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+        if dtype not in ("auto", *DTYPES):
+            raise HawkError(f"unknown dtype {dtype!r}: choose one of auto, {', '.join(DTYPES)}")
         place = _device(device)
+        if dtype == "auto":
+            dtype = "bfloat16" if place.type == "cpu" and fast_dtype() == torch.bfloat16 else "float32"
         if drafter is not None and not Path(drafter).is_dir():
             raise HawkError(f"no folder of draft heads at {drafter}")
-        loaded = load_model(model_folder(model), DTYPES[dtype], None if drafter is None else Path(drafter))
+        mixed = place.type == "cpu" and dtype in ("float32", "bfloat16")
+        read_as = torch.float32 if mixed else DTYPES[dtype]
+        loaded = load_model(model_folder(model), read_as, None if drafter is None else Path(drafter))
         drafting = loaded.drafting.modules if loaded.drafting else []
         for module in (loaded.target, loaded.tokenizer, *drafting):
             module.to(place)
-        for module in (loaded.target, *drafting):
-            pack_linears(module)
+        if mixed and worth_packing(loaded.target, DTYPES[dtype]):
+            loaded.target.pack(DTYPES[dtype])
+            if loaded.drafting:
+                loaded.drafting.pack(DTYPES[dtype])
         return cls(loaded, place, dtype)
 
     @property

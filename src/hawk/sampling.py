@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hawk.errors import HawkError
@@ -81,6 +82,10 @@ def gumbel_argmax(scores: Float[Tensor, "*b vocab"], noise: Float[Tensor, "*b vo
     return (scores + noise).argmax(-1)
 
 
+NOISE_BLOCK = 16
+"""Positions whose noise is drawn at once."""
+
+
 class GumbelNoise:
     """All randomness of a batch of images: `g[position, token]`, standard Gumbel, a function of each image's seed.
 
@@ -105,16 +110,22 @@ class GumbelNoise:
         return self._table[row, start : start + count]
 
     def _draw(self, until: int) -> None:
-        for position in range(self._drawn, until):
+        while self._drawn < until:
+            first, count = self._drawn, min(NOISE_BLOCK, self._table.shape[1] - self._drawn)
             for row, seed in enumerate(self.seeds):
-                self._table[row, position] = torch.from_numpy(gumbel_row(seed, position, self.vocab))
-        self._drawn = max(self._drawn, until)
+                self._table[row, first : first + count] = torch.from_numpy(gumbel_rows(seed, first, count, self.vocab))
+            self._drawn += count
 
 
-def gumbel_row(seed: int, position: int, vocab: int) -> np.ndarray:
-    """Standard Gumbel noise of every token at one position, float64."""
-    uniform = np.random.Generator(np.random.Philox(key=seed, counter=position << 128)).random(vocab)
-    return -np.log(-np.log(np.clip(uniform, 1e-300, 1 - 1e-16)))
+def gumbel_rows(seed: int, first: int, count: int, vocab: int) -> NDArray[np.float64]:
+    """Standard Gumbel noise of every token at the positions `first` .. `first + count - 1`, `[count, vocab]`."""
+    blocks = -(-vocab // 4)  # of a position: the generator counts in blocks of four numbers
+    generator = np.random.Generator(np.random.Philox(key=seed, counter=first * blocks))
+    noise = generator.random((count, 4 * blocks))
+    np.clip(noise, 1e-300, 1 - 1e-16, out=noise)
+    for _ in range(2):
+        np.negative(np.log(noise, out=noise), out=noise)
+    return noise[:, :vocab]
 
 
 @dataclass(frozen=True)

@@ -63,14 +63,13 @@ class LeftFactor:
 
 @dataclass(frozen=True)
 class Shortlist:
-    """Candidates of each offset after the root, `[offsets, candidates]`: tokens, sources, log q and Gumbel noise.
+    """Candidates of each offset after the root, `[offsets, candidates]`: tokens, log q and Gumbel noise.
 
     The left token counts where `conditioned`: not right after the root, whose token the sources know, and not in the
     first column.
     """
 
     tokens: NDArray[np.int64]
-    sources: NDArray[np.int64]
     log_q: Scores
     noise: Scores
     conditioned: list[bool]

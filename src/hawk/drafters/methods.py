@@ -76,7 +76,7 @@ class DraftedTarget(Protocol):
     vocab_size: int
     tok_embeddings: nn.Embedding
 
-    def head(self, hidden: Tensor) -> Tensor: ...
+    def draft_head(self, states: Tensor) -> Tensor: ...
 
 
 def build_drafter(
@@ -90,22 +90,24 @@ def build_drafter(
         window = limits.window or limits.num_draft_tokens or method.window
         jacobi: list[Source] = [StaleSource(target.vocab_size, window)]
         if method.verifier == "coupled":
-            return FusedPool(jacobi, target.head, chain_of_one_source(method.sources, window))
-        return CartesianPool(jacobi, target.head, depth=window, max_nodes=window + 1)
+            return FusedPool(jacobi, target.draft_head, chain_of_one_source(method.sources, window))
+        return CartesianPool(jacobi, target.draft_head, depth=window, max_nodes=window + 1)
     if parts is None:
         raise HawkError(
             f"method {method.name!r} needs a trained drafter, which this model has not: train one with `hawk train "
             "drafter --kind heads`, or choose one of ar, sjd, scd, sjd-pac"
         )
     if method.name == "eagle":
-        return FeatureTree(needed(parts.feature, "feature"), target.tok_embeddings, target.head, draws_within(limits))
+        return FeatureTree(
+            needed(parts.feature, "feature"), target.tok_embeddings, target.draft_head, draws_within(limits)
+        )
     if method.name == "hawk":
         sources = [source_named(name, parts, target) for name in parts.fused.sources]
-        return FusedPool(sources, target.head, parts.fused.limited(limits), parts.left)
+        return FusedPool(sources, target.draft_head, parts.fused.limited(limits), parts.left)
     sources = [source_named(name, parts, target) for name in method.sources if not beyond(name, parts)]
     nodes = CartesianPool.max_nodes if limits.num_draft_tokens is None else limits.num_draft_tokens + 1
     depth, draws = limits.window or CartesianPool.depth, 2 if len(sources) == 1 else 1
-    return CartesianPool(sources, target.head, depth=depth, draws=draws, max_nodes=nodes)
+    return CartesianPool(sources, target.draft_head, depth=depth, draws=draws, max_nodes=nodes)
 
 
 def lacking(method: Method, parts: DraftParts | None) -> str | None:

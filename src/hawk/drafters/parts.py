@@ -16,6 +16,7 @@ from hawk.drafters.left import LeftFactor
 from hawk.drafters.pool import HEAD_SOURCES, FusedSettings
 from hawk.drafters.spatial import SpatialDrafter
 from hawk.errors import HawkError
+from hawk.packed import pack_linears
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,14 @@ class DraftParts:
     def modules(self) -> list[nn.Module]:
         """The networks among them."""
         return [part for part in (self.heads, self.spatial, self.feature) if part is not None]
+
+    def pack(self, dtype: torch.dtype) -> None:
+        """Lay frozen float32 networks out for drafting on a CPU, their products in `dtype`."""
+        for part in self.modules:
+            if isinstance(part, SpatialDrafter):
+                part.pack(dtype)
+            else:
+                pack_linears(part, dtype)
 
 
 def load_parts(folder: Path, dim: int, vocab: int, fingerprint: str, dtype: torch.dtype) -> DraftParts:

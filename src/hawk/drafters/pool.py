@@ -16,8 +16,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
@@ -279,13 +280,13 @@ class FusedPool(Pool):
         def below(offset: int, left: int) -> Children:
             block, inside = divmod(offset, BLOCK)
             while len(lists) <= block:
-                lists.append(self.shortlist(memory, canvas, row, drafts, fused, len(lists) * BLOCK))
+                lists.append(self.shortlist(memory, canvas, row, fused, len(lists) * BLOCK))
             candidates = lists[block]
             order, lead = candidates.ranked(inside, left, len(settings.rate[0]))
-            tokens, sources = candidates.tokens[inside, order], candidates.sources[inside, order]
-            return Children(tokens.tolist(), sources.tolist(), settings.rates(lead))
+            return Children(candidates.tokens[inside, order].tolist(), settings.rates(lead))
 
         grow_best_first(builder, below, len(fused), settings.max_nodes, settings.node_cost)
+        builder.sources[1:] = strongest_sources(drafts, builder.tokens[1:], builder.depths[1:])
         return builder
 
     def shortlist(
@@ -293,7 +294,6 @@ class FusedPool(Pool):
         memory: PoolMemory,
         canvas: Canvas,
         row: int,
-        drafts: list[SourceDraft],
         fused: Float[Tensor, "reach vocab"],
         first: int,
     ) -> Shortlist:
@@ -304,7 +304,6 @@ class FusedPool(Pool):
         columns = [(start + offset) % canvas.grid.width for offset in range(len(log_q))]
         return Shortlist(
             tokens=tokens.cpu().numpy(),
-            sources=strongest_source(drafts, tokens, first).cpu().numpy(),
             log_q=log_q.gather(-1, tokens).cpu().numpy(),
             noise=noise.gather(-1, tokens).cpu().numpy(),
             conditioned=[first + offset > 0 and column > 0 for offset, column in enumerate(columns)],
@@ -335,23 +334,21 @@ def unbroken(drafts: list[SourceDraft]) -> list[SourceDraft]:
     ]
 
 
-def strongest_source(drafts: list[SourceDraft], tokens: Int[Tensor, "n k"], first: int) -> Int[Tensor, "n k"]:
-    """The source that gives each candidate at the offsets from `first` the largest q: whose draft it is called."""
-    log_q = torch.full((len(drafts), *tokens.shape), -torch.inf, device=tokens.device, dtype=drafts[0].log_q.dtype)
-    for said, draft in zip(log_q, drafts, strict=True):
-        begin, end = max(draft.first, first), min(draft.end, first + len(tokens))
-        if begin < end:
-            at = slice(begin - first, end - first)
-            said[at] = draft.log_q[begin - draft.first : end - draft.first].gather(-1, tokens[at])
-    return torch.tensor([draft.source for draft in drafts], device=tokens.device)[log_q.argmax(0)]
+def strongest_sources(drafts: list[SourceDraft], tokens: list[int], depths: list[int]) -> list[int]:
+    """Of each drafted node the source that gives its token the largest q: whose draft it is called."""
+    offsets, drafted = np.array(depths, np.intp) - 1, np.array(tokens, np.intp)
+    said = np.full((len(drafts), len(tokens)), -np.inf)
+    for row, draft in zip(said, drafts, strict=True):
+        covered = (offsets >= draft.first) & (offsets < draft.end)
+        row[covered] = draft.log_q.cpu().numpy()[offsets[covered] - draft.first, drafted[covered]]
+    return [drafts[k].source for k in said.argmax(0)]
 
 
 @dataclass(frozen=True)
 class Children:
-    """Candidates below a node, best first, the source of each, and its chance given that the node is kept."""
+    """Candidates below a node, best first, and the chance of each given that the node is kept."""
 
     tokens: list[int]
-    sources: list[int]
     rates: tuple[float, ...]
 
 
@@ -372,7 +369,7 @@ def grow_best_first(
             return
         expected, time = expected - gain, time + node_cost
         token = siblings.tokens[rank]
-        node = builder.add(parent, token, siblings.sources[rank])
+        node = builder.add(parent, token, source=0)
         if rank + 1 < len(siblings.tokens):
             other = gain / siblings.rates[rank] * siblings.rates[rank + 1]
             heapq.heappush(heap, (other, parent, offset, rank + 1, siblings))

@@ -22,6 +22,7 @@ from hawk.drafters.saved import load_part, save_part
 from hawk.drafters.source import Draft, Source
 from hawk.grid import Grid
 from hawk.layers import RMSNorm, SwiGLU, additive_mask, attend, rotary_angles, rotate, rotated_heads, swiglu_width
+from hawk.packed import pack_after_norm, pack_linears
 from hawk.verify import Scored
 
 LEAST_WINDOW = 6
@@ -73,8 +74,13 @@ class SpatialLayer(nn.Module):
         mask: Float[Tensor, "b 1 w m_w"],
     ) -> Float[Tensor, "b w width"]:
         q, k, v = rotated_heads(self.qkv(self.norm(x)), self.heads, self.heads, angles)
-        x = x + self.out(attend(q, torch.cat((keys, k), dim=2), torch.cat((values, v), dim=2), mask))
+        x = x + self.out(attend(q.to(keys), torch.cat((keys, k), dim=2), torch.cat((values, v), dim=2), mask))
         return x + self.feed_forward(self.ffn_norm(x))
+
+    def pack(self, dtype: torch.dtype) -> None:
+        """Lay the layer out for drafting on a CPU, its products in `dtype`."""
+        pack_after_norm(self, "norm", "qkv", dtype)
+        pack_after_norm(self, "ffn_norm", "feed_forward", dtype)
 
 
 class SpatialDrafter(nn.Module):
@@ -91,6 +97,14 @@ class SpatialDrafter(nn.Module):
         self.layers = nn.ModuleList(SpatialLayer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width)
         self.out = nn.Linear(config.width, config.dim, bias=False)
+
+    def pack(self, dtype: torch.dtype) -> None:
+        """Lay the frozen drafter out for a CPU, its products in `dtype`."""
+        for layer in self.layers:
+            layer.pack(dtype)  # type: ignore[operator]
+        pack_after_norm(self, "cell_norm", "cell_entries", dtype)
+        pack_after_norm(self, "norm", "out", dtype)
+        pack_linears(self, dtype)
 
     def cells(self, embedded: Float[Tensor, "b m dim"], states: Float[Tensor, "b m dim"]) -> Float[Tensor, "b m width"]:
         """Features of committed cells from their tokens' embeddings and the states after them (a root's is zero)."""

@@ -22,7 +22,7 @@ from hawk.errors import HawkError
 from hawk.evaluation.law import DrawLaw, exact_law
 from hawk.evaluation.tiny import tiny_drafters, tiny_prompt, tiny_target
 from hawk.grid import Grid
-from hawk.sampling import SamplingParams, gumbel_argmax, gumbel_row, log_probs
+from hawk.sampling import SamplingParams, gumbel_argmax, gumbel_rows, log_probs
 from hawk.targets.llamagen import LlamaGen
 
 MOST_SEQUENCES = 20_000
@@ -121,8 +121,7 @@ def check_definition(
 ) -> Check:
     """Plain AR's tokens are argmax(log p + g) at every position, by one teacher-forced forward over them."""
     scores = teacher_forced(target, prompt, grid, params, plain.tokens)
-    rows = [[gumbel_row(seed, position, target.vocab_size) for position in range(grid.size)] for seed in seeds]
-    noise = torch.stack([torch.stack([torch.from_numpy(row) for row in image]) for image in rows])
+    noise = torch.stack([torch.from_numpy(gumbel_rows(seed, 0, grid.size, target.vocab_size)) for seed in seeds])
     expected = gumbel_argmax(scores, noise.to(scores))
     return Check(
         "argmax(log p + g) at every position",

@@ -18,6 +18,7 @@ from hawk.cache import KVCache, Prefilled, visibility
 from hawk.errors import HawkError
 from hawk.grid import Grid
 from hawk.layers import RMSNorm, SwiGLU, additive_mask, attend, rotary_angles, rotated_heads
+from hawk.packed import pack_after_norm, pack_linears, packed_linear
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,12 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
 
+    def pack(self, dtype: torch.dtype) -> None:
+        """Lay the block out for decoding on a CPU: products in `dtype`, the residual stream stays float32."""
+        pack_after_norm(self, "attention_norm", "attention.wqkv", dtype)
+        pack_after_norm(self, "ffn_norm", "feed_forward", dtype)
+        pack_linears(self, dtype)
+
     def forward(
         self,
         x: Float[Tensor, "rows n dim"],
@@ -148,17 +155,33 @@ class LlamaGen(nn.Module):
         super().__init__()
         self.config = config
         self.vocab_size, self.hidden_size = config.vocab_size, config.dim
+        self.packed_in: torch.dtype | None = None
+        self.angle_tables: dict[tuple[Grid, torch.device], Tensor] = {}
         self.cls_embedding = CaptionEmbedder(config)
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.tok_dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(Block(config, dropout) for _ in range(config.n_layer))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.draft_output: nn.Module | None = None
 
     @property
     def grid(self) -> Grid:
         """The grid the checkpoint was trained for; any other may be passed to `prefill`."""
         return Grid(self.config.height, self.config.width)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the matrix products of its layers, and so of keys and values."""
+        return self.packed_in or self.tok_embeddings.weight.dtype
+
+    def pack(self, dtype: torch.dtype) -> None:
+        """Lay a frozen float32 model out for decoding on a CPU, its layers' products in `dtype`."""
+        self.packed_in = dtype
+        self.draft_output = packed_linear(self.output.weight, dtype)
+        for block in self.layers:
+            block.pack(dtype)  # type: ignore[operator]
+        pack_linears(self)
 
     def initialize(self, std: float = 0.02) -> None:
         """Fresh weights for training: normal of `std` (captions: of their fan-in), residual outputs scaled by depth."""
@@ -216,7 +239,7 @@ class LlamaGen(nn.Module):
         x = self.cls_embedding(features.to(self.tok_embeddings.weight))
         real = real.to(x.device)
         shape = (config.n_layer, rows, config.kv_heads, t + capacity, config.head_dim)
-        cache = KVCache.empty(*shape, like=x)
+        cache = KVCache.empty(*shape, like=x.new_empty(0, dtype=self.dtype))
         causal = torch.ones(t, t, dtype=torch.bool, device=x.device).tril()
         visible = causal & real[:, None, :] | torch.eye(t, dtype=torch.bool, device=x.device)
         none = torch.zeros(rows, dtype=torch.long, device=x.device)
@@ -242,6 +265,10 @@ class LlamaGen(nn.Module):
         logits = self.output(hidden)
         return logits if logits.dtype == torch.float64 else logits.float()
 
+    def draft_head(self, states: Float[Tensor, "*b dim"]) -> Float[Tensor, "*b vocab"]:
+        """Logits of draft states, with the layers' precision: what they propose is verified."""
+        return self.head(states) if self.draft_output is None else self.draft_output(states).float()
+
     def null_features(self, features: Float[Tensor, "b t caption_dim"]) -> Float[Tensor, "b t caption_dim"]:
         """The null caption for each row; it takes the same padding mask as the caption (as the official code does)."""
         return self.cls_embedding.uncond_embedding.to(features.dtype).expand_as(features)
@@ -257,13 +284,18 @@ class LlamaGen(nn.Module):
     def _run(
         self, x: Tensor, angles: Tensor, padding: Tensor, ancestors: Tensor, cache: KVCache
     ) -> Float[Tensor, "rows n dim"]:
-        mask = visibility(cache.lengths, padding, ancestors, max(cache.lengths) + x.shape[1])
+        mask = visibility(cache.lengths, padding, ancestors, cache.reach(x.shape[1])).to(self.dtype)
         for i, block in enumerate(self.layers):
             x = block(x, angles, mask, cache, i)
         return self.norm(x)
 
     def _angles(self, positions: Int[Tensor, "*b"], grid: Grid) -> Float[Tensor, "*b half 2"]:
-        return rotary_angles(grid.coordinates(positions), self.config.head_dim, self.config.rope_base)
+        key = (grid, positions.device)
+        if key not in self.angle_tables:
+            everywhere = torch.arange(grid.size, device=positions.device)
+            angles = rotary_angles(grid.coordinates(everywhere), self.config.head_dim, self.config.rope_base)
+            self.angle_tables[key] = angles
+        return self.angle_tables[key][positions]
 
     def _prefix_angles(self, tokens: int, like: Tensor) -> Float[Tensor, "t half 2"]:
         """(cos, sin) of the caption's positions: (1, 0) with `caption_keys`, else the zeros that erase its keys."""

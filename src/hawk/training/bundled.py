@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from hawk.drafters.saved import files_of
 from hawk.drafters.spatial import SpatialConfig
 from hawk.errors import HawkError
 from hawk.files import write_json
-from hawk.packed import pack_linears
+from hawk.packed import fast_dtype
 from hawk.targets.llamagen import CaptionPrompt
 from hawk.training.data import SpriteSet, compose, load_sprites
 from hawk.training.drafter import OnPolicy, copy_baselines, draw_on_policy, guided_states, train_heads
@@ -48,7 +49,9 @@ def train_bundled_drafter(
     def prompts(start: int, count: int) -> CaptionPrompt:
         return caption_prompt(model, training_captions(sprites, start, count))
 
-    tokens = draw_on_policy(model.target, prompts, grid, params, images, out / "grids")
+    running = deepcopy(model.target.requires_grad_(False))  # as it will run, drawing and being drafted for
+    running.pack(fast_dtype())
+    tokens = draw_on_policy(running, prompts, grid, params, images, out / "grids")
     batches = tqdm(range(0, images, 16), desc="states", unit="batch")
     states = torch.cat(
         [
@@ -69,11 +72,11 @@ def train_bundled_drafter(
         learnt = train_spatial(model.target, drawn, grid, params, SpatialConfig(dim), config, out / "spatial")
         fitted, fused = learnt.fitted, FusedSettings.unfitted(sources or ALL_SOURCES)
         parts = replace(earlier, fused=fused, spatial=learnt.drafter, left=learnt.left)
-    for module in (model.target, *parts.modules):
-        pack_linears(module.requires_grad_(False))  # as they will run: the cost of a node is measured below
-    named = [source_named(name, parts, model.target) for name in parts.fused.sources]
-    unfitted = FusedPool(named, model.target.head, parts.fused, parts.left)
-    pool = fit_pool(model.target, unfitted, prompts, grid, params, first=images)
+    drafting = deepcopy(parts)
+    drafting.pack(fast_dtype())
+    named = [source_named(name, drafting, running) for name in parts.fused.sources]
+    unfitted = FusedPool(named, running.draft_head, parts.fused, parts.left)
+    pool = fit_pool(running, unfitted, prompts, grid, params, first=images)
     save_parts(place, replace(parts, fused=pool.settings, left=pool.left), target_fingerprint(folder))
     held_out = OnPolicy(tokens[drawn.kept :], states[drawn.kept :])
     report: dict[str, Any] = {

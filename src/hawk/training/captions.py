@@ -28,9 +28,10 @@ class CaptionOdds:
 
     plain_style: str = "flat"
     plain_style_told: float = 0.3
-    label: float = 0.7
-    synonym: float = 0.23  # the rest of the names are made of tags
+    label: float = 0.6
+    synonym: float = 0.32  # the rest of the names are made of tags
     bare: float = 0.4  # "cat" rather than "a cat"
+    aside: float = 0.06
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,23 @@ STYLES: dict[str, StyleWords] = {
 }
 LOOKS = (
     "cute", "nice", "beautiful", "pretty", "lovely", "shiny", "cool", "funny", "fresh", "modern", "classic", "friendly",
-    "perfect", "good",
+    "perfect", "good", "adorable", "amazing", "ancient", "charming", "clever", "colorful", "delicious", "detailed",
+    "elegant", "famous", "fancy", "fantastic", "fluffy", "gentle", "gorgeous", "great", "jolly",
+    "lucky", "magic", "metal", "my", "new", "our", "plastic", "playful", "proud", "quiet", "ripe", "rustic", "silly",
+    "simple", "smart", "soft", "strange", "strong", "sweet", "tasty", "toy", "vintage", "warm", "wild", "wise",
+    "wonderful", "young",
 )  # fmt: skip
 PLAIN = ("plain", "solid", "soft", "vivid", "clean", "simple")
 """Words that people add and that change nothing: of objects, of backgrounds."""
 
-UNTOLD_MEDIUMS = ("emoji", "icon", "picture", "image", "drawing", "illustration")
+UNTOLD_MEDIUMS = (
+    "emoji", "icon", "picture", "image", "drawing", "illustration", "cartoon", "sticker", "graphic", "design", "symbol",
+)  # fmt: skip
+ASIDES = (
+    "high quality", "centered", "digital art", "vector", "cartoon", "beautiful", "for kids", "minimal", "isolated",
+    "best quality", "with details", "colorful", "funny", "for you", "of course", "in summer", "at home", "please",
+)  # fmt: skip
+"""What people add to a prompt and what changes nothing."""
 
 UNCOUNTABLE = frozenset(
     {"rice", "bread", "bacon", "cheese", "butter", "salt", "milk", "honey", "water", "fire", "rain",
@@ -208,6 +220,8 @@ def caption_for(
     if len(name.split()) > 6:
         name = record.name
     core = _styled(name, record.style, rng, telling, odds)
+    if rng.random() < odds.aside:
+        core += f", {pick(ASIDES, rng)}" if rng.random() < 0.6 else f" {pick(ASIDES, rng)}"
     plain = with_article(record.name, telling.adjectives) + (f" {telling.place}" if telling.place else "")
     plain += f" on {telling.background}" if telling.background else ""
     return fitted(core + background_phrase(telling.background, rng), fallback=plain)

@@ -54,12 +54,12 @@ DARK = ("red", "green", "blue", "dark blue", "purple", "brown", "gray", "black")
 class ComposeOdds:
     """How often a composed image shows what. The rest of the backgrounds are named colours, always told."""
 
-    white_untold: float = 0.45
-    white_told: float = 0.10
-    centred: float = 0.9
-    pair: float = 0.03
+    white_untold: float = 0.32
+    white_told: float = 0.06
+    centred: float = 0.88
+    pair: float = 0.04
     own_colour: float = 0.25
-    look: float = 0.12
+    look: float = 0.2
 
 
 @dataclass(frozen=True)

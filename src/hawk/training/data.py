@@ -9,9 +9,9 @@ import multiprocessing
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from hawk.training.sources import (
     raw_icons,
 )
 from hawk.training.sprites import SPRITE_SIZE, Split, SpriteRecord, SpriteSet
+from hawk.training.tables import read_tables
 
 __all__ = [
     "BuildReport",
@@ -336,7 +337,14 @@ def load_sprites(data_dir: Path, split: str | None = None) -> SpriteSet:
     rgba = np.load(data_dir / "sprites.npy", mmap_mode="r")
     train = sum(record.split == "train" for record in records)
     rows = {None: slice(None), "train": slice(0, train), "held-out": slice(train, None)}[split]
-    return SpriteSet(rgba[rows], tuple(records[rows]))
+    spoken = read_tables().spoken
+    return SpriteSet(rgba[rows], tuple(with_spoken_names(record, spoken) for record in records[rows]))
+
+
+def with_spoken_names(record: SpriteRecord, spoken: Mapping[str, Sequence[str]]) -> SpriteRecord:
+    """The record with the names that people give its object: "lady beetle" is a "ladybug", too."""
+    names = tuple(dict.fromkeys((*record.names, *spoken.get(record.name, ()))))
+    return replace(record, names=names)
 
 
 def _decoded_cache(data_dir: Path, index: dict[str, Any]) -> list[SpriteRecord]:

@@ -335,12 +335,12 @@ def measure_cost(
             nodes[most].append(stats.nodes / stats.nfe)
     medians = [[statistics.median(runs) for runs in table.values()] for table in (nodes, seconds)]
     slope, base = statistics.linear_regression(*medians)
-    weight = target.tok_embeddings.weight
-    forward = forward_seconds(target, (1,), 9, weight.device)[1]
+    device = target.tok_embeddings.weight.device
+    forward = forward_seconds(target, (1,), 9, device)[1]
     return replace(
         pool.settings,
         node_cost=round(max(slope, 0.0) / (base + slope), 4),
-        measured_on=machine_name(weight.device, weight.dtype),
+        measured_on=machine_name(device, target.dtype),
         step_over_forward=round((base + slope) / forward, 3),
     )
 

@@ -32,6 +32,7 @@ class NameTables:
     dropped_slugs: tuple[str, ...]
     ungrammatical: tuple[str, ...]
     everyday: frozenset[str]
+    spoken: Mapping[str, list[str]]
 
 
 def read_tables() -> NameTables:

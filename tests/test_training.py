@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from fixtures.tiny_training import GRID, prompts, tiny_target
 from hawk.bundle import HEADS_FOLDER, load_model, save_model
-from hawk.drafters.pool import HEAD_SOURCES
 from hawk.errors import HawkError
 from hawk.targets.llamagen import LlamaGen, LlamaGenConfig
 from hawk.targets.text import StaticTextEncoder
@@ -201,16 +200,16 @@ def test_a_drafter_is_trained_into_a_model_folder_part_by_part(tmp_path: Path) -
     save_model(folder, "tiny", target, tokenizer, text)
     config = replace(CONFIG, steps=4, batch_size=4)
     place = folder / HEADS_FOLDER
-    for kind in ("heads", "spatial", "feature"):
-        train_bundled_drafter(folder, data, tmp_path / "run", kind, 64, config, None)
+    for kinds in (("heads", "spatial"), ("feature",)):
+        train_bundled_drafter(folder, data, tmp_path / "run", 64, dict.fromkeys(kinds, config))
         parts = load_model(folder).drafting
         assert parts is not None
-        assert (parts.spatial is not None) == (kind != "heads")
-        assert (parts.feature is not None) == (kind == "feature")
-        assert parts.fused.sources == (HEAD_SOURCES if kind == "heads" else ALL_SOURCES)
+        assert parts.spatial is not None
+        assert (parts.feature is not None) == ("feature" in kinds)
+        assert parts.fused.sources == ALL_SOURCES
         assert parts.fused.measured_on
     assert json.loads((place / "report.json").read_text())["images"] == 64
-    train_bundled_drafter(folder, data, tmp_path / "run", "heads", 64, config, ("horizontal", "stale"))
+    train_bundled_drafter(folder, data, tmp_path / "run", 64, {"heads": config}, ("horizontal", "stale"))
     parts = load_model(folder).drafting
     assert parts is not None
     assert parts.fused.sources == ("horizontal", "stale")
@@ -218,4 +217,4 @@ def test_a_drafter_is_trained_into_a_model_folder_part_by_part(tmp_path: Path) -
     assert not (place / "spatial.safetensors").exists()
     shutil.rmtree(place)
     with pytest.raises(HawkError, match="there are none in"):
-        train_bundled_drafter(folder, data, tmp_path / "other", "spatial", 64, config, None)
+        train_bundled_drafter(folder, data, tmp_path / "other", 64, {"spatial": config})

@@ -120,7 +120,8 @@ def train_drafter_command(
     data: Data,
     out: Out,
     kind: Annotated[
-        str, typer.Option("--kind", help="heads (horizontal and vertical), spatial or feature (added to heads).")
+        str,
+        typer.Option("--kind", help="heads (horizontal and vertical), spatial, feature (added to heads); with commas."),
     ] = "heads",
     sources: Annotated[
         str | None, typer.Option("--sources", help="Sources of hawk's pool, with commas (default: all trained).")
@@ -139,12 +140,16 @@ def train_drafter_command(
     from hawk.training import drafter, feature, spatial
     from hawk.training.bundled import ALL_SOURCES, KINDS, train_bundled_drafter
 
-    if kind not in KINDS:
-        raise HawkError(f"unknown drafter kind {kind!r}: choose one of {', '.join(KINDS)}")
+    kinds = [name.strip() for name in kind.split(",")]
+    for name in kinds:
+        if name not in KINDS:
+            raise HawkError(f"unknown drafter kind {name!r}: choose from {', '.join(KINDS)}")
     named = None if sources is None else tuple(name.strip() for name in sources.split(","))
     unknown = [name for name in named or () if name not in ALL_SOURCES]
     if unknown:
         raise HawkError(f"unknown source {unknown[0]!r}: choose from {', '.join(ALL_SOURCES)}")
-    recipe = {"heads": drafter, "spatial": spatial, "feature": feature}[kind].preset()
-    config = _adjusted(recipe, steps, batch_size, lr, seed, device, dtype, compiled)
-    typer.echo(train_bundled_drafter(model, data, out, kind, images, config, named))
+    recipes = {"heads": drafter, "spatial": spatial, "feature": feature}
+    configs = {
+        name: _adjusted(recipes[name].preset(), steps, batch_size, lr, seed, device, dtype, compiled) for name in kinds
+    }
+    typer.echo(train_bundled_drafter(model, data, out, images, configs, named))

@@ -153,5 +153,5 @@ def token_entropy(target: LlamaGen, data: OnPolicy, params: SamplingParams) -> F
 def preset() -> FitConfig:
     """The bundled recipe."""
     return FitConfig(
-        steps=3000, batch_size=48, lr=1.5e-3, weight_decay=0.05, warmup=100, ema=0.995, evaluate_every=500, muon=True
+        steps=4000, batch_size=48, lr=1.5e-3, weight_decay=0.05, warmup=100, ema=0.995, evaluate_every=500, muon=True
     )

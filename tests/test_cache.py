@@ -67,10 +67,10 @@ def test_append_goes_behind_each_rows_own_length():
 
 
 def test_forwards_read_whole_blocks_of_keys():
-    cache = cache_of(1, 1200)
-    assert cache.reach(1) == cache.reach(512) == 512
-    assert cache.reach(513) == 1024
-    assert cache.reach(1100) == 1200  # and no more than there is
+    cache = cache_of(1, 150)
+    assert cache.reach(1) == cache.reach(64) == 64
+    assert cache.reach(65) == 128
+    assert cache.reach(140) == 150  # and no more than there is
 
 
 def test_keep_takes_a_path_and_forgets_the_other_branches():

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-KEY_BLOCK = 512
-"""Keys that the CPU's fused attention reads at a time."""
+KEY_BLOCK = 64
+"""Attention reads keys in whole blocks of so many."""
 
 
 @dataclass
@@ -37,13 +37,12 @@ class KVCache:
         return self.keys.shape[3]
 
     def reach(self, n: int) -> int:
-        """How many entries of a row the forward of `n` new ones reads: whole blocks, the rest masked.
+        """How many entries of a row the forward of `n` new ones reads: whole blocks, what is too much is masked.
 
-        Sums over keys are then ordered alike however many follow, and a node's state does not depend on the drafts
-        beside it (torch's CPU kernel sums within blocks of `KEY_BLOCK`, and fully masked ones change nothing).
+        The CPU's kernel sums a last odd piece in an order of its own; over whole blocks a node's state does not depend
+        on how many drafts stand beside it.
         """
-        end = max(self.lengths) + n
-        return min(self.capacity, -(-end // KEY_BLOCK) * KEY_BLOCK)
+        return min(self.capacity, whole_blocks(max(self.lengths) + n))
 
     def append(
         self, layer: int, k: Float[Tensor, "rows kv_heads n d"], v: Float[Tensor, "rows kv_heads n d"]
@@ -81,6 +80,11 @@ class KVCache:
     def truncate(self, lengths: list[int]) -> None:
         """Forget everything past the given length of each row."""
         self.lengths = [min(old, new) for old, new in zip(self.lengths, lengths, strict=True)]
+
+
+def whole_blocks(entries: int) -> int:
+    """The number of entries, rounded up to blocks of keys."""
+    return -(-entries // KEY_BLOCK) * KEY_BLOCK
 
 
 @dataclass(frozen=True)

@@ -151,9 +151,6 @@ class Generation:
     stats: Stats
 
 
-SPARE = 64
-"""Cache entries kept for drafts, or a multiple where trees are larger."""
-
 OnStep = Callable[[Canvas, Stats], None]
 """Called after each step with what is drawn so far."""
 
@@ -191,8 +188,7 @@ def begin(
     target: Target, prompt: Any, grid: Grid, params: SamplingParams, drafter: Drafter, seeds: list[int], verifier: str
 ) -> DecodeState:
     """Read the prompts and draw the first token of every image."""
-    spare = -(-drafter.max_nodes // SPARE) * SPARE  # the same for plain AR: capacity bounds what attention sums over
-    prefilled = target.prefill(prompt, params.guided, grid.size + spare)
+    prefilled = target.prefill(prompt, params.guided, grid.size + drafter.max_nodes)
     hidden = guided_state(prefilled.hidden, params, len(seeds))
     like = hidden.new_empty(0, dtype=wide(hidden))
     randomness = Randomness.from_seeds(seeds, grid.size, target.vocab_size, like)

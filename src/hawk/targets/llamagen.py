@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from hawk.cache import KVCache, Prefilled, visibility
+from hawk.cache import KVCache, Prefilled, visibility, whole_blocks
 from hawk.errors import HawkError
 from hawk.grid import Grid
 from hawk.layers import RMSNorm, SwiGLU, additive_mask, attend, rotary_angles, rotated_heads
@@ -238,7 +238,7 @@ class LlamaGen(nn.Module):
         rows, t = real.shape
         x = self.cls_embedding(features.to(self.tok_embeddings.weight))
         real = real.to(x.device)
-        shape = (config.n_layer, rows, config.kv_heads, t + capacity, config.head_dim)
+        shape = (config.n_layer, rows, config.kv_heads, whole_blocks(t + capacity), config.head_dim)
         cache = KVCache.empty(*shape, like=x.new_empty(0, dtype=self.dtype))
         causal = torch.ones(t, t, dtype=torch.bool, device=x.device).tril()
         visible = causal & real[:, None, :] | torch.eye(t, dtype=torch.bool, device=x.device)

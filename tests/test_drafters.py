@@ -13,7 +13,7 @@ from hawk.canvas import Canvas
 from hawk.decode import generate
 from hawk.drafters.feature import FeatureConfig, FeatureDrafter
 from hawk.drafters.heads import DraftHeads, HeadsConfig, HorizontalSource, VerticalSource
-from hawk.drafters.jacobi import coupled_draw, siblings
+from hawk.drafters.jacobi import JacobiTree, coupled_draw, siblings
 from hawk.drafters.left import LeftFactor
 from hawk.drafters.methods import METHODS, build_drafter, method_named
 from hawk.drafters.parts import DraftParts
@@ -341,9 +341,11 @@ def test_a_callers_limits_bound_the_tree():
     parts = DraftParts(FusedSettings.unfitted(), DraftHeads(HeadsConfig(dim)), feature=feature)
     for name, method in METHODS.items():
         if name != "ar":
-            narrow = build_drafter(method, parts, target, TreeLimits(num_draft_tokens=2, window=2))
-            assert narrow.max_nodes == (3 if name != "sjd-pac" else 21)  # its tree has a shape of its own
-            assert generate(target, tiny_prompt(target, 1), target.grid, FREE, narrow, [1], method.verifier)
+            for limits in (TreeLimits(num_draft_tokens=2, window=2), TreeLimits(num_draft_tokens=2)):
+                narrow = build_drafter(method, parts, target, limits)
+                assert narrow.max_nodes == 3, name
+                assert generate(target, tiny_prompt(target, 1), target.grid, FREE, narrow, [1], method.verifier)
+    assert JacobiTree(0, window=16, branching=4, depth=3).within(40) == JacobiTree(0, window=16, branching=2, depth=3)
     with pytest.raises(HawkError, match="window must be 1 or more, not 0"):
         TreeLimits(window=0)
 

@@ -8,7 +8,7 @@ continuation and the K-ary tree at the frontier, SJD-PAC, arXiv 2603.18599.)
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -51,6 +51,14 @@ class JacobiTree:
     def max_nodes(self) -> int:
         """Nodes of the full tree, root included."""
         return 1 + self.window + sum(self.branching**d - 1 for d in range(1, min(self.depth, self.window) + 1))
+
+    def within(self, most: int | None) -> JacobiTree:
+        """The same tree with at most `most` drafts: first fewer candidates at each position, then a shorter window."""
+        tree = self
+        while most is not None and tree.max_nodes - 1 > most:
+            wide = tree.branching > 1
+            tree = replace(tree, branching=tree.branching - 1) if wide else replace(tree, window=tree.window - 1)
+        return tree
 
     def start(self, canvas: Canvas, params: SamplingParams, randomness: Randomness) -> JacobiMemory:
         """Empty windows: they are filled with uniform draws as the frontier comes near."""

@@ -85,7 +85,8 @@ def build_drafter(
     """The drafter of any method but `ar`; `HawkError` where a part is missing that it needs."""
     limits = limits or TreeLimits()
     if method.name in JACOBI_TREES:
-        return replace(JACOBI_TREES[method.name], vocab=target.vocab_size, window=limits.window or method.window)
+        tree = replace(JACOBI_TREES[method.name], vocab=target.vocab_size, window=limits.window or method.window)
+        return tree.within(limits.num_draft_tokens)
     if method.window:
         window = limits.window or limits.num_draft_tokens or method.window
         jacobi: list[Source] = [StaleSource(target.vocab_size, window)]

@@ -75,6 +75,10 @@ def additive_mask(visible: Bool[Tensor, "b n m"], dtype: torch.dtype = torch.flo
     return mask.masked_fill_(~visible, -torch.inf).unsqueeze(1)
 
 
+QUERY_BLOCK = 32
+"""Queries that the CPU's fused attention takes at a time."""
+
+
 def attend(
     q: Float[Tensor, "b heads n d"],
     k: Float[Tensor, "b kv_heads m d"],
@@ -87,8 +91,9 @@ def attend(
         trained: Tensor = _TrainedAttention.apply(q, k, v, mask.to(q.dtype))  # type: ignore[no-untyped-call]
         return trained.transpose(1, 2).flatten(2)
     queries = q.shape[2]
-    if queries == 1 and mask is not None and q.dtype == torch.bfloat16 and q.device.type == "cpu":
-        q, mask = torch.cat((q, q), dim=2), torch.cat((mask, mask), dim=2)  # one query is rounded unlike several
+    if queries % QUERY_BLOCK == 1 and mask is not None and q.dtype == torch.bfloat16 and q.device.type == "cpu":
+        # The CPU's kernel rounds a query that is alone in its block in another way.
+        q, mask = torch.cat((q, q[:, :, -1:]), dim=2), torch.cat((mask, mask[:, :, -1:]), dim=2)
     out = F.scaled_dot_product_attention(
         q,
         k,

@@ -79,6 +79,31 @@ class TreeBuilder:
         """A tree of the root alone."""
         return cls([token], [0], [0], [0], {}, {})
 
+    def first_branch(self) -> list[int]:
+        """Nodes from the root down, always the first child."""
+        branch = [0]
+        for node in range(1, len(self.tokens)):
+            if self.parents[node] == branch[-1]:
+                branch.append(node)
+        return branch
+
+    def first_branch_first(self) -> TreeBuilder:
+        """The same tree of one-hot drafts with its first branch right behind the root, where plain AR has its keys.
+
+        A node's state is rounded by the order of the keys it sums over: along the first branch as in plain AR.
+        """
+        branch = self.first_branch()
+        order = branch + [node for node in range(len(self.tokens)) if node not in set(branch)]
+        place = {node: i for i, node in enumerate(order)}
+        return TreeBuilder(
+            tokens=[self.tokens[node] for node in order],
+            parents=[place[self.parents[node]] for node in order],
+            sources=[self.sources[node] for node in order],
+            depths=[self.depths[node] for node in order],
+            trials={},
+            _children={(place[parent], token): place[node] for (parent, token), node in self._children.items()},
+        )
+
     def add(self, parent: int, token: int, source: int, q: int | None = None) -> int:
         """The child of `parent` with `token`, made if need be; with `q`, a trial that leads to it is recorded."""
         node = self._children.get((parent, token))

@@ -40,6 +40,9 @@ HEAD_SOURCES = ("horizontal", "vertical-1", "vertical-2")
 BLOCK = 6
 """Offsets whose candidates are made together."""
 
+REFRESH = 32
+"""Positions past the frontier that are scored at every step where the target's early guesses are a source."""
+
 SHORTLISTED = 24
 """Candidates of an offset that may take a place in the tree, whatever stands to their left."""
 
@@ -179,7 +182,9 @@ class FusedSettings:
     as in "0,1" for horizontal and vertical-1, and its last row serves all further offsets. `rate[bin][rank]` is the
     measured chance that a candidate is the target's token, by the lead of the first candidate over the second (nats of
     log q + g; `edges` split it into bins). `node_cost` is what one more node adds to the time of a step, as a share of
-    a step without drafts: a tree grows while that raises the tokens expected per time. It was measured on the machine
+    a step without drafts: a tree grows while that raises the tokens expected per time. Its first branch then goes on to
+    `refresh` positions past the frontier, whatever its chance: what the target says there, too early, makes the coming
+    drafts (window refresh, as in Jacobi decoding). The node cost was measured on the machine
     `measured_on` ("": wherever it is), where such a step took `step_over_forward` times as long as its bare forward.
     `sources` are the names of the pool's sources, in their order.
     """
@@ -190,6 +195,7 @@ class FusedSettings:
     sources: tuple[str, ...] = HEAD_SOURCES
     max_nodes: int = 24
     window: int = 16
+    refresh: int = 0
     node_cost: float = 0.03
     measured_on: str = ""
     step_over_forward: float = 1.5
@@ -200,8 +206,12 @@ class FusedSettings:
 
     def limited(self, limits: TreeLimits) -> FusedSettings:
         """The same settings under a caller's limits."""
-        nodes = self.max_nodes if limits.num_draft_tokens is None else limits.num_draft_tokens + 1
-        return replace(self, max_nodes=nodes, window=limits.window or self.window)
+        nodes, refresh = self.max_nodes, self.refresh
+        if limits.num_draft_tokens is not None:
+            nodes, refresh = limits.num_draft_tokens + 1, 0
+        if limits.window is not None:
+            refresh = min(refresh, limits.window)
+        return replace(self, max_nodes=nodes, refresh=refresh, window=limits.window or self.window)
 
     def layout(self, drafts: list[SourceDraft]) -> list[Float[Tensor, "n 1"]]:
         """The weight of each draft at each of its offsets, given which sources are present there."""
@@ -241,7 +251,7 @@ class FusedSettings:
             pattern_key(c): ((1.0 / len(c),) * len(c),) for c in patterns
         }
         rate = tuple(tuple(first * 0.5**rank for rank in range(6)) for first in (0.4, 0.6, 0.8, 0.95))
-        return cls(weights, (0.5, 1.5, 4.0), rate, sources)
+        return cls(weights, (0.5, 1.5, 4.0), rate, sources, refresh=REFRESH if "stale" in sources else 0)
 
 
 def pattern_key(sources: Iterable[int]) -> str:
@@ -260,7 +270,7 @@ class FusedPool(Pool):
     @property
     def max_nodes(self) -> int:
         """Most nodes of a tree, root included."""
-        return self.settings.max_nodes
+        return self.settings.max_nodes + self.settings.refresh
 
     def propose(self, memory: PoolMemory, canvas: Canvas) -> DraftTree:
         """One best-first tree for each image."""
@@ -270,7 +280,7 @@ class FusedPool(Pool):
     def _grow(self, memory: PoolMemory, canvas: Canvas, row: int) -> TreeBuilder:
         committed, settings = canvas.committed[row], self.settings
         builder = TreeBuilder.rooted(int(canvas.tokens[row, committed - 1]))
-        window = min(settings.window, settings.max_nodes - 1, canvas.room(row))
+        window = min(max(settings.window, settings.refresh), self.max_nodes - 1, canvas.room(row))
         drafts = unbroken(self.drafts(memory, canvas, row, window))
         if not drafts:
             return builder
@@ -285,9 +295,31 @@ class FusedPool(Pool):
             order, lead = candidates.ranked(inside, left, len(settings.rate[0]))
             return Children(candidates.tokens[inside, order].tolist(), settings.rates(lead))
 
-        grow_best_first(builder, below, len(fused), settings.max_nodes, settings.node_cost)
+        depth = min(len(fused), settings.window)
+        grow_best_first(builder, below, depth, settings.max_nodes, settings.node_cost)
+        self.extend(builder, memory, canvas, row, fused)
         builder.sources[1:] = strongest_sources(drafts, builder.tokens[1:], builder.depths[1:])
-        return builder
+        return builder.first_branch_first()
+
+    def extend(
+        self, builder: TreeBuilder, memory: PoolMemory, canvas: Canvas, row: int, fused: Float[Tensor, "reach vocab"]
+    ) -> None:
+        """Go on along the first branch to `refresh` positions; where no source speaks, a cell repeats the one above."""
+        committed, width = canvas.committed[row], canvas.grid.width
+        until = min(self.settings.refresh, canvas.room(row))
+        branch = builder.first_branch()
+        depth = len(branch) - 1
+        if depth >= until:
+            return
+        noise = memory.randomness.noise.window(row, committed + depth, max(len(fused) - depth, 0))
+        likeliest = (fused[depth:] + noise).argmax(-1).tolist() if len(noise) else []
+        tokens = [*canvas.tokens[row, max(0, committed - width) : committed].tolist()]
+        tokens += [builder.tokens[node] for node in branch[1:]]
+        node = branch[-1]
+        for step in range(until - depth):
+            token = likeliest[step] if step < len(likeliest) else tokens[max(0, len(tokens) - width)]
+            tokens.append(token)
+            node = builder.add(node, token, source=0)
 
     def shortlist(
         self,
@@ -335,7 +367,10 @@ def unbroken(drafts: list[SourceDraft]) -> list[SourceDraft]:
 
 
 def strongest_sources(drafts: list[SourceDraft], tokens: list[int], depths: list[int]) -> list[int]:
-    """Of each drafted node the source that gives its token the largest q: whose draft it is called."""
+    """Of each drafted node the source that gives its token the largest q: whose draft it is called.
+
+    A node past what the sources cover is called the first one's.
+    """
     offsets, drafted = np.array(depths, np.intp) - 1, np.array(tokens, np.intp)
     said = np.full((len(drafts), len(tokens)), -np.inf)
     for row, draft in zip(said, drafts, strict=True):

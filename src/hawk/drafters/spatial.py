@@ -169,7 +169,7 @@ class SpatialMemory:
 
     `angles` and `masks` (the window's over the `reach` cells before it and itself, for every first coming position) are
     laid out once; `ahead` is the newest drafts of each image, `[window, vocab]`. `windows` is how far an image's next
-    drafts reach: twice as far as its last tree did, since most trees end early and every query costs time.
+    drafts reach: twice as far as its last ones were kept, since most end early and every query costs time.
     """
 
     keys: Tensor
@@ -208,9 +208,9 @@ class SpatialSource(Source):
         )
 
     def see(self, memory: SpatialMemory, canvas: Canvas, row: int, scored: Scored) -> None:
-        """How far the last tree reached."""
-        reached = scored.tree.deepest(row)
-        memory.windows[row] = min(self.drafter.config.window, max(LEAST_WINDOW, 2 * reached))
+        """How far the last drafts were kept."""
+        kept = len(scored.verdicts[row].path)
+        memory.windows[row] = min(self.drafter.config.window, max(LEAST_WINDOW, 2 * kept))
 
     def queries(self, memory: SpatialMemory, canvas: Canvas, row: int) -> Float[Tensor, "w dim"]:
         """Take in the newly committed cells of an image (its root still without a state), then draft the window."""

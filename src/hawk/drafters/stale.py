@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hawk.canvas import Canvas
 from hawk.drafters.source import Draft, Source
+from hawk.tree import DraftTree
 from hawk.verify import Scored
 
 
@@ -27,7 +28,7 @@ class StaleMemory:
 
 @dataclass
 class StaleSource(Source):
-    """log p along the branch that the last verdict broke off, and beyond it what earlier steps said.
+    """log p along the branch that the last verdict broke off and the tree's first branch, then what was said earlier.
 
     With `window` (Jacobi decoding by itself) the positions that were never scored get the uniform distribution, so that
     the chain always reaches as far.
@@ -45,8 +46,13 @@ class StaleSource(Source):
         return StaleMemory([nothing] * canvas.batch, [0] * canvas.batch)
 
     def see(self, memory: StaleMemory, canvas: Canvas, row: int, scored: Scored) -> None:
-        """The scores of the first rejected child of the last kept node, and down its first children."""
-        fresh = scored.scores[row, broken_branch(scored, row)]
+        """The scores of the first rejected child of the last kept node, and down its first children.
+
+        Beyond them those of the tree's first branch at the same positions.
+        """
+        kept, first = scored.verdicts[row].path, first_branch(scored.tree, row, 0)
+        broken = first_branch(scored.tree, row, kept[-1])
+        fresh = scored.scores[row, broken + first[len(kept) - 1 + len(broken) :]]
         older = memory.ahead[row][canvas.committed[row] - memory.starts[row] + len(fresh) :]
         memory.ahead[row] = torch.cat((fresh, older)) if len(older) else fresh
         memory.starts[row] = canvas.committed[row]
@@ -60,14 +66,12 @@ class StaleSource(Source):
         return Draft(0, said) if len(said) else None
 
 
-def broken_branch(scored: Scored, row: int) -> list[int]:
-    """Nodes from the first rejected child of the last kept node down, always the first child."""
-    parents, valid = scored.tree.parents[row].tolist(), scored.tree.valid[row].tolist()
-    node = scored.verdicts[row].path[-1]
+def first_branch(tree: DraftTree, row: int, node: int) -> list[int]:
+    """Nodes below a node of an image's tree, always the first child."""
+    parents = tree.parents[row, : int(tree.valid[row].sum())].tolist()
     branch: list[int] = []
-    while True:
-        below = [child for child in range(node + 1, len(parents)) if parents[child] == node and valid[child]]
-        if not below:
-            return branch
-        node = below[0]
-        branch.append(node)
+    for child in range(node + 1, len(parents)):
+        if parents[child] == node:
+            branch.append(child)
+            node = child
+    return branch

@@ -183,6 +183,43 @@ def test_stale_scores_are_of_the_branch_that_broke_and_older_ones_wait_behind_th
     assert source.draft(memory, 0, 7, 9) is None
 
 
+def test_behind_the_broken_branch_stand_the_scores_of_the_trees_first_branch():
+    canvas = Canvas.blank(Grid(2, 8), torch.zeros(1, 2))
+    canvas.commit(0, [0, 0], [0, 0])
+    source = StaleSource(3)
+    memory = source.start(canvas)
+    builder = TreeBuilder.rooted(0)
+    for node, parent in enumerate([0, 1, 2, 3, 0, 5], start=1):  # first branch 1-2-3-4; beside it 5-6
+        builder.add(parent, node, 0)
+    says = torch.tensor([[[float(node)] * 3 for node in range(7)]])
+    scored = Scored(batch_trees([builder], ()), says, [Verdict([0, 5], 0)])  # 5 kept, 6 wrong
+    canvas.commit(0, [0, 0], [0, 0])
+    source.see(memory, canvas, 0, scored)
+    assert source.draft(memory, 0, 4, 9).log_q[:, 0].tolist() == [6, 3, 4]  # depths 2, 3, 4
+
+
+def test_the_first_branch_goes_on_to_the_refreshed_positions():
+    """Likeliest tokens where a source speaks, then the cell above; and it stands right behind the root."""
+    vocab, grid = 4, Grid(4, 3)
+    log_q = torch.full((5, vocab), -9.0, dtype=F64)
+    log_q[torch.arange(5), torch.tensor([1, 2, 3, 0, 1])] = -1e-3
+    settings = FusedSettings(
+        {"0": ((50.0,),)}, (), ((0.6, 0.3),), window=2, refresh=8, max_nodes=4, node_cost=0.01, sources=("one",)
+    )
+    pool = known_pool(FusedPool, [SourceDraft(0, 0, log_q)], sources=1, settings=settings)
+    canvas = settled_canvas(grid, [3], vocab)
+    memory = pool.start(canvas, FREE, Randomness.from_seeds([1], grid.size, vocab, log_q))
+    tree = pool.propose(memory, canvas)
+    assert tree.tokens[0, 1:9].tolist() == [1, 2, 3, 0, 1, 3, 0, 1]  # the last three repeat those above
+    assert tree.parents[0, 1:9].tolist() == list(range(8))
+    assert tree.nodes == 9 + 1  # one sibling, behind the branch
+    assert pool.max_nodes == 12
+    near = replace(pool, settings=settings.limited(TreeLimits(window=5)))
+    assert near.propose(memory, canvas).deepest(0) == 5
+    few = replace(pool, settings=settings.limited(TreeLimits(num_draft_tokens=2)))
+    assert few.propose(memory, canvas).nodes == 3
+
+
 def test_jacobi_windows_are_filled_up_with_the_uniform_distribution():
     canvas = Canvas.blank(Grid(2, 8), torch.zeros(1, 2))
     source = StaleSource(4, window=3)

@@ -88,3 +88,17 @@ def test_the_deepest_node_of_each_image() -> None:
         flat.add(0, parent, 0)
     tree = batch_trees([chain, flat, TreeBuilder.rooted(2)], ())
     assert [tree.deepest(row) for row in range(3)] == [3, 1, 0]
+
+
+def test_the_first_branch_can_stand_first() -> None:
+    builder = TreeBuilder.rooted(9)
+    a, b = builder.add(0, 1, 5), builder.add(0, 2, 6)
+    c, d = builder.add(b, 3, 7), builder.add(a, 4, 8)
+    assert builder.first_branch() == [0, a, d]
+    ordered = builder.first_branch_first()
+    assert ordered.tokens == [9, 1, 4, 2, 3]
+    assert ordered.parents == [0, 0, 1, 0, 3]
+    assert ordered.sources == [0, 5, 8, 6, 7]
+    assert ordered.depths == [0, 1, 2, 1, 2]
+    assert ordered.add(3, 3, 0) == 4  # still merged with its equal
+    assert c == 3

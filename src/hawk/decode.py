@@ -193,7 +193,8 @@ def begin(
     like = hidden.new_empty(0, dtype=wide(hidden))
     randomness = Randomness.from_seeds(seeds, grid.size, target.vocab_size, like)
     canvas = Canvas.blank(grid, hidden)
-    bound = partial(coupled_at, randomness) if verifier == "coupled" else partial(residual_at, randomness)
+    half = prefilled.cache.keys.dtype in (torch.bfloat16, torch.float16)
+    bound = partial(coupled_at, randomness, half) if verifier == "coupled" else partial(residual_at, randomness)
     memory = drafter.start(canvas, params, randomness)
     stats = Stats(images=len(seeds))
     state = DecodeState(canvas, prefilled.cache, prefilled.padding, params, bound, memory, stats)
@@ -277,10 +278,21 @@ def root_tree(canvas: Canvas) -> DraftTree:
 
 
 def coupled_at(
-    randomness: Randomness, tree: DraftTree, ancestors: Tensor, scores: Tensor, positions: Int[Tensor, "b n"]
+    randomness: Randomness,
+    half: bool,
+    tree: DraftTree,
+    ancestors: Tensor,
+    scores: Tensor,
+    positions: Int[Tensor, "b n"],
 ) -> list[Verdict]:
-    """The coupled verifier with the noise of the positions that the nodes' next tokens take."""
-    return coupled(tree, ancestors, scores, randomness.noise.rows(positions))
+    """The coupled verifier with the noise of the positions that the nodes' next tokens take.
+
+    In `half` precision only what is rounded as in plain AR is committed (`Verdict.aligned`).
+    """
+    verdicts = coupled(tree, ancestors, scores, randomness.noise.rows(positions))
+    if not half:
+        return verdicts
+    return [verdict.aligned(tokens) for verdict, tokens in zip(verdicts, tree.tokens.tolist(), strict=True)]
 
 
 def residual_at(

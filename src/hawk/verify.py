@@ -19,10 +19,26 @@ from hawk.tree import DraftTree
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one image: the kept nodes from the root downwards (root first), and the recovered or bonus token."""
+    """Of one image: the kept nodes from the root downwards (root first), and the recovered or bonus token.
+
+    `ahead` are the tokens after it where the tree tells them already (`aligned`).
+    """
 
     path: list[int]
     token: int
+    ahead: tuple[int, ...] = ()
+
+    def aligned(self, tokens: list[int]) -> Verdict:
+        """The part of it whose nodes have their keys where plain AR has them: node d at depth d. `tokens` of all nodes.
+
+        In half precision the order of keys shows in the last bit. What is kept elsewhere in the tree is therefore not
+        committed but foretold: those drafts are right, and the next step verifies them in their place.
+        """
+        kept = next((depth for depth, node in enumerate(self.path) if node != depth), len(self.path))
+        if kept == len(self.path):
+            return self
+        told = [tokens[node] for node in self.path[kept:]] + [self.token]
+        return Verdict(self.path[:kept], told[0], tuple(told[1:]))
 
 
 @dataclass(frozen=True)

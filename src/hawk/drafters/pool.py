@@ -51,12 +51,13 @@ SHORTLISTED = 24
 class PoolMemory:
     """What a pool remembers of a batch: its parameters, its randomness, and what each source remembers.
 
-    `layouts` holds the weights of a fused pool, laid out once for each pattern of coverage (it recurs at every step).
+    `ahead` holds each image's tokens after the root that its last tree foretold. `layouts` holds the weights of a fused pool, laid out once for each pattern of coverage (it recurs at every step).
     """
 
     params: SamplingParams
     randomness: Randomness
     sources: list[Any]
+    ahead: list[tuple[int, ...]]
     layouts: dict[tuple[tuple[int, int, int], ...], list[Tensor]] = field(default_factory=dict)
 
 
@@ -74,12 +75,14 @@ class Pool:
 
     def start(self, canvas: Canvas, params: SamplingParams, randomness: Randomness) -> PoolMemory:
         """Empty memories for a batch."""
-        return PoolMemory(params, randomness, [source.start(canvas) for source in self.sources])
+        nothing: list[tuple[int, ...]] = [()] * canvas.batch
+        return PoolMemory(params, randomness, [source.start(canvas) for source in self.sources], nothing)
 
     def observe(self, memory: PoolMemory, canvas: Canvas, scored: Scored) -> None:
         """Let every source see the step; one call of the output head answers all their queries."""
         asked: list[tuple[Callable[[Tensor], None], Tensor]] = []
         for row in range(canvas.batch):
+            memory.ahead[row] = scored.verdicts[row].ahead
             if not canvas.room(row):
                 continue
             for source, remembered in zip(self.sources, memory.sources, strict=True):
@@ -282,6 +285,9 @@ class FusedPool(Pool):
         builder = TreeBuilder.rooted(int(canvas.tokens[row, committed - 1]))
         window = min(max(settings.window, settings.refresh), self.max_nodes - 1, canvas.room(row))
         drafts = unbroken(self.drafts(memory, canvas, row, window))
+        node = 0
+        for token in memory.ahead[row][: max(window, 0)]:
+            node = builder.add(node, token, source=0)
         if not drafts:
             return builder
         fused = self.fuse(memory, drafts)
@@ -296,7 +302,8 @@ class FusedPool(Pool):
             return Children(candidates.tokens[inside, order].tolist(), settings.rates(lead))
 
         depth = min(len(fused), settings.window)
-        grow_best_first(builder, below, depth, settings.max_nodes, settings.node_cost)
+        if builder.depths[node] < depth:
+            grow_best_first(builder, below, depth, settings.max_nodes, settings.node_cost, node)
         self.extend(builder, memory, canvas, row, fused)
         builder.sources[1:] = strongest_sources(drafts, builder.tokens[1:], builder.depths[1:])
         return builder.first_branch_first()
@@ -388,16 +395,22 @@ class Children:
 
 
 def grow_best_first(
-    builder: TreeBuilder, below: Callable[[int, int], Children], depth: int, max_nodes: int, node_cost: float
+    builder: TreeBuilder,
+    below: Callable[[int, int], Children],
+    depth: int,
+    max_nodes: int,
+    node_cost: float,
+    root: int = 0,
 ) -> None:
-    """Add the nodes likeliest to be kept, down to `depth`; `below(offset, token)` are a node's children.
+    """Add the nodes below `root` likeliest to be kept, down to `depth`; `below(offset, token)` are a node's children.
 
     A node's chance of being kept is what it adds to the tokens expected of the step. Growth ends where the best one
     left adds less than its time is worth: so expected tokens / time is largest.
     """
-    first = below(0, builder.tokens[0])
-    heap = [(-first.rates[0], 0, 0, 0, first)]
-    expected, time = 1.0, 1.0
+    above = builder.depths[root]
+    first = below(above, builder.tokens[root])
+    heap = [(-first.rates[0], root, above, 0, first)]
+    expected, time = 1.0 + above, 1.0 + above * node_cost
     while heap and len(builder.tokens) < max_nodes:
         gain, parent, offset, rank, siblings = heapq.heappop(heap)
         if -gain * time < node_cost * expected:

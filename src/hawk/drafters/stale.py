@@ -48,10 +48,11 @@ class StaleSource(Source):
     def see(self, memory: StaleMemory, canvas: Canvas, row: int, scored: Scored) -> None:
         """The scores of the first rejected child of the last kept node, and down its first children.
 
-        Beyond them those of the tree's first branch at the same positions.
+        If a child holds the committed token, that child's. Beyond them those of the tree's first branch.
         """
-        kept, first = scored.verdicts[row].path, first_branch(scored.tree, row, 0)
-        broken = first_branch(scored.tree, row, kept[-1])
+        verdict, first = scored.verdicts[row], first_branch(scored.tree, row, 0)
+        kept = verdict.path
+        broken = branch_of(scored.tree, row, kept[-1], verdict.token) or first_branch(scored.tree, row, kept[-1])
         fresh = scored.scores[row, broken + first[len(kept) - 1 + len(broken) :]]
         older = memory.ahead[row][canvas.committed[row] - memory.starts[row] + len(fresh) :]
         memory.ahead[row] = torch.cat((fresh, older)) if len(older) else fresh
@@ -75,3 +76,10 @@ def first_branch(tree: DraftTree, row: int, node: int) -> list[int]:
             branch.append(child)
             node = child
     return branch
+
+
+def branch_of(tree: DraftTree, row: int, node: int, token: int) -> list[int]:
+    """The child of a node that holds the token, and below it always the first child; empty if there is none."""
+    same = (tree.parents[row] == node) & (tree.tokens[row] == token) & tree.valid[row]
+    child = next((c for c in same.nonzero().flatten().tolist() if c > node), None)
+    return [] if child is None else [child, *first_branch(tree, row, child)]

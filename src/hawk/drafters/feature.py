@@ -71,7 +71,7 @@ class FeatureDrafter(nn.Module):
         own = Entries(keys, values)
         if seen is not None:
             keys, values = torch.cat((seen.keys, keys), dim=2), torch.cat((seen.values, values), dim=2)
-        x = x + self.out(attend(q, keys, values, mask))
+        x = x + self.out(attend(q.to(keys), keys, values, mask))
         x = x + self.feed_forward(self.ffn_norm(x))
         return self.last(self.out_norm(x)), own
 

@@ -23,9 +23,9 @@ def files_of(name: str) -> tuple[str, str]:
 
 
 def save_part(part: nn.Module, config: Any, folder: Path, name: str, target_fingerprint: str) -> None:
-    """Write a part's weights, and its shape with the target it was trained for."""
+    """Write a part's weights in bfloat16 (what it proposes is verified), and its shape with its target."""
     weights, described = files_of(name)
-    save_tensors(folder / weights, {key: value.contiguous() for key, value in part.state_dict().items()})
+    save_tensors(folder / weights, {key: value.bfloat16().contiguous() for key, value in part.state_dict().items()})
     write_json(folder / described, {**asdict(config), "target": target_fingerprint})
 
 

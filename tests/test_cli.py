@@ -278,7 +278,10 @@ def test_verify_ends_with_1_where_a_proof_fails(saved_model, monkeypatch, holds)
     result = hawk_command("verify", "-m", saved_model, "--prompts", 2, code=0 if holds else 1)
     document = last_json(result)
     assert document["passed"] is holds
-    assert [each["method"] for each in document["checks"]] == ["medusa", "hawk"]
+    assert [each["method"] for each in document["checks"]] in (
+        ["medusa", "hawk"],
+        ["medusa", "hawk", "hawk"],
+    )  # by dtype
     assert document["checks"][1]["passed"] is True
     assert ("FAILED" in result.stdout) is not holds
     alone = hawk_command("verify", "-m", saved_model, "--prompts", 2, "--json", code=0 if holds else 1)

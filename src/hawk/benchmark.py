@@ -207,7 +207,7 @@ def environment(pipe: HawkPipeline, prompts: int, seeds: int, batch: int, overri
     sampling = asdict(pipe.defaults) | {names.get(name, name): value for name, value in overrides.items()}
     return {
         "model": pipe.model.name,
-        "target_parameters": sum(parameter.numel() for parameter in pipe.model.target.parameters()),
+        "target_parameters": pipe.model.target.parameter_count,
         "grid": [pipe.model.target.grid.height, pipe.model.target.grid.width],
         "seed": 0,
         "dtype": pipe.dtype,

@@ -118,7 +118,7 @@ def image_costs(
 def weight_bytes(shape: LlamaGenConfig) -> int:
     """Bytes of a shape's weights in float32."""
     with torch.device("meta"):
-        return 4 * sum(parameter.numel() for parameter in LlamaGen(shape).parameters())
+        return 4 * LlamaGen(shape).parameter_count
 
 
 def random_target(shape: LlamaGenConfig, device: torch.device) -> LlamaGen:

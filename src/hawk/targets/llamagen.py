@@ -175,6 +175,12 @@ class LlamaGen(nn.Module):
         """Of the matrix products of its layers, and so of keys and values."""
         return self.packed_in or self.tok_embeddings.weight.dtype
 
+    @property
+    def parameter_count(self) -> int:
+        """Of the model as it was trained, packed or not."""
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in LlamaGen(self.config).parameters())
+
     def pack(self, dtype: torch.dtype) -> None:
         """Lay a frozen float32 model out for decoding on a CPU, its layers' products in `dtype`."""
         self.packed_in = dtype

@@ -51,7 +51,8 @@ SHORTLISTED = 24
 class PoolMemory:
     """What a pool remembers of a batch: its parameters, its randomness, and what each source remembers.
 
-    `ahead` holds each image's tokens after the root that its last tree foretold. `layouts` holds the weights of a fused pool, laid out once for each pattern of coverage (it recurs at every step).
+    `ahead` holds each image's tokens after the root that its last tree foretold. `layouts` holds the weights of a fused
+    pool, laid out once for each pattern of coverage (it recurs at every step).
     """
 
     params: SamplingParams

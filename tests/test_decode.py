@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from hawk import decode
 from hawk.canvas import RECOVERED
 from hawk.decode import Drafter, NoDrafter, Target, generate
 from hawk.drafters.methods import METHODS
@@ -70,6 +71,24 @@ def test_same_seed_same_tokens(name, target, prompt, plain, drafters):
     for params, generation in zip(EXACT_SETTINGS, plain, strict=True):
         check = check_seed_exact(name, target, prompt, target.grid, drafters[name], params, SEEDS, generation)
         assert check.passed, check
+
+
+@pytest.mark.parametrize("name", ["random", "scd", "hawk"])
+def test_committing_only_aligned_nodes_gives_the_same_tokens(name, target, prompt, plain, drafters, monkeypatch):
+    """What half precision does; here in float64, where every difference would be a mistake."""
+    verified = decode.coupled_at
+    ahead = []
+
+    def aligned(randomness, half, *rest):
+        verdicts = verified(randomness, True, *rest)
+        ahead.extend(verdict.ahead for verdict in verdicts)
+        return verdicts
+
+    monkeypatch.setattr(decode, "coupled_at", aligned)
+    for params, generation in zip(EXACT_SETTINGS, plain, strict=True):
+        check = check_seed_exact(name, target, prompt, target.grid, drafters[name], params, SEEDS, generation)
+        assert check.passed, check
+    assert any(ahead) == (name != "scd")  # a chain stands where plain AR has its keys
 
 
 @pytest.mark.parametrize("grid", [Grid(1, 9), Grid(9, 1), Grid(3, 5)])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hawk.evaluation.law import exact_law, keep_chance
 from hawk.evaluation.losslessness import LAW_TOLERANCE, check_laws, chi_square, law_cases
 from hawk.tree import TreeBuilder, batch_trees
-from hawk.verify import coupled, residual, residual_distribution
+from hawk.verify import Verdict, coupled, residual, residual_distribution
 
 F64 = torch.float64
 VOCAB = 5
@@ -190,3 +190,11 @@ def test_chi_square_lumps_rare_cells_and_forbids_impossible_ones():
     p = torch.tensor([0.0, 0.5, 0.5], dtype=F64)
     assert chi_square(torch.tensor([1, 500, 500]), p).p_value == 0
     assert chi_square(torch.tensor([0, 500, 500]), p).p_value == pytest.approx(1)
+
+
+def test_a_verdict_commits_the_nodes_whose_index_is_their_depth_and_foretells_the_rest() -> None:
+    tokens = [9, 11, 12, 13, 14, 15]
+    assert Verdict([0, 1, 2], 7).aligned(tokens) == Verdict([0, 1, 2], 7)
+    assert Verdict([0, 1, 4, 5], 7).aligned(tokens) == Verdict([0, 1], 14, (15, 7))
+    assert Verdict([0, 3], 7).aligned(tokens) == Verdict([0], 13, (7,))
+    assert Verdict([0], 7).aligned(tokens) == Verdict([0], 7)

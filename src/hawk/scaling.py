@@ -20,7 +20,7 @@ from hawk.benchmark import environment
 from hawk.cost import forward_seconds
 from hawk.errors import HawkError
 from hawk.machine import synchronize
-from hawk.packed import worth_packing
+from hawk.packed import fast_dtype, worth_packing
 from hawk.pipeline import HawkPipeline, PipelineOutput
 from hawk.targets.llamagen import LlamaGen, LlamaGenConfig
 
@@ -128,8 +128,8 @@ def random_target(shape: LlamaGenConfig, device: torch.device) -> LlamaGen:
     target = target.to_empty(device=device).requires_grad_(False).eval()
     for parameter in target.parameters():
         parameter.fill_(0.01)
-    if device.type == "cpu" and worth_packing(target, torch.float32):
-        target.pack(torch.float32)
+    if device.type == "cpu" and worth_packing(target, fast_dtype()):
+        target.pack(fast_dtype())
     return target
 
 

@@ -159,7 +159,8 @@ def draw_plots(result: ScalingResult, folder: Path) -> list[Path]:
     for axis, label in labels.items():
         here = [cost for cost in result.costs if cost.axis == axis]
         figure = Figure(figsize=(6, 4), layout="constrained")
-        plot = figure.add_subplot(xlabel=label, ylabel=f"seconds a {here[0].unit}", xscale="log", yscale="log")
+        seconds = "seconds an image" if here[0].unit == "image" else "seconds a forward"
+        plot = figure.add_subplot(xlabel=label, ylabel=seconds, xscale="log", yscale="log")
         for series in dict.fromkeys(cost.series for cost in here):
             points = [cost for cost in here if cost.series == series]
             plot.plot([c.at for c in points], [c.seconds for c in points], marker="o", label=series)

@@ -72,7 +72,8 @@ def can_pack_bfloat16() -> bool:
 
 def has_matrix_units() -> bool:
     """Whether the CPU multiplies bfloat16 matrices in hardware (AMX), so that bfloat16 is the fast dtype on it."""
-    return can_pack_bfloat16() and torch.cpu._is_amx_tile_supported()
+    asked = getattr(torch.cpu, "_is_amx_tile_supported", None)  # not in every supported PyTorch
+    return can_pack_bfloat16() and asked is not None and bool(asked())
 
 
 def fast_dtype() -> torch.dtype:

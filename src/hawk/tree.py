@@ -63,6 +63,16 @@ class DraftTree:
         return torch.from_numpy(reach).to(self.parents.device)
 
 
+def first_branch(parents: list[int], node: int) -> list[int]:
+    """Nodes below a node, always the first child; `parents` of all valid nodes of one image's tree."""
+    branch: list[int] = []
+    for child in range(node + 1, len(parents)):
+        if parents[child] == node:
+            branch.append(child)
+            node = child
+    return branch
+
+
 @dataclass
 class TreeBuilder:
     """Grows the tree of one image node by node; `add` merges equal siblings."""
@@ -79,21 +89,13 @@ class TreeBuilder:
         """A tree of the root alone."""
         return cls([token], [0], [0], [0], {}, {})
 
-    def first_branch(self) -> list[int]:
-        """Nodes from the root down, always the first child."""
-        branch = [0]
-        for node in range(1, len(self.tokens)):
-            if self.parents[node] == branch[-1]:
-                branch.append(node)
-        return branch
-
     def first_branch_first(self) -> TreeBuilder:
         """The same tree of one-hot drafts with its first branch right behind the root, where plain AR has its keys.
 
         A node's state is rounded by the order of the keys it sums over: along the first branch as in plain AR.
         """
-        branch = self.first_branch()
-        order = branch + [node for node in range(len(self.tokens)) if node not in set(branch)]
+        first = [0, *first_branch(self.parents, 0)]
+        order = first + sorted(set(range(len(self.tokens))) - set(first))
         place = {node: i for i, node in enumerate(order)}
         return TreeBuilder(
             tokens=[self.tokens[node] for node in order],

@@ -28,7 +28,7 @@ from hawk.drafters.source import OutputHead, Source
 from hawk.errors import HawkError
 from hawk.files import write_json
 from hawk.sampling import Randomness, SamplingParams, log_probs
-from hawk.tree import DraftTree, TreeBuilder, batch_trees
+from hawk.tree import DraftTree, TreeBuilder, batch_trees, first_branch
 from hawk.verify import Scored
 
 LEAST_LOG_Q = -30.0
@@ -287,7 +287,7 @@ class FusedPool(Pool):
         window = min(max(settings.window, settings.refresh), self.max_nodes - 1, canvas.room(row))
         drafts = unbroken(self.drafts(memory, canvas, row, window))
         node = 0
-        for token in memory.ahead[row][: max(window, 0)]:
+        for token in memory.ahead[row][:window]:
             node = builder.add(node, token, source=0)
         if not drafts:
             return builder
@@ -315,13 +315,13 @@ class FusedPool(Pool):
         """Go on along the first branch to `refresh` positions; where no source speaks, a cell repeats the one above."""
         committed, width = canvas.committed[row], canvas.grid.width
         until = min(self.settings.refresh, canvas.room(row))
-        branch = builder.first_branch()
+        branch = [0, *first_branch(builder.parents, 0)]
         depth = len(branch) - 1
         if depth >= until:
             return
         noise = memory.randomness.noise.window(row, committed + depth, max(len(fused) - depth, 0))
         likeliest = (fused[depth:] + noise).argmax(-1).tolist() if len(noise) else []
-        tokens = [*canvas.tokens[row, max(0, committed - width) : committed].tolist()]
+        tokens = canvas.tokens[row, max(0, committed - width) : committed].tolist()
         tokens += [builder.tokens[node] for node in branch[1:]]
         node = branch[-1]
         for step in range(until - depth):

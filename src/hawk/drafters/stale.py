@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hawk.canvas import Canvas
 from hawk.drafters.source import Draft, Source
-from hawk.tree import DraftTree
+from hawk.tree import first_branch
 from hawk.verify import Scored
 
 
@@ -50,9 +50,16 @@ class StaleSource(Source):
 
         If a child holds the committed token, that child's. Beyond them those of the tree's first branch.
         """
-        verdict, first = scored.verdicts[row], first_branch(scored.tree, row, 0)
-        kept = verdict.path
-        broken = branch_of(scored.tree, row, kept[-1], verdict.token) or first_branch(scored.tree, row, kept[-1])
+        verdict, tree = scored.verdicts[row], scored.tree
+        valid = int(tree.valid[row].sum())
+        parents, tokens = tree.parents[row, :valid].tolist(), tree.tokens[row, :valid].tolist()
+        kept, first = verdict.path, first_branch(parents, 0)
+        held = [
+            child
+            for child in range(kept[-1] + 1, valid)
+            if (parents[child], tokens[child]) == (kept[-1], verdict.token)
+        ]
+        broken = [held[0], *first_branch(parents, held[0])] if held else first_branch(parents, kept[-1])
         fresh = scored.scores[row, broken + first[len(kept) - 1 + len(broken) :]]
         older = memory.ahead[row][canvas.committed[row] - memory.starts[row] + len(fresh) :]
         memory.ahead[row] = torch.cat((fresh, older)) if len(older) else fresh
@@ -65,21 +72,3 @@ class StaleSource(Source):
         if missing > 0:
             said = torch.cat((said, said.new_full((missing, self.vocab), -math.log(self.vocab))))
         return Draft(0, said) if len(said) else None
-
-
-def first_branch(tree: DraftTree, row: int, node: int) -> list[int]:
-    """Nodes below a node of an image's tree, always the first child."""
-    parents = tree.parents[row, : int(tree.valid[row].sum())].tolist()
-    branch: list[int] = []
-    for child in range(node + 1, len(parents)):
-        if parents[child] == node:
-            branch.append(child)
-            node = child
-    return branch
-
-
-def branch_of(tree: DraftTree, row: int, node: int, token: int) -> list[int]:
-    """The child of a node that holds the token, and below it always the first child; empty if there is none."""
-    same = (tree.parents[row] == node) & (tree.tokens[row] == token) & tree.valid[row]
-    child = next((c for c in same.nonzero().flatten().tolist() if c > node), None)
-    return [] if child is None else [child, *first_branch(tree, row, child)]

@@ -13,12 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
+from jaxtyping import Float, Int
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -28,13 +29,16 @@ from hawk.drafters.parts import DraftParts, load_parts
 from hawk.drafters.pool import FusedSettings
 from hawk.errors import HawkError
 from hawk.files import read_json, replacing, save_tensors, write_bytes, write_json
+from hawk.grid import Grid
 from hawk.sampling import SamplingParams
-from hawk.targets.llamagen import LlamaGen, LlamaGenConfig
+from hawk.targets.llamagen import CaptionPrompt, LlamaGen, LlamaGenConfig
 from hawk.targets.text import StaticTextEncoder
 from hawk.targets.vq import FSQConfig, FSQTokenizer
 
 BUNDLED = Path(__file__).parent / "weights" / "bundled"
 SHARD_BYTES = 48_000_000
+MAX_TOKENS = 4096
+"""Most tokens of an image."""
 TEXT_FILES = ("words.safetensors", "words.txt", "text.json")
 HEADS_FOLDER = Path("drafters") / "heads"
 _FLOATS = ("BF16", "F16", "F32", "F64")
@@ -99,6 +103,75 @@ class LoadedModel:
     def name(self) -> str:
         """The model's own name."""
         return self.config.name
+
+    @property
+    def grid(self) -> Grid:
+        """The grid it was trained for."""
+        return self.target.grid
+
+    @property
+    def cell(self) -> int:
+        """Side of a token in pixels."""
+        return self.tokenizer.downsample
+
+    @property
+    def defaults(self) -> SamplingParams:
+        """The sampling parameters that a call uses where it names none."""
+        return self.config.defaults
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """What moves to a device."""
+        return [self.target, self.tokenizer, *(self.drafting.modules if self.drafting else [])]
+
+    def check_grid(self, grid: Grid) -> None:
+        """`HawkError` for too large a grid."""
+        if grid.size > MAX_TOKENS:
+            raise HawkError(
+                f"{grid.height}x{grid.width} tokens are too many: at most {MAX_TOKENS} fit, choose a smaller image"
+            )
+
+    def condition(self, prompts: Sequence[str], negatives: Sequence[str], grid: Grid) -> CaptionPrompt:
+        """Caption features; where only some images have a negative prompt, the others take the null caption."""
+        weight = self.target.tok_embeddings.weight
+        encoded = self.text.encode(list(prompts))
+        features, mask = encoded.features.to(weight), encoded.mask.to(weight.device)
+        if not any(text.strip() for text in negatives):
+            return CaptionPrompt(features, mask)
+        null, null_mask = self.target.null_features(features).clone(), mask.clone()
+        for row, negative in enumerate(negatives):
+            if negative.strip():
+                one = self.text.encode([negative])
+                null[row], null_mask[row] = one.features[0].to(weight), one.mask[0].to(weight.device)
+        return CaptionPrompt(features, mask, null, null_mask)
+
+    def pixels(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]:
+        """Images of token grids, in [-1, 1]."""
+        return self.tokenizer.decode(codes)
+
+    def pack(self, dtype: torch.dtype) -> None:
+        """Lay target and drafter out for decoding on a CPU, their products in `dtype`."""
+        self.target.pack(dtype)
+        if self.drafting:
+            self.drafting.pack(dtype)
+
+    def facts(self) -> dict[str, Any]:
+        """What `hawk info` tells of its parts."""
+        shape = self.config.target
+        return {
+            "target": {
+                "architecture": self.config.architecture,
+                "parameters": self.target.parameter_count,
+                "layers": shape.n_layer,
+                "width": shape.dim,
+                "fingerprint": self.fingerprint,
+            },
+            "tokenizer": {
+                "codes": self.tokenizer.codebook_size,
+                "parameters": sum(parameter.numel() for parameter in self.tokenizer.parameters()),
+            },
+            "text": {"words": len(self.text.index), "longest_prompt": f"{self.text.tokens} words"},
+        }
 
 
 # --- loading -------------------------------------------------------------------------------------------------

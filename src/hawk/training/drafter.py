@@ -1,91 +1,42 @@
-"""`hawk train drafter`: fit draft heads on tokens the target itself drew.
+"""`hawk train drafter --kind heads`: fit draft heads on tokens the target itself drew.
 
 No images are needed: the target draws grids for prompts (on-policy), its guided distribution is the teacher.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from safetensors.torch import load_file
+from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from hawk.decode import NoDrafter, Target, generate
 from hawk.drafters.heads import DraftHeads, HeadsConfig
-from hawk.files import save_tensors
 from hawk.grid import Grid
-from hawk.sampling import SamplingParams, guide, log_probs
-from hawk.targets.llamagen import CaptionPrompt, LlamaGen
-from hawk.training.loop import FitConfig, Fitted, fit
-
-Prompts = Callable[[int, int], Any]
-"""(start, count) -> the target's prompt for that many rows; a function of the numbers alone."""
-
-
-@dataclass(frozen=True)
-class OnPolicy:
-    """Grids the target drew, and the guided state before each token: `states[:, i]` predicts token i."""
-
-    tokens: Int[Tensor, "images n"]
-    states: Float[Tensor, "images n d"]
-
-    @property
-    def kept(self) -> int:
-        """Images to learn from; the last tenth is held out."""
-        return len(self.tokens) * 9 // 10
-
-
-def draw_on_policy(
-    target: Target, prompts: Prompts, grid: Grid, params: SamplingParams, images: int, out: Path, batch: int = 32
-) -> Int[Tensor, "images n"]:
-    """Let the target draw `images` grids, a shard of `batch` at a time; finished shards under `out` are kept."""
-    out.mkdir(parents=True, exist_ok=True)
-    shards = []
-    for start in tqdm(range(0, images, batch), desc="on-policy grids", unit="batch"):
-        path = out / f"tokens-{start:06d}.safetensors"
-        if not path.is_file():
-            seeds = list(range(start, start + batch))
-            drawn = generate(target, prompts(start, batch), grid, params, NoDrafter(), seeds).tokens
-            save_tensors(path, {"tokens": drawn.to(torch.int32)})
-        shards.append(load_file(path)["tokens"].long())
-    return torch.cat(shards)[:images]
-
-
-@torch.no_grad()
-def guided_states(
-    target: LlamaGen, tokens: Int[Tensor, "b n"], prompt: CaptionPrompt, grid: Grid, params: SamplingParams
-) -> Float[Tensor, "b n d"]:
-    """Guided last hidden state before each token, teacher-forced."""
-    cond = target(tokens, prompt.features, prompt.mask, grid)
-    if not params.guided:
-        return cond
-    uncond = target(tokens, target.null_features(prompt.features), prompt.mask, grid)
-    return guide(cond, uncond, params.cfg_scale)
+from hawk.model import ImageTarget
+from hawk.sampling import SamplingParams
+from hawk.training.grids import OnPolicy
+from hawk.training.loop import FitConfig, Fitted, fit, mean_measured
+from hawk.training.teacher import draft_log_q, guided_states, teacher_log_p
+from hawk.training.world import World
 
 
 class HeadsLoss(nn.Module):
     """Cross-entropy of every head against the target's guided, filtered distribution at the position it predicts."""
 
-    def __init__(self, heads: DraftHeads, output: nn.Module, grid: Grid, params: SamplingParams) -> None:
+    def __init__(self, heads: DraftHeads, target: ImageTarget, grid: Grid, params: SamplingParams) -> None:
         super().__init__()
         self.heads, self.grid, self.params = heads, grid, params
-        self._output = (output,)  # in a tuple: frozen, and none of our parameters
+        self._target = (target,)  # in a tuple: frozen, and none of our parameters
 
-    def forward(self, states: Float[Tensor, "b n d"]) -> dict[str, Tensor]:
+    def forward(self, hidden: Float[Tensor, "parts b n d"]) -> dict[str, Tensor]:
         """Mean nats of each head, and their mean as `loss`."""
-        output = self._output[0]
-        teacher = log_probs(output(states), self.params).exp()
+        target, states = self._target[0], guided_states(hidden, self.params)
+        teacher = teacher_log_p(target, hidden, self.params).exp()
         losses = {}
         for name, block, sources, positions in head_pairs(self.heads, self.grid):
-            drafted = output(self.heads.draft_state(block, states[:, sources]))
-            drafted = log_probs(drafted, SamplingParams(self.params.temperature))  # unfiltered: p's zeros need log q
-            losses[name] = -(teacher[:, positions] * drafted).sum(-1).mean()
+            log_q = draft_log_q(target, self.heads.draft_state(block, states[:, sources]), self.params)
+            losses[name] = -(teacher[:, positions] * log_q).sum(-1).mean()
         return {"loss": torch.stack(list(losses.values())).mean(), **losses}
 
 
@@ -101,7 +52,7 @@ def head_pairs(heads: DraftHeads, grid: Grid) -> list[tuple[str, nn.Module, slic
 
 
 def train_heads(
-    target: LlamaGen,
+    target: ImageTarget,
     data: OnPolicy,
     grid: Grid,
     params: SamplingParams,
@@ -109,19 +60,18 @@ def train_heads(
     config: FitConfig,
     out: Path,
 ) -> tuple[DraftHeads, Fitted]:
-    """Fit heads on on-policy states; the last tenth of the images is held out."""
+    """Fit heads on the states of a frozen target; the last tenth of the images is held out."""
     torch.manual_seed(config.seed)
     heads = DraftHeads(shape)
-    module = HeadsLoss(heads, target.output.requires_grad_(False), grid, params)
-    kept = data.kept
+    module = HeadsLoss(heads, target, grid, params)
+    own = World.join(config.device).own(config.batch_size)
 
     def batch_loss(runner: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        chosen = torch.randint(kept, (config.batch_size,), generator=generator)
-        return runner(data.states[chosen].to(config.device))
+        return runner(data.hidden(torch.randint(data.kept, (config.batch_size,), generator=generator)[own]))
 
     def evaluate(runner: nn.Module, step: int) -> dict[str, float]:
-        held_out = data.states[kept:][:16].to(config.device)
-        return {name: float(value) for name, value in runner(held_out).items()}
+        parts = data.held_out(16).split(config.batch_size)
+        return mean_measured([runner(data.hidden(part)) for part in parts], [len(part) for part in parts])
 
     fitted = fit(module, batch_loss, config, out, evaluate)
     module.load_state_dict(fitted.averaged)
@@ -130,18 +80,14 @@ def train_heads(
 
 @torch.no_grad()
 def copy_baselines(
-    output: nn.Module, data: OnPolicy, grid: Grid, params: SamplingParams, images: int = 32
+    target: ImageTarget, data: OnPolicy, grid: Grid, params: SamplingParams, images: int = 32
 ) -> dict[str, float]:
-    """Mean probability that the target gives to a copy of the left cell and to a copy of the cell above."""
-    tokens = data.tokens[:images]
-    p = torch.stack([log_probs(output(row), params).exp() for row in data.states[:images]])
-    left = p[:, 1:].gather(-1, tokens[:, :-1, None]).mean()
-    above = p[:, grid.width :].gather(-1, tokens[:, : -grid.width, None]).mean()
-    return {"left": float(left), "above": float(above)}
-
-
-def preset() -> FitConfig:
-    """The bundled recipe."""
-    return FitConfig(
-        steps=1600, batch_size=6, lr=1.5e-3, weight_decay=0.01, warmup=50, ema=0.99, evaluate_every=200, save_every=100
-    )
+    """Mean probability that the target gives to a copy of the left cell and to a copy of the cell above (held out)."""
+    left, above = [], []
+    for image in data.held_out(images)[:, None]:
+        hidden = data.hidden(image)
+        tokens = data.tokens[image].to(hidden.device)
+        p = teacher_log_p(target, hidden, params).exp()
+        left.append(p[:, 1:].gather(-1, tokens[:, :-1, None]).mean())
+        above.append(p[:, grid.width :].gather(-1, tokens[:, : -grid.width, None]).mean())
+    return {"left": float(torch.stack(left).mean()), "above": float(torch.stack(above).mean())}

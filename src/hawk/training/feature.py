@@ -10,65 +10,91 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hawk.drafters.feature import FeatureConfig, FeatureDrafter
-from hawk.grid import Grid
 from hawk.layers import additive_mask
-from hawk.sampling import SamplingParams, log_probs
-from hawk.targets.llamagen import LlamaGen
-from hawk.training.drafter import OnPolicy
-from hawk.training.loop import FitConfig, Fitted, fit
+from hawk.model import ImageTarget
+from hawk.sampling import SamplingParams
+from hawk.training.grids import OnPolicy
+from hawk.training.loop import FitConfig, Fitted, fit, mean_measured
+from hawk.training.teacher import draft_log_q, guided_states, teacher_log_p
+from hawk.training.world import World
 
 NOISE = 0.1
 """Half-width of the uniform noise on the input states, so that the drafter bears its own errors (the paper's value)."""
+
+HEAD_DIM = 64
+"""Channels of an attention head, where the target's width allows."""
 
 
 class FeatureLoss(nn.Module):
     """Cross-entropy against the target's guided, filtered p, and smooth L1 between predicted and true states."""
 
-    def __init__(self, drafter: FeatureDrafter, target: LlamaGen, grid: Grid, params: SamplingParams) -> None:
+    def __init__(self, drafter: FeatureDrafter, target: ImageTarget, params: SamplingParams) -> None:
         super().__init__()
-        self.drafter, self.grid, self.params = drafter, grid, params
-        self._frozen = (target.tok_embeddings, target.output)  # in a tuple: none of our parameters
+        self.drafter, self.params = drafter, params
+        self._target = (target,)  # in a tuple: frozen, and none of our parameters
 
-    def forward(self, tokens: Int[Tensor, "b n"], states: Float[Tensor, "b n d"]) -> dict[str, Tensor]:
-        """Means over all tokens but the last (`states[:, i]` predicts token i)."""
-        embeddings, output = self._frozen
+    def forward(
+        self,
+        tokens: Int[Tensor, "b n"],
+        hidden: Float[Tensor, "parts b n d"],
+        noise: Float[Tensor, "b n1 d"] | None = None,
+    ) -> dict[str, Tensor]:
+        """Means over all tokens but the last (`hidden[..., i, :]` predicts token i); `noise` is added to the states."""
+        target, states = self._target[0], guided_states(hidden, self.params)
         before, after = states[:, :-1], states[:, 1:]
-        noisy = before + NOISE * (2 * torch.rand_like(before) - 1) if self.training else before
+        noisy = before if noise is None else before + noise
         positions = torch.arange(before.shape[1], device=tokens.device)[None]
         visible = positions[..., None] >= positions[:, None]
         predicted, _ = self.drafter(
-            embeddings(tokens[:, :-1]), noisy, positions, None, additive_mask(visible, states.dtype)
+            target.embed(tokens[:, :-1]), noisy, positions, None, additive_mask(visible, states.dtype)
         )
-        log_q = log_probs(output(predicted), SamplingParams(self.params.temperature))  # unfiltered: p's zeros need it
-        p = log_probs(output(after), self.params).exp()
+        log_q = draft_log_q(target, predicted, self.params)
+        p = teacher_log_p(target, hidden[:, :, 1:], self.params).exp()
         nats, distance = -(p * log_q).sum(-1).mean(), F.smooth_l1_loss(predicted.float(), after.float())
         return {"loss": nats + distance, "nats": nats, "distance": distance}
 
 
 def train_feature(
-    target: LlamaGen, data: OnPolicy, grid: Grid, params: SamplingParams, config: FitConfig, out: Path
+    target: ImageTarget,
+    data: OnPolicy,
+    params: SamplingParams,
+    shape: FeatureConfig,
+    config: FitConfig,
+    out: Path,
 ) -> tuple[FeatureDrafter, Fitted]:
-    """Fit on on-policy grids; the last tenth of the images is held out."""
+    """Fit on the grids of a frozen target; the last tenth of the images is held out."""
     torch.manual_seed(config.seed)
-    drafter = FeatureDrafter(FeatureConfig(target.config.dim, target.config.n_head))
-    target.tok_embeddings.requires_grad_(False)
-    target.output.requires_grad_(False)
-    module = FeatureLoss(drafter, target, grid, params)
-    kept = data.kept
+    drafter = FeatureDrafter(shape)
+    module = FeatureLoss(drafter, target, params)
+    own = World.join(config.device).own(config.batch_size)
+
+    def forced(images: Int[Tensor, " b"]) -> tuple[Tensor, Tensor]:
+        return data.tokens[images].to(config.device), data.hidden(images)
 
     def batch_loss(runner: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        chosen = torch.randint(kept, (config.batch_size,), generator=generator)
-        return runner(data.tokens[chosen].to(config.device), data.states[chosen].to(config.device))
+        images = torch.randint(data.kept, (config.batch_size,), generator=generator)[own]
+        seeds = torch.randint(1 << 62, (config.batch_size,), generator=generator)[own]
+        tokens, hidden = forced(images)
+        noise = torch.stack([state_noise(int(seed), hidden.shape[2] - 1, hidden.shape[3]) for seed in seeds])
+        return runner(tokens, hidden, noise.to(config.device))
 
     def evaluate(runner: nn.Module, step: int) -> dict[str, float]:
-        held_out = (data.tokens[kept:][:32].to(config.device), data.states[kept:][:32].to(config.device))
-        return {name: float(value) for name, value in runner(*held_out).items()}
+        parts = data.held_out(32).split(config.batch_size)
+        return mean_measured([runner(*forced(part)) for part in parts], [len(part) for part in parts])
 
     fitted = fit(module, batch_loss, config, out, evaluate)
     module.load_state_dict(fitted.averaged)
     return drafter.eval(), fitted
 
 
-def preset() -> FitConfig:
-    """The bundled recipe."""
-    return FitConfig(steps=1600, batch_size=6, lr=1e-3, weight_decay=0.05, warmup=100, ema=0.99, evaluate_every=400)
+def state_noise(seed: int, n: int, dim: int) -> Float[Tensor, "n dim"]:
+    """Noise on the states of one image, from a seed of its own: the same whichever process trains on it."""
+    return NOISE * (2 * torch.rand(n, dim, generator=torch.Generator().manual_seed(seed)) - 1)
+
+
+def feature_shape(dim: int) -> FeatureConfig:
+    """The drafter's layer for a target of width `dim`: heads of `HEAD_DIM` channels, wider where they must be even."""
+    heads = max(1, dim // HEAD_DIM)
+    while dim % (2 * heads):
+        heads -= 1
+    return FeatureConfig(dim, heads)

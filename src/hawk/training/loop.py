@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from hawk.errors import HawkError
 from hawk.files import replacing
+from hawk.training.world import World
 
 
 @dataclass(frozen=True)
 class FitConfig:
     """How to fit: sizes, optimiser, and how often to save. One `step` is one optimiser update.
 
+    `batch_size` is that of a step, whatever the number of processes: each takes an equal part of it (`World.own`).
     `muon`: the matrices inside a module's `layers` are fitted by Muon, at AdamW's learning rate (its update matched in
     size), the other parameters by AdamW.
     """
@@ -48,7 +48,11 @@ class FitConfig:
 
 
 BatchLoss = Callable[[nn.Module, int, torch.Generator], dict[str, Tensor]]
-"""(module, step, generator) -> named scalars, `loss` among them; depends on nothing else, so a resume repeats it."""
+"""(module, step, generator) -> named scalars, `loss` among them; depends on nothing else, so a resume repeats it.
+
+They are means over this process's part of the step's batch; the generator is the same in all processes, so that they
+can choose the batch together.
+"""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,10 @@ def learning_rate(step: int, config: FitConfig) -> float:
 
 
 def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
-    """All randomness of a step follows from (seed, step, rank): a resumed run draws what the killed one would have."""
+    """All randomness of a step follows from (seed, step, rank): a resumed run draws what the killed one would have.
+
+    Rank 0's is what all processes share.
+    """
     mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % (1 << 63)
     return torch.Generator().manual_seed(mixed)
 
@@ -89,53 +96,65 @@ def fit(
     """
     from torch.utils.tensorboard import SummaryWriter
 
-    rank, world = _join_group()
+    world = World.join(config.device)
     module.to(config.device).train()
     optimizers = optimizers_of(module, config)
     averaged = {name: value.detach().clone().float() for name, value in module.state_dict().items()}
     out.mkdir(parents=True, exist_ok=True)
-    first, elapsed = _resume(out / "state.pt", module, optimizers, averaged, config)
+    done = _resume(out / "state.pt", module, optimizers, averaged, config)
     runner: nn.Module = torch.compile(module) if config.compile else module  # type: ignore[assignment]
-    writer = SummaryWriter(str(out / "tensorboard"), purge_step=first) if rank == 0 else None
-    scalars: dict[str, float] = {}
-    started = time.monotonic() - elapsed
-    bar = tqdm(range(first, config.steps), initial=first, total=config.steps, disable=rank != 0, desc=out.name)
+    writer = SummaryWriter(str(out / "tensorboard"), purge_step=done.steps) if world.first else None
+    scalars = done.scalars
+    started = time.monotonic() - done.seconds
+    todo = range(done.steps, config.steps)
+    bar = tqdm(todo, initial=done.steps, total=config.steps, disable=not world.first, desc=out.name)
     for step in bar:
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate(step, config)
-        generator = step_generator(config.seed, step, rank)
-        torch.manual_seed(generator.initial_seed())  # dropout masks, too, follow from the step
+        own = step_generator(config.seed, step, world.rank)
+        torch.manual_seed(own.initial_seed())  # dropout masks, too, follow from the step
         with torch.autocast(config.device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
-            losses = batch_loss(runner, step, generator)
+            losses = batch_loss(runner, step, step_generator(config.seed, step))
         module.zero_grad(set_to_none=True)
         losses["loss"].backward()
-        _average_gradients(module, world)
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                world.mean(parameter.grad)
         norm = nn.utils.clip_grad_norm_(module.parameters(), config.grad_clip)
         for optimizer in optimizers:
             optimizer.step()
         _update_average(averaged, module, min(config.ema, (step + 1) / (step + 10)))
-        if writer and (step % 20 == 0 or step == config.steps - 1):
-            scalars = {name: float(value.detach()) for name, value in losses.items()} | {"grad_norm": float(norm)}
+        if step % 20 == 0 or step == config.steps - 1:
+            means = world.mean(torch.stack([value.detach().float() for value in losses.values()]))
+            scalars = dict(zip(losses, means.tolist(), strict=True)) | {"grad_norm": float(norm)}
             bar.set_postfix({name: f"{value:.3f}" for name, value in scalars.items()})
-            for name, value in scalars.items():
-                writer.add_scalar(f"train/{name}", value, step)
-        done = step + 1
-        if rank == 0 and (done % config.save_every == 0 or done == config.steps):
-            state = _state(module, optimizers, averaged, done, time.monotonic() - started, config)
-            save_atomically(state, out / "state.pt")
-            if config.keep_every and done % config.keep_every == 0:
-                save_atomically({"averaged": averaged, "step": done}, out / f"averaged-{done:07d}.pt")
-        if evaluate and writer and (done % config.evaluate_every == 0 or done == config.steps):
-            measured = _evaluate(module, averaged, evaluate, done)
+            if writer:
+                for name, value in scalars.items():
+                    writer.add_scalar(f"train/{name}", value, step)
+        steps = step + 1
+        if evaluate and writer and (steps % config.evaluate_every == 0 or steps == config.steps):
+            measured = _evaluate(module, averaged, evaluate, steps)
             scalars |= measured
             for name, value in measured.items():
-                writer.add_scalar(f"held-out/{name}", value, done)
-            line = {"step": done, **scalars}
+                writer.add_scalar(f"held-out/{name}", value, steps)
+            line = {"step": steps, **scalars}
             with (out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
+        if world.first and (steps % config.save_every == 0 or steps == config.steps):
+            progress = Progress(steps, time.monotonic() - started, scalars)
+            save_atomically(_state(module, optimizers, averaged, progress, config), out / "state.pt")
+            if config.keep_every and steps % config.keep_every == 0:
+                save_atomically({"averaged": averaged, "step": steps}, out / f"averaged-{steps:07d}.pt")
     if writer:
         writer.close()
     return Fitted(averaged, scalars, time.monotonic() - started)
+
+
+def mean_measured(parts: list[dict[str, Tensor]], counts: list[int]) -> dict[str, float]:
+    """Means of what was measured part by part, each over `counts` things."""
+    return {
+        name: sum(float(p[name]) * n for p, n in zip(parts, counts, strict=True)) / sum(counts) for name in parts[0]
+    }
 
 
 def optimizers_of(module: nn.Module, config: FitConfig) -> list[torch.optim.Optimizer]:
@@ -169,20 +188,29 @@ def load_averaged(path: Path) -> dict[str, Tensor]:
     return torch.load(path, map_location="cpu", weights_only=True)["averaged"]
 
 
+@dataclass(frozen=True)
+class Progress:
+    """Steps done, the seconds they took, and the scalars after them."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    scalars: dict[str, float] = field(default_factory=dict)
+
+
 def _state(
     module: nn.Module,
     optimizers: list[torch.optim.Optimizer],
     averaged: dict[str, Tensor],
-    step: int,
-    seconds: float,
+    progress: Progress,
     config: FitConfig,
 ) -> dict[str, Any]:
     return {
         "model": module.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "averaged": averaged,
-        "step": step,
-        "seconds": seconds,
+        "step": progress.steps,
+        "seconds": progress.seconds,
+        "scalars": progress.scalars,
         "config": asdict(config),
     }
 
@@ -193,10 +221,10 @@ def _resume(
     optimizers: list[torch.optim.Optimizer],
     averaged: dict[str, Tensor],
     config: FitConfig,
-) -> tuple[int, float]:
-    """Load a killed run into place; (step to do next, seconds already spent)."""
+) -> Progress:
+    """Load a killed run into place; how far it had come."""
     if not path.is_file():
-        return 0, 0.0
+        return Progress()
     state = torch.load(path, map_location=config.device, weights_only=True)
     free = ("save_every", "keep_every", "evaluate_every", "compile", "device")
     for name, value in asdict(config).items():
@@ -208,7 +236,7 @@ def _resume(
         optimizer.load_state_dict(saved)
     for name, value in state["averaged"].items():
         averaged[name].copy_(value)
-    return int(state["step"]), float(state["seconds"])
+    return Progress(int(state["step"]), float(state["seconds"]), dict(state.get("scalars", {})))
 
 
 def _listed(value: Any) -> list[Any]:
@@ -236,21 +264,3 @@ def _evaluate(
     module.load_state_dict(live)
     module.train()
     return measured
-
-
-def _join_group() -> tuple[int, int]:
-    """(rank, world size); joins the process group when torchrun started us."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return 0, 1
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    return dist.get_rank(), dist.get_world_size()
-
-
-def _average_gradients(module: nn.Module, world: int) -> None:
-    if world == 1:
-        return
-    for parameter in module.parameters():
-        if parameter.grad is not None:
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= world

@@ -20,14 +20,14 @@ from tqdm import tqdm
 
 from hawk.canvas import Canvas
 from hawk.cost import forward_seconds
-from hawk.decode import Target, generate
+from hawk.decode import generate
 from hawk.drafters.left import LeftFactor
 from hawk.drafters.pool import LEAST_LOG_Q, FusedPool, FusedSettings, PoolMemory, SourceDraft, pattern_key
 from hawk.grid import Grid
 from hawk.machine import machine_name
-from hawk.sampling import GumbelNoise, Randomness, SamplingParams, log_probs
-from hawk.targets.llamagen import LlamaGen
-from hawk.training.drafter import Prompts
+from hawk.model import ImageTarget
+from hawk.sampling import GumbelNoise, Randomness, SamplingParams
+from hawk.training.teacher import Prompts, forced_hidden, teacher_log_p
 from hawk.tree import DraftTree
 from hawk.verify import Scored
 
@@ -101,7 +101,7 @@ class Recorder:
 
 
 def record_drafts(
-    target: Target,
+    target: ImageTarget,
     pool: FusedPool,
     prompt: Any,
     grid: Grid,
@@ -115,7 +115,10 @@ def record_drafts(
     recorder = Recorder(pool, min(offsets, grid.size - 1), min(1.0, samples / steps), torch.Generator().manual_seed(0))
     tokens = generate(target, prompt, grid, params, recorder, seeds).tokens
     assert recorder.canvas is not None
-    states = recorder.canvas.states.clone()  # no longer an inference tensor
+    hidden = recorder.canvas.states.clone()[None]  # no longer an inference tensor
+    if not target.linear_head:  # p does not follow from the guided state
+        hidden = forced_hidden(target, tokens, prompt, grid, params)
+    tokens = tokens.cpu()
     shape = (len(recorder.kept), recorder.offsets)
     log_q = torch.zeros(len(pool.sources), *shape, target.vocab_size)
     present = torch.zeros(len(pool.sources), *shape, dtype=torch.bool)
@@ -124,7 +127,7 @@ def record_drafts(
     for i, step in enumerate(recorder.kept):
         coming = torch.arange(step.start, min(step.start + recorder.offsets, grid.size))
         with torch.no_grad():
-            log_p[i, : len(coming)] = log_probs(target.head(states[step.row, coming]), params)
+            log_p[i, : len(coming)] = teacher_log_p(target, hidden[:, step.row : step.row + 1, coming], params)[0]
         beside = coming % grid.width > 0
         beside[0] = False  # the sources know the root's token
         left[i, : len(coming)][beside] = tokens[step.row, coming[beside] - 1]
@@ -281,7 +284,7 @@ class FittedPool:
 
 
 def fit_pool(
-    target: LlamaGen,
+    target: ImageTarget,
     pool: FusedPool,
     prompts: Prompts,
     grid: Grid,
@@ -317,7 +320,7 @@ def fit_pool(
 
 
 def measure_cost(
-    target: LlamaGen, pool: FusedPool, prompt: Any, grid: Grid, params: SamplingParams, repeats: int = 3
+    target: ImageTarget, pool: FusedPool, prompt: Any, grid: Grid, params: SamplingParams, repeats: int = 3
 ) -> FusedSettings:
     """The pool's settings with the cost of a node on this machine.
 

@@ -8,15 +8,21 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from hawk.drafters.left import LeftFactor
 from hawk.drafters.spatial import SpatialConfig, SpatialDrafter, spatial_mask, window_positions
 from hawk.grid import Grid
-from hawk.sampling import SamplingParams, log_probs
-from hawk.targets.llamagen import LlamaGen
-from hawk.training.drafter import OnPolicy
-from hawk.training.loop import FitConfig, Fitted, fit
+from hawk.model import ImageTarget
+from hawk.sampling import SamplingParams
+from hawk.training.grids import OnPolicy
+from hawk.training.loop import FitConfig, Fitted, fit, mean_measured
 from hawk.training.pool import overlap
+from hawk.training.teacher import draft_log_q, guided_states, teacher_log_p
+from hawk.training.world import World
+
+MOST_HELD_OUT = 800
+"""Held-out windows that are measured at most."""
 
 
 class SpatialLoss(nn.Module):
@@ -27,25 +33,25 @@ class SpatialLoss(nn.Module):
     """
 
     def __init__(
-        self, drafter: SpatialDrafter, target: LlamaGen, grid: Grid, params: SamplingParams, rank: int = 32
+        self, drafter: SpatialDrafter, target: ImageTarget, grid: Grid, params: SamplingParams, rank: int = 32
     ) -> None:
         super().__init__()
         self.drafter, self.grid, self.params = drafter, grid, params
-        self._frozen = (target.tok_embeddings, target.output)  # in a tuple: none of our parameters
+        self._target = (target,)  # in a tuple: frozen, and none of our parameters
+        self._tables = [unit(table) for table in token_tables(target)]
         dim = drafter.config.dim
         self.left, self.here = nn.Linear(dim, rank, bias=False), nn.Linear(dim, rank, bias=False)
         nn.init.zeros_(self.here.weight)
 
     def forward(
-        self, tokens: Int[Tensor, "b n"], states: Float[Tensor, "b n d"], starts: Int[Tensor, " b"]
+        self, tokens: Int[Tensor, "b n"], hidden: Float[Tensor, "parts b n d"], starts: Int[Tensor, " b"]
     ) -> dict[str, Tensor]:
-        """Means over windows after the first `starts` tokens of each image (`states[:, i]` predicts token i)."""
-        _, output = self._frozen
+        """Means over windows after the first `starts` tokens of each image (`hidden[..., i, :]` predicts token i)."""
         grid, rows = self.grid, torch.arange(len(tokens), device=tokens.device)[:, None]
         _, wanted = window_positions(starts, grid, self.drafter.config)
         inside, coming = wanted < grid.size, wanted.clamp(max=grid.size - 1)
-        log_q = self.drafts(tokens, states, starts)
-        log_p = log_probs(output(states[rows, coming]), self.params)
+        log_q = self.drafts(tokens, guided_states(hidden, self.params), starts)
+        log_p = teacher_log_p(self._target[0], hidden[:, rows, coming], self.params)
         beside = (wanted % grid.width > 0) & (wanted > starts[:, None])
         told = log_q + self.told(tokens[rows, coming - 1]) * beside[..., None]
         plain, informed = (self._lost(q, log_p, inside) for q in (log_q, told.log_softmax(-1)))
@@ -59,28 +65,28 @@ class SpatialLoss(nn.Module):
         self, tokens: Int[Tensor, "b n"], states: Float[Tensor, "b n d"], starts: Int[Tensor, " b"]
     ) -> Float[Tensor, "b w vocab"]:
         """log q of the windows, unfiltered (p's zeros need it); those past the image's end mean nothing."""
-        embeddings, output = self._frozen
+        target = self._target[0]
         drafter, grid, config = self.drafter, self.grid, self.drafter.config
         rows = torch.arange(len(tokens), device=tokens.device)[:, None]
         near, wanted = window_positions(starts, grid, config)
         cells, known = near.clamp(min=0), near < starts[:, None] - 1
         after = states[rows, (cells + 1).clamp(max=grid.size - 1)]
-        features = drafter.cells(embeddings(tokens[rows, cells]), torch.where(known[..., None], after, 0.0))
+        features = drafter.cells(target.embed(tokens[rows, cells]), torch.where(known[..., None], after, 0.0))
         keys, values = drafter.entries(features, drafter.angles(cells, grid))
         newest, mask = states[rows[:, 0], starts - 1], spatial_mask(wanted, near, grid, config)
         drafted = drafter.draft_states(newest, drafter.angles(wanted, grid), keys, values, mask)
-        return log_probs(output(drafted), SamplingParams(self.params.temperature))
+        return draft_log_q(target, drafted, self.params)
 
     def told(self, left: Int[Tensor, "b w"]) -> Float[Tensor, "b w vocab"]:
         """What the factor adds to log q beside the tokens `left`."""
-        embeddings, output = self._frozen
-        return self.left(unit(embeddings.weight)[left]) @ self.here(unit(output.weight)).T
+        before, after = self._tables
+        return self.left(before[left]) @ self.here(after).T
 
     def factor(self) -> LeftFactor:
         """The factor's tables."""
-        embeddings, output = self._frozen
+        before, after = self._tables
         with torch.no_grad():
-            tables = self.left(unit(embeddings.weight)), self.here(unit(output.weight))
+            tables = self.left(before), self.here(after)
         left, here = (table.detach().float().cpu().contiguous().numpy() for table in tables)
         return LeftFactor(left, here, 1.0)
 
@@ -90,9 +96,19 @@ class SpatialLoss(nn.Module):
         return {"nats": nats[inside].mean(), "lost": 1 - overlap(log_q, log_p)[inside].mean()}
 
 
+def token_tables(target: ImageTarget) -> tuple[Float[Tensor, "vocab d"], Float[Tensor, "vocab d"]]:
+    """Two vectors of each token: its embedding, and its row of the output head (where linear, else the embedding)."""
+    with torch.no_grad():
+        embeddings = target.embed(torch.arange(target.vocab_size, device=target.device)).float()
+        if not target.linear_head:
+            return embeddings, embeddings
+        units = torch.eye(target.hidden_size, device=target.device, dtype=embeddings.dtype).to(target.dtype)
+        return embeddings, (target.draft_head(units) - target.draft_head(torch.zeros_like(units[:1]))).float().T
+
+
 def unit(table: Float[Tensor, "vocab d"]) -> Float[Tensor, "vocab d"]:
-    """A frozen table scaled to a root mean square of 1."""
-    return table.detach() / table.detach().square().mean().sqrt().clamp_min(1e-6)
+    """A table scaled to a root mean square of 1."""
+    return table / table.square().mean().sqrt().clamp_min(1e-6)
 
 
 @dataclass(frozen=True)
@@ -105,7 +121,7 @@ class FittedSpatial:
 
 
 def train_spatial(
-    target: LlamaGen,
+    target: ImageTarget,
     data: OnPolicy,
     grid: Grid,
     params: SamplingParams,
@@ -113,45 +129,56 @@ def train_spatial(
     config: FitConfig,
     out: Path,
 ) -> FittedSpatial:
-    """Fit on on-policy grids; the last tenth of the images is held out."""
+    """Fit on the grids of a frozen target; the last tenth of the images is held out."""
     torch.manual_seed(config.seed)
     drafter = SpatialDrafter(shape)
-    target.tok_embeddings.requires_grad_(False)
-    target.output.requires_grad_(False)
     module = SpatialLoss(drafter, target, grid, params)
-    kept = data.kept
-    surprise = token_entropy(target, data, params)
+    world = World.join(config.device)
+    own = world.own(config.batch_size)
+    surprise = token_entropy(target, data, params, world)
 
-    def sampled(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        roots = torch.multinomial(surprise[images, :-1] + 0.05, 1, generator=generator)[:, 0]
-        starts = roots + 1
-        device = config.device
-        return data.tokens[images].to(device), data.states[images].to(device), starts.to(device)
+    def roots(images: Int[Tensor, " b"], generator: torch.Generator) -> Int[Tensor, " b"]:
+        return torch.multinomial(surprise[images, :-1] + 0.05, 1, generator=generator)[:, 0]
+
+    def windows(images: Int[Tensor, " b"], starts: Int[Tensor, " b"]) -> tuple[Tensor, Tensor, Tensor]:
+        return data.tokens[images].to(config.device), data.hidden(images), starts.to(config.device)
 
     def batch_loss(runner: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        return runner(*sampled(torch.randint(kept, (config.batch_size,), generator=generator), generator))
+        images = torch.randint(data.kept, (config.batch_size,), generator=generator)
+        starts = roots(images, generator) + 1
+        inside = inside_image(starts, grid, shape)
+        share = float(inside[own].sum() * world.size / inside.sum())
+        return {name: value * share for name, value in runner(*windows(images[own], starts[own])).items()}
 
     def evaluate(runner: nn.Module, step: int) -> dict[str, float]:
-        images = torch.arange(kept, len(data.tokens)).repeat(4)
-        return {name: float(v) for name, v in runner(*sampled(images, torch.Generator().manual_seed(0))).items()}
+        images = torch.arange(data.kept, len(data.tokens)).repeat(4)[:MOST_HELD_OUT]
+        starts = roots(images, torch.Generator().manual_seed(0)) + 1
+        parts = list(zip(images.split(config.batch_size), starts.split(config.batch_size), strict=True))
+        counts = [int(inside_image(part, grid, shape).sum()) for _, part in parts]
+        return mean_measured([runner(*windows(*part)) for part in parts], counts)
 
     fitted = fit(module, batch_loss, config, out, evaluate)
     module.load_state_dict(fitted.averaged)
     return FittedSpatial(drafter.eval(), module.factor(), fitted)
 
 
+def inside_image(starts: Int[Tensor, " b"], grid: Grid, shape: SpatialConfig) -> Int[Tensor, " b"]:
+    """Positions of each window; those at the image's end are short."""
+    return (grid.size - starts).clamp(max=shape.window)
+
+
 @torch.no_grad()
-def token_entropy(target: LlamaGen, data: OnPolicy, params: SamplingParams) -> Float[Tensor, "images n"]:
-    """Entropy of p at every token, in nats. Where it is high drafts are rejected: there the next step has its root."""
-    entropies = []
-    for states in data.states:
-        p = log_probs(target.head(states), params).exp()
-        entropies.append(torch.special.entr(p).sum(-1))
-    return torch.stack(entropies)
+def token_entropy(
+    target: ImageTarget, data: OnPolicy, params: SamplingParams, world: World | None = None
+) -> Float[Tensor, "images n"]:
+    """Entropy of p at every token, in nats. Where it is high drafts are rejected: there the next step has its root.
 
-
-def preset() -> FitConfig:
-    """The bundled recipe."""
-    return FitConfig(
-        steps=4000, batch_size=48, lr=1.5e-3, weight_decay=0.05, warmup=100, ema=0.995, evaluate_every=500, muon=True
-    )
+    Process r of W reads the images r, r + W, ...; all of them return all of it.
+    """
+    world = world or World()
+    entropies = torch.zeros(data.tokens.shape, device=target.device)
+    mine = range(world.rank, len(entropies), world.size)
+    for image in tqdm(mine, desc="entropy", unit="image", disable=not world.first):
+        p = teacher_log_p(target, data.hidden(torch.tensor([image])), params).exp()
+        entropies[image] = torch.special.entr(p).sum(-1)[0]
+    return world.total(entropies).cpu()

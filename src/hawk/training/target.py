@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +22,7 @@ from hawk.targets.vq import ImageTokenizer
 from hawk.training.data import SpriteSet, compose, load_sprites
 from hawk.training.loop import FitConfig, Fitted, fit
 from hawk.training.tokenizer import to_tensor
+from hawk.training.world import World
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,14 @@ def train_target(
     module = TeacherForced(target, target.grid, rates.caption)
     encode = partial(tokenised, tokenizer=tokenizer, text=text, device=config.device)
     checks = [encode(compose_batch(held_out, 32, np.random.default_rng(i))) for i in range(6)]
-    batches = Batches(train, config.batch_size, config.seed, config.steps, workers)
+    world = World.join(config.device)
+    own = world.own(config.batch_size)
+    batches = Batches(train, own.stop - own.start, config.seed, config.steps, workers, world.rank)
 
     def batch_loss(runner: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         batch = encode(batches.at(step))
-        dropped = torch.rand(config.batch_size, generator=generator) < rates.caption
-        seen = seen_tokens(batch.tokens.shape, rates, generator)
+        dropped = torch.rand(config.batch_size, generator=generator)[own] < rates.caption
+        seen = seen_tokens(torch.Size((config.batch_size, batch.tokens.shape[1])), rates, generator)[own]
         device = config.device
         return {"loss": runner(batch.tokens, batch.features, batch.mask, dropped.to(device), seen.to(device))}
 
@@ -151,9 +153,9 @@ def compose_batch(sprites: SpriteSet, size: int, rng: np.random.Generator) -> Co
 class Batches(Dataset[ComposedBatch]):
     """The batch of each step, which depends on seed, step and rank alone; composed ahead by `workers` processes."""
 
-    def __init__(self, sprites: SpriteSet, size: int, seed: int, steps: int, workers: int) -> None:
+    def __init__(self, sprites: SpriteSet, size: int, seed: int, steps: int, workers: int, rank: int = 0) -> None:
         self.sprites, self.size, self.seed, self.steps, self.workers = sprites, size, seed, steps, workers
-        self.rank = int(os.environ.get("RANK", "0"))
+        self.rank = rank
         self.ahead: Iterator[ComposedBatch] | None = None
 
     def __getitem__(self, step: int) -> ComposedBatch:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from hawk.files import read_json, write_json
 from hawk.targets.vq import FSQConfig, FSQTokenizer
 from hawk.training.data import SpriteSet, compose, load_sprites
-from hawk.training.loop import FitConfig, Fitted, fit, load_averaged
+from hawk.training.loop import FitConfig, Fitted, fit, load_averaged, step_generator
+from hawk.training.world import World
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,12 @@ def train_tokenizer(
     tokenizer = FSQTokenizer(shape)
     tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    world = World.join(config.device)
+    part = world.own(config.batch_size)
+
     def batch_loss(module: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        images = image_batch(train, config.batch_size, generator).to(config.device)
+        own = step_generator(config.seed, step, world.rank)  # every process composes pictures of its own
+        images = image_batch(train, part.stop - part.start, own).to(config.device)
         return reconstruction_loss(module(images), images, weights)
 
     def evaluate(module: nn.Module, step: int) -> dict[str, float]:

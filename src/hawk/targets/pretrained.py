@@ -93,8 +93,9 @@ def check_weights(path: Path, dtypes: tuple[str, ...] | None) -> None:
     try:
         with safe_open(str(path), framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
-                dtype = file.get_slice(name).get_dtype()
-                if dtypes is not None and dtype not in dtypes:
+                entry = file.get_slice(name)
+                dtype = entry.get_dtype()
+                if dtypes is not None and entry.get_shape() and dtype not in dtypes:  # a single number may be a count
                     raise HawkError(f"{path}: {name} is {dtype}, weights must be one of {', '.join(dtypes)}")
     except SafetensorError as error:
         raise HawkError(f"{path} is damaged or cut short ({one_line(error)}): fetch it again") from error

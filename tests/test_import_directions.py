@@ -19,11 +19,28 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "hawk"
 MAX_LINES = 450
 
-LEAVES = frozenset({"errors", "files", "grid", "canvas", "layers", "cache", "packed", "machine", "sampling", "tree"})
+LEAVES = frozenset(
+    {
+        "errors",
+        "files",
+        "fingerprint",
+        "grid",
+        "structure",
+        "canvas",
+        "layers",
+        "cache",
+        "packed",
+        "machine",
+        "sampling",
+        "tree",
+    }
+)
 DECODER = LEAVES | {"verify", "decode"}
 MODELS = frozenset({"targets", "drafters"})
 PICTURES = frozenset({"contact_sheet", "png"})  # drawn and written for people; know nothing of decoding
-FACES = frozenset({"bundle", "cost", "loading", "model", "pipeline"})  # a model on disk, and in a person's hands
+FACES = frozenset(
+    {"bundle", "checkpoint", "cost", "loading", "model", "pipeline"}
+)  # a model on disk, and in a person's hands
 MIDDLE = frozenset({"training", "evaluation", "benchmark", "scaling", "compare", "prompts", "report"})
 TOP = frozenset({"server", "cluster", "cli", "cli_shared", "cli_measure", "cli_train", "__main__"})
 
@@ -167,7 +184,7 @@ def test_import_is_light(module):
 def test_public_names_are_lazy_and_complete():
     import hawk
 
-    assert {"HawkPipeline", "SamplingParams", "HawkError", "__version__"} == set(hawk.__all__)
+    assert {"HawkPipeline", "SamplingParams", "HawkError", "__version__", "accelerate"} == set(hawk.__all__)
     for name in hawk.__all__:
         assert getattr(hawk, name) is not None
     with pytest.raises(AttributeError, match="no_such_name"):

@@ -9,14 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hawk.errors import HawkError
+    from hawk.loaded import accelerate
     from hawk.pipeline import HawkPipeline
     from hawk.sampling import SamplingParams
 
 __version__ = "0.1.0"
 
-__all__ = ["HawkError", "HawkPipeline", "SamplingParams", "__version__"]
+__all__ = ["HawkError", "HawkPipeline", "SamplingParams", "__version__", "accelerate"]
 
-_HOMES = {"HawkError": "hawk.errors", "HawkPipeline": "hawk.pipeline", "SamplingParams": "hawk.sampling"}
+_HOMES = {
+    "HawkError": "hawk.errors",
+    "HawkPipeline": "hawk.pipeline",
+    "SamplingParams": "hawk.sampling",
+    "accelerate": "hawk.loaded",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -133,7 +133,7 @@ BAD_CALLS = {
     "absent gpu": (("a cat", "--device", "cuda:77"), "not there"),
     "dtype": (("a cat", "--dtype", "int4"), "unknown dtype"),
     "no threads": (("a cat", "--threads", "0"), "--threads"),
-    "drafter": (("a cat", "--drafter", "nowhere"), "no folder of draft heads"),
+    "drafter": (("a cat", "--drafter", "nowhere"), "no drafter folder at nowhere"),
     "not a png": (("a cat", "-o", "cat.jpg"), "ends in .png"),
     "one name for two": (("a cat", "-n", "2", "-o", "cat.png"), "for 2 images"),
     "output below a file": (("a cat", "-o", "taken/cat.png"), "taken is a file"),

@@ -391,7 +391,7 @@ def test_auto_is_bfloat16_where_the_cpu_has_matrix_units(saved_model, monkeypatc
         ({"device": "tpu9"}, "unknown device"),
         ({"device": "mps"}, "not supported"),
         ({"device": "cuda:99"}, "not there"),
-        ({"drafter": "nowhere"}, "no folder of draft heads at nowhere"),
+        ({"drafter": "nowhere"}, "no drafter folder at nowhere"),
         ({"model": "nowhere"}, "no model folder at nowhere"),
         ({"model": "/nowhere/at/all"}, "no model folder at /nowhere"),
     ],

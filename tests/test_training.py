@@ -18,13 +18,17 @@ from torch import Tensor, nn
 
 from fixtures.tiny_training import GRID, prompts, tiny_target
 from hawk.bundle import HEADS_FOLDER, load_model, save_model
+from hawk.drafters.pool import HEAD_SOURCES
 from hawk.errors import HawkError
+from hawk.sampling import SamplingParams
 from hawk.targets.llamagen import LlamaGen, LlamaGenConfig
 from hawk.targets.text import StaticTextEncoder
 from hawk.targets.vq import FSQConfig, FSQTokenizer
-from hawk.training.bundled import ALL_SOURCES, train_bundled_drafter
+from hawk.training.bundled import SpriteCaptions
 from hawk.training.data import SpriteJob, write_shards
+from hawk.training.drafting import Plan, Trained, train_drafter
 from hawk.training.loop import FitConfig, fit, learning_rate, load_averaged, optimizers_of
+from hawk.training.recipe import KindRecipe
 from hawk.training.sprites import Split, SpriteRecord, SpriteSet
 from hawk.training.target import Batches, Dropouts, TeacherForced, seen_tokens, train_target
 from hawk.training.tokenizer import TokenizerLoss, flat_cell_share, reconstruction_loss
@@ -198,18 +202,24 @@ def test_a_drafter_is_trained_into_a_model_folder_part_by_part(tmp_path: Path) -
     target.initialize(0.3)
     nn.init.normal_(target.output.weight, std=0.4)
     save_model(folder, "tiny", target, tokenizer, text)
-    config = replace(CONFIG, steps=4, batch_size=4)
+    how = KindRecipe(replace(CONFIG, steps=4, batch_size=4), {})
     place = folder / HEADS_FOLDER
+
+    def train(*kinds: str, run: str = "run", sources: tuple[str, ...] | None = None) -> None:
+        trained = Trained.load(folder, torch.device("cpu"), "float32")
+        plan = Plan(dict.fromkeys(kinds, how), 64, SamplingParams(), GRID, sources)
+        train_drafter(trained, SpriteCaptions.read(data), plan, tmp_path / run, place)
+
     for kinds in (("heads", "spatial"), ("feature",)):
-        train_bundled_drafter(folder, data, tmp_path / "run", 64, dict.fromkeys(kinds, config))
+        train(*kinds)
         parts = load_model(folder).drafting
         assert parts is not None
         assert parts.spatial is not None
         assert (parts.feature is not None) == ("feature" in kinds)
-        assert parts.fused.sources == ALL_SOURCES
+        assert parts.fused.sources == (*HEAD_SOURCES, "spatial", "stale")
         assert parts.fused.measured_on
     assert json.loads((place / "report.json").read_text())["images"] == 64
-    train_bundled_drafter(folder, data, tmp_path / "run", 64, {"heads": config}, ("horizontal", "stale"))
+    train("heads", sources=("horizontal", "stale"))
     parts = load_model(folder).drafting
     assert parts is not None
     assert parts.fused.sources == ("horizontal", "stale")
@@ -217,4 +227,4 @@ def test_a_drafter_is_trained_into_a_model_folder_part_by_part(tmp_path: Path) -
     assert not (place / "spatial.safetensors").exists()
     shutil.rmtree(place)
     with pytest.raises(HawkError, match="there are none in"):
-        train_bundled_drafter(folder, data, tmp_path / "other", 64, {"spatial": config})
+        train("feature", run="other")

@@ -18,10 +18,11 @@ from hawk.drafters.pool import FusedPool, FusedSettings, TreeLimits
 from hawk.drafters.spatial import SpatialConfig, SpatialDrafter
 from hawk.errors import HawkError
 from hawk.layers import additive_mask
-from hawk.sampling import SamplingParams, log_probs
+from hawk.sampling import SamplingParams
 from hawk.targets.llamagen import LlamaGen
-from hawk.training.drafter import HeadsLoss, OnPolicy, draw_on_policy, guided_states, head_pairs, train_heads
-from hawk.training.feature import FeatureLoss, train_feature
+from hawk.training.drafter import HeadsLoss, head_pairs, train_heads
+from hawk.training.feature import FeatureLoss, feature_shape, train_feature
+from hawk.training.grids import OnPolicy, draw_on_policy
 from hawk.training.loop import FitConfig
 from hawk.training.pool import (
     PoolData,
@@ -34,6 +35,7 @@ from hawk.training.pool import (
     weigh_left,
 )
 from hawk.training.spatial import SpatialLoss, train_spatial
+from hawk.training.teacher import forced_hidden, teacher_log_p
 
 CONFIG = FitConfig(steps=60, batch_size=16, lr=1e-2, warmup=2, dtype="float32", save_every=50, evaluate_every=60)
 SMALL = SpatialConfig(32, width=32, heads=2, window=6, columns=2, left=3)
@@ -46,8 +48,8 @@ PARAMS = SamplingParams(cfg_scale=2.0)
 def onpolicy(tmp_path_factory: pytest.TempPathFactory) -> OnPolicy:
     target = tiny_target()
     tokens = draw_on_policy(target, prompts, GRID, PARAMS, 64, tmp_path_factory.mktemp("grids"))
-    states = [guided_states(target, tokens[i : i + 32], prompts(i, 32), GRID, PARAMS) for i in (0, 32)]
-    return OnPolicy(tokens, torch.cat(states))
+    hidden = forced_hidden(target, tokens, prompts(0, 64), GRID, PARAMS)
+    return OnPolicy(tokens, lambda images: hidden[:, images])
 
 
 def test_drawn_grids_are_kept_and_not_drawn_again(tmp_path: Path) -> None:
@@ -71,15 +73,16 @@ def test_every_head_is_trained_on_the_position_it_predicts(onpolicy: OnPolicy) -
 
 
 def test_heads_learn_and_leave_the_output_head_alone(onpolicy: OnPolicy, tmp_path: Path) -> None:
-    target = tiny_target()
+    target = tiny_target().requires_grad_(False)
+    before_all = {name: weight.clone() for name, weight in target.state_dict().items()}
     shape = HeadsConfig(32, horizontal=2, vertical=1)
     start = DraftHeads(shape)
     heads, _ = train_heads(target, onpolicy, GRID, PARAMS, shape, CONFIG, tmp_path)
-    held_out = onpolicy.states[58:]
-    before = HeadsLoss(start, target.output, GRID, PARAMS)(held_out)["loss"]
-    after = HeadsLoss(heads, target.output, GRID, PARAMS)(held_out)["loss"]
+    held_out = onpolicy.hidden(torch.arange(58, 64))
+    before = HeadsLoss(start, target, GRID, PARAMS)(held_out)["loss"]
+    after = HeadsLoss(heads, target, GRID, PARAMS)(held_out)["loss"]
     assert after < before - 0.05
-    assert all(not p.requires_grad for p in target.output.parameters())
+    assert all(torch.equal(weight, before_all[name]) for name, weight in target.state_dict().items())
 
 
 def synthetic_pool(samples: int = 400) -> PoolData:
@@ -135,7 +138,7 @@ def test_recorded_drafts_stand_beside_what_the_target_said_there() -> None:
     prompt, seeds = prompts(0, 3), [5, 6, 7]
     data = record_drafts(target, pool, prompt, GRID, PARAMS, seeds, samples=10_000, offsets=5)
     tokens = generate(target, prompt, GRID, PARAMS, pool, seeds).tokens
-    log_p = log_probs(target.head(guided_states(target, tokens, prompt, GRID, PARAMS)), PARAMS)
+    log_p = teacher_log_p(target, forced_hidden(target, tokens, prompt, GRID, PARAMS), PARAMS)
     known = data.present.any(0)
     assert known[:, 0].float().mean() > 0.9
     flat = log_p.flatten(0, 1)
@@ -164,7 +167,7 @@ def test_the_spatial_drafter_decodes_what_it_was_trained_to_say() -> None:
 
     pool.drafts = watched  # type: ignore[method-assign]
     tokens = generate(target, prompt, GRID, PARAMS, pool, [1, 2]).tokens
-    states = guided_states(target, tokens, prompt, GRID, PARAMS)
+    states = forced_hidden(target, tokens, prompt, GRID, PARAMS)[0]
     loss = SpatialLoss(drafter, target, GRID, PARAMS)
     assert len(said) > 10
     for row, start, log_q in said:
@@ -173,14 +176,15 @@ def test_the_spatial_drafter_decodes_what_it_was_trained_to_say() -> None:
 
 
 def test_the_spatial_drafter_learns_and_leaves_the_target_alone(onpolicy: OnPolicy, tmp_path: Path) -> None:
-    target = tiny_target()
+    target = tiny_target().requires_grad_(False)
     before = {name: weight.clone() for name, weight in target.state_dict().items()}
     torch.manual_seed(CONFIG.seed)
     start = SpatialLoss(SpatialDrafter(SMALL), target, GRID, PARAMS)
     learnt = train_spatial(target, onpolicy, GRID, PARAMS, SMALL, CONFIG, tmp_path)
     end = SpatialLoss(learnt.drafter, target, GRID, PARAMS)
     starts = torch.arange(1, 7)
-    losses = [loss(onpolicy.tokens[58:], onpolicy.states[58:], starts)["nats"].item() for loss in (start, end)]
+    held_out = onpolicy.tokens[58:], onpolicy.hidden(torch.arange(58, 64)), starts
+    losses = [loss(*held_out)["nats"].item() for loss in (start, end)]
     assert losses[1] < losses[0] - 0.05
     assert all(torch.equal(weight, before[name]) for name, weight in target.state_dict().items())
     learnt.drafter.save(tmp_path / "drafter", "target-a")
@@ -194,11 +198,12 @@ def test_the_spatial_drafter_learns_and_leaves_the_target_alone(onpolicy: OnPoli
 
 def test_the_feature_drafter_decodes_what_it_was_trained_to_say(onpolicy: OnPolicy, tmp_path: Path) -> None:
     """It learns; and at each root of a real run the state it goes on from equals the teacher-forced one."""
-    target = tiny_target()
-    drafter, fitted = train_feature(target, onpolicy, GRID, PARAMS, CONFIG, tmp_path)
+    target = tiny_target().requires_grad_(False)
+    drafter, fitted = train_feature(target, onpolicy, PARAMS, feature_shape(32), CONFIG, tmp_path)
     torch.manual_seed(CONFIG.seed)
-    start = FeatureLoss(FeatureDrafter(drafter.config), target, GRID, PARAMS).eval()
-    assert fitted.scalars["nats"] < start(onpolicy.tokens[58:], onpolicy.states[58:])["nats"].item() - 0.05
+    start = FeatureLoss(FeatureDrafter(drafter.config), target, PARAMS)
+    untrained = start(onpolicy.tokens[57:], onpolicy.hidden(torch.arange(57, 64)))
+    assert fitted.scalars["nats"] < untrained["nats"].item() - 0.05
     drafter.requires_grad_(False)
     tree, prompt = FeatureTree(drafter, target.tok_embeddings, target.head), prompts(0, 2)
     said: list[tuple[int, int, torch.Tensor]] = []
@@ -212,7 +217,7 @@ def test_the_feature_drafter_decodes_what_it_was_trained_to_say(onpolicy: OnPoli
 
     tree.propose = watched  # type: ignore[method-assign]
     tokens = generate(target, prompt, GRID, PARAMS, tree, [1, 2], "residual").tokens
-    states = guided_states(target, tokens, prompt, GRID, PARAMS)
+    states = forced_hidden(target, tokens, prompt, GRID, PARAMS)[0]
     positions = torch.arange(GRID.size)[None]
     mask = additive_mask(positions[..., None] >= positions[:, None], states.dtype)
     forced = [

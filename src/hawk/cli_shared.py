@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,7 +15,7 @@ WIDE = 140  # columns of a table that goes to a file
 
 Model = Annotated[str, typer.Option("--model", "-m", help="bundled, a model folder, or a hub id owner/name.")]
 Drafter = Annotated[
-    Path | None, typer.Option("--drafter", help="Folder of draft heads to use in place of the model's own.")
+    str | None, typer.Option("--drafter", help="Drafter to use in place of the model's own: a folder or a hub id.")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto (a GPU where there is one), cpu or cuda.")]
 Dtype = Annotated[
@@ -34,7 +33,7 @@ Window = Annotated[int | None, typer.Option("--window", min=1, help="Positions a
 AsJson = Annotated[bool, typer.Option("--json", help="End standard output with one line of JSON.")]
 
 
-def load_pipeline(model: str, device: str, dtype: str, drafter: Path | None, threads: int | None) -> HawkPipeline:
+def load_pipeline(model: str, device: str, dtype: str, drafter: str | None, threads: int | None) -> HawkPipeline:
     """The pipeline that a command's options name."""
     import torch
 

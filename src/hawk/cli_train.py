@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hawk.cli_shared import CfgScale, Temperature, TopK, TopP
+
 if TYPE_CHECKING:
     from hawk.training.loop import FitConfig
 
 train_app = typer.Typer(no_args_is_help=True, help="Train a tokenizer, a target or a drafter; a killed run goes on.")
 
+MIN_IMAGES = 64
+"""Grids that a drafter learns from at least."""
+
 Data = Annotated[Path, typer.Option("--data", help="Folder that `hawk data build` wrote.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder: state, tensorboard, log; resumed if it holds one.")]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps (default: the bundled recipe's).")]
-Batch = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images a step and process.")]
+Batch = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images a step, of all processes together.")]
 Rate = Annotated[float | None, typer.Option("--lr", min=0.0, help="Peak learning rate.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of weights, batches and dropout.")]
 Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
@@ -116,17 +121,42 @@ def train_target_command(
 
 @train_app.command("drafter")
 def train_drafter_command(
-    model: Annotated[Path, typer.Option("--model", help="Model folder whose drafter is wanted.")],
-    data: Data,
+    target: Annotated[
+        str, typer.Option("--target", "--model", help="bundled, a model folder, a checkpoint, or a hub id owner/name.")
+    ],
     out: Out,
+    prompts: Annotated[
+        Path | None,
+        typer.Option("--prompts", help="One prompt a line. The drafter is written to OUT/drafter."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="In place of prompts: captions of `hawk data build`; written into the model."),
+    ] = None,
     kind: Annotated[
-        str,
-        typer.Option("--kind", help="heads (horizontal and vertical), spatial, feature (added to heads); with commas."),
+        str, typer.Option("--kind", help="heads (horizontal and vertical), spatial, feature; several with commas.")
     ] = "heads",
+    recipe: Annotated[str, typer.Option("--recipe", help="hawk, paper, or a YAML file of your own.")] = "hawk",
     sources: Annotated[
         str | None, typer.Option("--sources", help="Sources of hawk's pool, with commas (default: all trained).")
     ] = None,
-    images: Annotated[int, typer.Option("--images", min=64, help="Grids that the target draws to learn from.")] = 512,
+    images: Annotated[
+        int | None,
+        typer.Option(
+            "--images", min=MIN_IMAGES, help="Grids to draw (default: the recipe's; one a prompt; of --data 512)."
+        ),
+    ] = None,
+    height: Annotated[int | None, typer.Option("--height", min=1, help="Of the images, in pixels.")] = None,
+    width: Annotated[int | None, typer.Option("--width", min=1, help="Of the images, in pixels.")] = None,
+    cfg_scale: CfgScale = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    draw_batch: Annotated[int, typer.Option("--draw-batch", min=1, help="Grids drawn together by a process.")] = 32,
+    cache_gb: Annotated[
+        float, typer.Option("--cache-gb", min=0, help="Disk for the target's states; what does not fit is recomputed.")
+    ] = 20.0,
+    target_dtype: Annotated[str, typer.Option("--target-dtype", help="The target's, as in generate.")] = "auto",
     steps: Steps = None,
     batch_size: Batch = None,
     lr: Rate = None,
@@ -135,21 +165,53 @@ def train_drafter_command(
     dtype: Dtype = "bfloat16",
     compiled: Compile = False,
 ) -> None:
-    """Fit a drafter on grids the target draws itself, fit the pool, and write both into the model folder."""
+    """Fit a drafter on grids that the target draws itself, and the pool; a killed run goes on. Runs under torchrun."""
+    from hawk.bundle import HEADS_FOLDER
     from hawk.errors import HawkError
-    from hawk.training import drafter, feature, spatial
-    from hawk.training.bundled import ALL_SOURCES, KINDS, train_bundled_drafter
+    from hawk.loading import device_named, dtype_named, is_checkpoint, model_folder
+    from hawk.pipeline import grid_of, params_of
+    from hawk.training.bundled import SpriteCaptions
+    from hawk.training.drafting import Plan, Trained, train_drafter
+    from hawk.training.recipe import load_recipe
+    from hawk.training.texts import PromptFile, Texts
+    from hawk.training.world import World
 
-    kinds = [name.strip() for name in kind.split(",")]
-    for name in kinds:
-        if name not in KINDS:
-            raise HawkError(f"unknown drafter kind {name!r}: choose from {', '.join(KINDS)}")
-    named = None if sources is None else tuple(name.strip() for name in sources.split(","))
-    unknown = [name for name in named or () if name not in ALL_SOURCES]
-    if unknown:
-        raise HawkError(f"unknown source {unknown[0]!r}: choose from {', '.join(ALL_SOURCES)}")
-    recipes = {"heads": drafter, "spatial": spatial, "feature": feature}
-    configs = {
-        name: _adjusted(recipes[name].preset(), steps, batch_size, lr, seed, device, dtype, compiled) for name in kinds
+    if (prompts is None) == (data is None):
+        raise HawkError("give either --prompts FILE (one prompt a line) or --data FOLDER (of `hawk data build`)")
+    asked = load_recipe(recipe)
+    kinds = {name: asked.kind(name) for name in listed(kind)}
+    fits = {
+        name: replace(how, fit=_adjusted(how.fit, steps, batch_size, lr, seed, device, dtype, compiled))
+        for name, how in kinds.items()
     }
-    typer.echo(train_bundled_drafter(model, data, out, images, configs, named))
+    world = World.join(device)
+    for how in fits.values():
+        world.own(how.fit.batch_size)
+    texts: Texts
+    if prompts is not None:
+        texts = PromptFile.read(prompts)
+        count = images or asked.images or max(MIN_IMAGES, len(texts.lines))
+    else:
+        assert data is not None
+        texts, count = SpriteCaptions.read(data), images or asked.images or 512
+    place, folder = device_named(device), model_folder(target)
+    trained = Trained.load(folder, place, dtype_named(target_dtype, place, large=is_checkpoint(folder)))
+    model = trained.bare
+    plan = Plan(
+        kinds=fits,
+        images=count,
+        params=params_of(model, cfg_scale, temperature, top_k, top_p),
+        grid=grid_of(model, height, width),
+        sources=None if sources is None else tuple(listed(sources)),
+        draw_batch=draw_batch,
+        cache_gb=cache_gb,
+    )
+    said = train_drafter(trained, texts, plan, out, folder / HEADS_FOLDER if data else None, world)
+    world.leave()
+    if said is not None:
+        typer.echo(said)
+
+
+def listed(names: str) -> list[str]:
+    """Names that commas divide."""
+    return [name.strip() for name in names.split(",")]

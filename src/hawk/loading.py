@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import torch
 
-from hawk.bundle import BUNDLED, load_model
+from hawk.bundle import BUNDLED, LoadedModel, load_model
 from hawk.errors import HawkError
 from hawk.files import read_json
 from hawk.model import Model
@@ -19,14 +20,42 @@ FETCHED = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", "*vqgan.ckp
 
 def load_on(folder: Path, place: torch.device, dtype: str, drafter: Path | None) -> Model:
     """The model in a folder, on a device and laid out for decoding there; `dtype` is a name of `DTYPES`."""
+    model = _as_stored(folder, place, dtype, drafter, with_drafter=True)
+    if isinstance(model, LoadedModel) and packs(model, place, dtype):
+        model.pack(DTYPES[dtype])
+    return model
+
+
+def load_bare(folder: Path, place: torch.device, dtype: str) -> Model:
+    """The model without a drafter and not laid out, as one is trained for it: its head passes gradients on."""
+    return _as_stored(folder, place, dtype, None, with_drafter=False)
+
+
+def laid_out(model: Model, place: torch.device, dtype: str) -> Model:
+    """A bare model as `load_on` gives it; a copy where that changes it."""
+    if not isinstance(model, LoadedModel) or not packs(model, place, dtype):
+        return model
+    copy = deepcopy(model)
+    copy.pack(DTYPES[dtype])
+    return copy
+
+
+def packs(model: LoadedModel, place: torch.device, dtype: str) -> bool:
+    """Whether a model's linear layers are packed for decoding."""
+    return mixes(place, dtype) and worth_packing(model.target, DTYPES[dtype])
+
+
+def mixes(place: torch.device, dtype: str) -> bool:
+    """Whether only matrix products are in `dtype`, and all else in float32."""
+    return place.type == "cpu" and dtype in ("float32", "bfloat16")
+
+
+def _as_stored(folder: Path, place: torch.device, dtype: str, drafter: Path | None, with_drafter: bool) -> Model:
     if is_checkpoint(folder):
         return _checkpoint(folder, place, DTYPES[dtype], drafter)
-    mixed = place.type == "cpu" and dtype in ("float32", "bfloat16")
-    model = load_model(folder, torch.float32 if mixed else DTYPES[dtype], drafter)
+    model = load_model(folder, torch.float32 if mixes(place, dtype) else DTYPES[dtype], drafter, with_drafter)
     for module in model.modules:
         module.to(place)
-    if mixed and worth_packing(model.target, DTYPES[dtype]):
-        model.pack(DTYPES[dtype])
     return model
 
 
@@ -82,14 +111,22 @@ def model_folder(model: str | Path) -> Path:
                 f"this installation has no bundled model in {BUNDLED}: reinstall hawk, or name a model folder"
             )
         return BUNDLED
-    path = Path(model)
+    return _here_or_on_hub(model, "model folder")
+
+
+def drafter_folder(drafter: str | Path) -> Path:
+    """The folder of a drafter at a path, or of a hub id."""
+    return _here_or_on_hub(drafter, "drafter folder")
+
+
+def _here_or_on_hub(name: str | Path, what: str) -> Path:
+    path, name = Path(name), str(name)
     if path.exists():
         if not path.is_dir():
-            raise HawkError(f"{path} is a file: give the model's folder")
+            raise HawkError(f"{path} is a file: give the {what}")
         return path
-    name = str(model)
     if name.count("/") != 1 or name.startswith(("/", ".", "~")) or name.endswith("/"):
-        raise HawkError(f"no model folder at {name} (and it is no hub id, which would look like owner/name)")
+        raise HawkError(f"no {what} at {name} (and it is no hub id, which would look like owner/name)")
     return _from_hub(name)
 
 

@@ -25,7 +25,7 @@ from hawk.drafters.parts import DraftParts
 from hawk.drafters.pool import TreeLimits
 from hawk.errors import HawkError
 from hawk.grid import Grid
-from hawk.loading import device_named, dtype_named, is_checkpoint, load_on, model_folder
+from hawk.loading import device_named, drafter_folder, dtype_named, is_checkpoint, load_on, model_folder
 from hawk.model import Condition, Model
 from hawk.sampling import SamplingParams
 
@@ -91,18 +91,17 @@ class HawkPipeline:
             dtype: of the target and its drafter: float32, bfloat16, float16 or float64. On a CPU bfloat16 is that of
                 matrix products; everything between them is float32. "auto" is bfloat16 on a CPU with matrix units
                 (AMX), and float32 elsewhere.
-            drafter: a folder of draft heads to use in place of the model's own.
+            drafter: a drafter's folder or hub id, to use in place of the model's own.
 
         Raises:
             HawkError: no such model, a damaged one, or a device that is not there.
         """
         place = device_named(device)
-        if drafter is not None and not Path(drafter).is_dir():
-            raise HawkError(f"no folder of draft heads at {drafter}")
         dtype_named(dtype, place)  # a wrong name is said before anything is fetched
+        drafted = None if drafter is None else drafter_folder(drafter)
         folder = model_folder(model)
         dtype = dtype_named(dtype, place, large=is_checkpoint(folder))
-        loaded = load_on(folder, place, dtype, None if drafter is None else Path(drafter))
+        loaded = load_on(folder, place, dtype, drafted)
         return cls(loaded, place, dtype)
 
     @property
@@ -167,10 +166,10 @@ class HawkPipeline:
         """
         prompts, negatives = self._prompts(prompt, negative_prompt, num_images_per_prompt)
         seeds = image_seeds(len(prompts), seed, generator)
-        params = self._params(guidance_scale, temperature, top_k, top_p)
+        params = params_of(self.model, guidance_scale, temperature, top_k, top_p)
         if any(negatives) and not params.guided:
             raise HawkError("a negative prompt has no effect at guidance_scale 1: raise the scale or leave it out")
-        grid = self._grid(height, width)
+        grid = grid_of(self.model, height, width)
         chosen = method_named(method)
         drafter = self._drafter(chosen, TreeLimits(num_draft_tokens, window))
         verifier = chosen.verifier if verifier is None else verifier
@@ -228,25 +227,6 @@ class HawkPipeline:
             raise HawkError(f"num_images_per_prompt must be 1 or more, not {copies}")
         return ([text for text in prompts for _ in range(copies)], [text for text in negatives for _ in range(copies)])
 
-    def _params(
-        self, scale: float | None, temperature: float | None, top_k: int | None, top_p: float | None
-    ) -> SamplingParams:
-        """The model's defaults with what the call names in their place."""
-        given: dict[str, Any] = {"cfg_scale": scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-        return replace(self.defaults, **{name: value for name, value in given.items() if value is not None})
-
-    def _grid(self, height: int | None, width: int | None) -> Grid:
-        """The grid of an image of that many pixels."""
-        trained, cell = self.model.grid, self.model.cell
-        sides = []
-        for name, pixels, tokens in (("height", height, trained.height), ("width", width, trained.width)):
-            if pixels is not None and (pixels < cell or pixels % cell):
-                raise HawkError(f"{name} must be a positive multiple of {cell} pixels, not {pixels}")
-            sides.append(tokens if pixels is None else pixels // cell)
-        grid = Grid(*sides)
-        self.model.check_grid(grid)
-        return grid
-
     def _drafter(self, method: Method, limits: TreeLimits) -> Drafter:
         """The drafter of a method; `HawkError` where what it needs is not trained."""
         if method.name == "ar":
@@ -261,6 +241,27 @@ class HawkPipeline:
         return lambda canvas, stats: callback(
             self, stats.nfe, before + sum(canvas.committed), {"canvas": canvas, "stats": stats}
         )
+
+
+def params_of(
+    model: Model, scale: float | None, temperature: float | None, top_k: int | None, top_p: float | None
+) -> SamplingParams:
+    """A model's defaults with what is given in their place."""
+    given: dict[str, Any] = {"cfg_scale": scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    return replace(model.defaults, **{name: value for name, value in given.items() if value is not None})
+
+
+def grid_of(model: Model, height: int | None, width: int | None) -> Grid:
+    """The grid of an image of that many pixels, None: of the model's own; `HawkError` where it cannot be drawn."""
+    trained, cell = model.grid, model.cell
+    sides = []
+    for name, pixels, tokens in (("height", height, trained.height), ("width", width, trained.width)):
+        if pixels is not None and (pixels < cell or pixels % cell):
+            raise HawkError(f"{name} must be a positive multiple of {cell} pixels, not {pixels}")
+        sides.append(tokens if pixels is None else pixels // cell)
+    grid = Grid(*sides)
+    model.check_grid(grid)
+    return grid
 
 
 def image_seeds(

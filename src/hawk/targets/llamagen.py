@@ -7,6 +7,7 @@ rotary positions, caption features through an MLP as prefix tokens, a null capti
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -190,7 +191,7 @@ class LlamaGen(nn.Module):
         """Where it runs."""
         return self.tok_embeddings.weight.device
 
-    @property
+    @cached_property
     def parameter_count(self) -> int:
         """Of the model as it was trained, packed or not."""
         with torch.device("meta"):

@@ -1,0 +1,260 @@
+"""`hawk train drafter` for any target: killed and resumed, on two processes, the folder it writes, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fixtures import train_together
+from fixtures.tiny_training import GRID as TINY_GRID
+from fixtures.tiny_training import prompts as tiny_prompts
+from fixtures.tiny_training import tiny_target
+from fixtures.tiny_transformers import save, tiny
+from fixtures.train_together import fit_all
+from hawk.errors import HawkError
+from hawk.grid import Grid
+from hawk.pipeline import HawkPipeline
+from hawk.sampling import SamplingParams, log_probs
+from hawk.training import drafting, grids
+from hawk.training.drafting import Plan, Trained, train_drafter
+from hawk.training.grids import draw_on_policy, hidden_states, origin_of
+from hawk.training.loop import FitConfig
+from hawk.training.recipe import KindRecipe, load_recipe
+from hawk.training.teacher import forced_hidden, guided_states, teacher_log_p
+from hawk.training.texts import PromptFile
+from hawk.training.world import World
+
+FIT = FitConfig(steps=4, batch_size=4, lr=1e-2, warmup=1, ema=0.5, dtype="float32", save_every=2, evaluate_every=4)
+SPATIAL = {"width": 16, "heads": 2, "layers": 1, "window": 6, "columns": 2, "left": 3}
+KINDS = {
+    "heads": KindRecipe(FIT, {"horizontal": 2, "vertical": 1}),
+    "spatial": KindRecipe(FIT, SPATIAL),
+    "feature": KindRecipe(FIT, {}),
+}
+WORDS = PromptFile(("a red apple", "a cat", "a blue cat"))
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def targets(saved_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of a tiny LlamaGen, Janus and Emu3."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return {"llamagen": saved_model, **{name: save(tiny(name), folder / name) for name in ("janus", "emu3")}}
+
+
+def plan_for(model: Any, name: str, **changes: Any) -> Plan:
+    grid = Grid(3, 4) if name == "emu3" else model.grid
+    return replace(
+        Plan(KINDS, 12, replace(model.defaults, cfg_scale=2.0), grid, ("horizontal", "spatial", "stale"), 4), **changes
+    )
+
+
+def dying(function: Any, at: int) -> Any:
+    """The function, until it has been called that often."""
+    calls = iter(range(at))
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if next(calls, None) is None:
+            raise KilledError
+        return function(*args, **kwargs)
+
+    return call
+
+
+@pytest.mark.parametrize("name", ["llamagen", "janus", "emu3"])
+def test_a_drafter_for_any_target_survives_kills_and_is_lossless(
+    targets: dict[str, Path], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while drawing, while fitting and while the pool is fitted, it ends as a run that nobody killed."""
+    trained = Trained.load(targets[name], torch.device("cpu"), "float32")
+    plan = plan_for(trained.bare, name)
+    with monkeypatch.context() as patch:
+        patch.setattr(drafting, "fit_pool", dying(drafting.fit_pool, 0))  # of this run only the fits are of interest
+        with pytest.raises(KilledError):
+            train_drafter(trained, WORDS, plan, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(grids, "generate", dying(grids.generate, 2))
+        with pytest.raises(KilledError):
+            train_drafter(trained, WORDS, plan, tmp_path / "killed")
+    drawn = sorted(path.name for path in (tmp_path / "killed" / "grids").iterdir())
+    assert drawn == ["tokens-000000.safetensors", "tokens-000004.safetensors"]
+    with monkeypatch.context() as patch:  # in the middle of fitting: the heads are done, the spatial drafter is not
+        patch.setattr("hawk.training.spatial.SpatialLoss.forward", dying(drafting.train_spatial, 0))
+        patch.setattr(grids, "generate", dying(grids.generate, 1))  # only the missing shard is drawn
+        with pytest.raises(KilledError):
+            train_drafter(trained, WORDS, plan, tmp_path / "killed")
+    with monkeypatch.context() as patch:
+        patch.setattr(drafting, "fit_pool", dying(drafting.fit_pool, 0))
+        with pytest.raises(KilledError):
+            train_drafter(trained, WORDS, plan, tmp_path / "killed")
+    assert not (tmp_path / "killed" / "drafter").exists()
+    said = train_drafter(trained, WORDS, plan, tmp_path / "killed")
+    assert said is not None
+    folder = tmp_path / "killed" / "drafter"
+    report = json.loads((folder / "report.json").read_text())
+    assert report["loss"].keys() == KINDS.keys()
+    for kind in KINDS:
+        whole, resumed = (
+            torch.load(tmp_path / run / kind / "state.pt", weights_only=True) for run in ("whole", "killed")
+        )
+        assert all(torch.equal(whole["averaged"][key], resumed["averaged"][key]) for key in whole["averaged"])
+        assert report["loss"][kind] == whole["scalars"] == resumed["scalars"]
+        assert whole["scalars"]["loss"] > 0
+        stored = load_file(folder / f"{kind}.safetensors")
+        part = {"heads": "heads", "spatial": "drafter", "feature": "drafter"}[kind]
+        assert all(torch.equal(stored[key], whole["averaged"][f"{part}.{key}"].bfloat16()) for key in stored)
+    assert trained.bare.fingerprint in (folder / "README.md").read_text()
+
+    pipe = HawkPipeline.from_pretrained(targets[name], "cpu", "float32", drafter=folder)
+    assert pipe.model.drafting is not None
+    assert pipe.model.drafting.fused.sources == ("horizontal", "spatial", "stale")
+    cell = pipe.model.cell
+    ask = {"prompt": "a cat", "seed": 3, "height": plan.grid.height * cell, "width": plan.grid.width * cell}
+    ask |= {"guidance_scale": 2.0}
+    plain = pipe(**ask, method="ar")
+    for method in ("hawk", "eagle", "hawk-paper"):
+        drafted = pipe(**ask, method=method, verifier="coupled")
+        assert torch.equal(drafted.tokens, plain.tokens), method
+    other = next(folder for key, folder in targets.items() if key not in (name, "llamagen"))
+    with pytest.raises(HawkError, match="was trained for target"):
+        HawkPipeline.from_pretrained(other, "cpu", "float32", drafter=folder)
+
+
+@pytest.mark.parametrize("name", ["llamagen", "janus", "emu3"])
+def test_the_teacher_says_what_plain_ar_samples_from(targets: dict[str, Path], name: str) -> None:
+    """Its log p plus the noise of an image selects the image's tokens, whatever the head and the chunk."""
+    from hawk.decode import NoDrafter, generate
+    from hawk.sampling import GumbelNoise
+
+    model = Trained.load(targets[name], torch.device("cpu"), "float32").bare
+    plan = plan_for(model, name)
+    condition = model.condition(["a cat", "a red apple"], ["", ""], plan.grid)
+    tokens = generate(model.target, condition, plan.grid, plan.params, NoDrafter(), [5, 6]).tokens
+    hidden = forced_hidden(model.target, tokens, condition, plan.grid, plan.params, chunk=5)
+    assert len(hidden) == (2 if name == "janus" else 1)
+    log_p = teacher_log_p(model.target, hidden, plan.params)
+    noise = GumbelNoise([5, 6], plan.grid.size, model.target.vocab_size, log_p)
+    everywhere = torch.arange(plan.grid.size).expand(2, -1)
+    assert torch.equal((log_p + noise.rows(everywhere)).argmax(-1), tokens)
+    if name == "janus":  # the head of the guided state is another distribution: that is why both states are kept
+        single = log_probs(model.target.head(guided_states(hidden, plan.params)), plan.params)
+        assert (single - log_p).abs().max() > 0.1
+
+
+def test_two_processes_give_the_loss_of_one(tmp_path: Path) -> None:
+    """torchrun with gloo: the global batch is split, shards are drawn by turns, and every kind's loss is the same."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, train_together.__file__, str(tmp_path / "two")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    fit_all(tmp_path / "one")
+    one, two = (json.loads((tmp_path / run / "losses.json").read_text()) for run in ("one", "two"))
+    assert one.keys() == two.keys() == {"heads", "spatial", "feature"}
+    for kind, scalars in one.items():
+        assert scalars.keys() == two[kind].keys()
+        for name, value in scalars.items():
+            assert two[kind][name] == pytest.approx(value, abs=1e-5), (kind, name)
+
+
+def test_a_batch_is_split_evenly_or_not_at_all() -> None:
+    assert [World(rank, 3).own(6) for rank in range(3)] == [slice(0, 2), slice(2, 4), slice(4, 6)]
+    with pytest.raises(HawkError, match="a batch of 7 does not split among 3 processes"):
+        World(0, 3).own(7)
+
+
+def test_states_past_the_budget_are_recomputed_to_the_same(tmp_path: Path) -> None:
+    target, params = tiny_target().requires_grad_(False), SamplingParams(cfg_scale=2.0)
+    tokens = draw_on_policy(target, tiny_prompts, TINY_GRID, params, 10, tmp_path, batch=4)
+    shard = 4 * TINY_GRID.size * target.hidden_size * 2
+    chosen = torch.tensor([9, 0, 5, 4, 5])
+    states = []
+    for gigabytes, shards in ((0.0, 0), (1.5 * shard, 1), (1e9, 3)):
+        out = tmp_path / f"states-{shards}"
+        data = hidden_states(target, tokens, tiny_prompts, TINY_GRID, params, out, gigabytes, batch=4)
+        assert len(data.files) == shards
+        assert len(list(out.glob("*"))) == shards
+        assert sum(path.stat().st_size for path in out.glob("*")) <= max(1.1 * gigabytes, 0)
+        states.append(data(chosen))
+    for other in states[1:]:
+        torch.testing.assert_close(states[0], other, atol=2e-2, rtol=2e-2)  # bfloat16
+
+
+def test_shards_of_other_settings_are_refused(tmp_path: Path) -> None:
+    target, params = tiny_target(), SamplingParams(cfg_scale=2.0)
+    origin = origin_of("a-target", params, TINY_GRID, "some-prompts", 4)
+    draw_on_policy(target, tiny_prompts, TINY_GRID, params, 4, tmp_path, 4, origin)
+    changes = (
+        origin_of("another", params, TINY_GRID, "some-prompts", 4),
+        origin_of("a-target", replace(params, top_k=5), TINY_GRID, "some-prompts", 4),
+        origin_of("a-target", params, TINY_GRID, "others", 4),
+    )
+    for changed, name in zip(changes, ("target=a-target, not another", "top_k=0, not 5", "prompts=some"), strict=True):
+        with pytest.raises(HawkError, match=f"was made with {name}"):
+            draw_on_policy(target, tiny_prompts, TINY_GRID, params, 4, tmp_path, 4, changed)
+
+
+def test_a_prompt_file_is_read_and_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("\ufeff# mine\n\na cat  \n# no\nein Äpfel\n  a dog\n", encoding="utf-8")
+    texts = PromptFile.read(path)
+    assert texts.lines == ("a cat", "ein Äpfel", "a dog")
+    assert texts.drawn(2, 3) == ["a dog", "a cat", "ein Äpfel"]
+    assert texts.unseen(3, 2, 3) == ["a dog", "ein Äpfel"]  # from the end
+    assert texts.fingerprint != PromptFile(("a cat", "a dog")).fingerprint
+    path.write_text("# nothing\n\n")
+    with pytest.raises(HawkError, match="holds no prompt: write one a line"):
+        PromptFile.read(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    for wrong in (path, tmp_path / "nowhere.txt"):
+        with pytest.raises(HawkError, match="give a UTF-8 file with one prompt a line"):
+            PromptFile.read(wrong)
+
+
+def test_recipes_are_read_and_unknown_keys_refused(tmp_path: Path) -> None:
+    paper = load_recipe("paper")
+    fit = paper.kind("heads").fit
+    assert (paper.images, fit.lr, fit.weight_decay, fit.betas) == (6000, 2e-5, 0.1, (0.9, 0.95))
+    assert sum(paper.kind("heads").shape.values()) == 4
+    assert load_recipe("hawk").kinds.keys() == {"heads", "spatial", "feature"}
+    with pytest.raises(HawkError, match="has nothing on kind 'spatial', only on heads"):
+        paper.kind("spatial")
+    with pytest.raises(HawkError, match="unknown drafter kind 'lookup'"):
+        paper.kind("lookup")
+    with pytest.raises(HawkError, match="no recipe 'nobody': give a YAML file, or one of hawk, paper"):
+        load_recipe("nobody")
+    for text, complaint in (
+        ("heads: {steps: 3, batch_size: 2, speed: 4}", "heads: unknown key 'speed'"),
+        ("heads: {steps: 3, batch_size: 2, device: cuda}", "unknown key 'device'"),
+        ("tails: {steps: 3}", "unknown key 'tails'"),
+        ("heads: {steps: many, batch_size: 2}", "heads: steps: Input should be a valid integer"),
+        ("heads: {steps: 3}", "heads: batch_size: Field required"),
+        ("heads: {steps: 3, batch_size: 2, horizontal: 0}", "horizontal must be a number above 0"),
+        ("images: few\nheads: {steps: 3, batch_size: 2}", "images must be a number above 0"),
+        ("- heads", "must be a mapping"),
+        ("heads: [", "is not YAML"),
+    ):
+        (tmp_path / "own.yaml").write_text(text)
+        with pytest.raises(HawkError, match=complaint):
+            load_recipe(str(tmp_path / "own.yaml"))
+
+
+def test_sources_that_will_not_be_there_are_refused(targets: dict[str, Path], tmp_path: Path) -> None:
+    trained = Trained.load(targets["janus"], torch.device("cpu"), "float32")
+    plan = plan_for(trained.bare, "janus", kinds={"heads": KINDS["heads"]}, sources=("vertical-2",))
+    with pytest.raises(HawkError, match="unknown source 'vertical-2': choose from horizontal, vertical-1, stale"):
+        train_drafter(trained, WORDS, plan, tmp_path)
+    with pytest.raises(HawkError, match="there are none in"):
+        train_drafter(trained, WORDS, replace(plan, kinds={"feature": KINDS["feature"]}, sources=None), tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))

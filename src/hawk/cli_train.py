@@ -20,7 +20,7 @@ MIN_IMAGES = 64
 
 Data = Annotated[Path, typer.Option("--data", help="Folder that `hawk data build` wrote.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder: state, tensorboard, log; resumed if it holds one.")]
-Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps (default: the bundled recipe's).")]
+Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps (default: the recipe's).")]
 Batch = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images a step, of all processes together.")]
 Rate = Annotated[float | None, typer.Option("--lr", min=0.0, help="Peak learning rate.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of weights, batches and dropout.")]
@@ -195,6 +195,8 @@ def train_drafter_command(
         assert data is not None
         texts, count = SpriteCaptions.read(data), images or asked.images or 512
     place, folder = device_named(device), model_folder(target)
+    if data is not None and is_checkpoint(folder):
+        raise HawkError(f"{folder} is a transformers checkpoint, nothing is written into it: give --prompts FILE")
     trained = Trained.load(folder, place, dtype_named(target_dtype, place, large=is_checkpoint(folder)))
     model = trained.bare
     plan = Plan(

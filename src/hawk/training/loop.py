@@ -231,7 +231,10 @@ def _resume(
         saved = state["config"].get(name)
         if name not in free and saved != value and list(_listed(saved)) != list(_listed(value)):
             raise HawkError(f"{path} was written with {name}={saved}, not {value}: use it or another folder")
-    module.load_state_dict(state["model"])
+    try:
+        module.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise HawkError(f"{path} holds a module of another shape: use another folder") from error
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
     for name, value in state["averaged"].items():

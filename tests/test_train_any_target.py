@@ -28,6 +28,7 @@ from hawk.training.drafting import Plan, Trained, train_drafter
 from hawk.training.grids import draw_on_policy, hidden_states, origin_of
 from hawk.training.loop import FitConfig
 from hawk.training.recipe import KindRecipe, load_recipe
+from hawk.training.spatial import SpatialLoss
 from hawk.training.teacher import forced_hidden, guided_states, teacher_log_p
 from hawk.training.texts import PromptFile
 from hawk.training.world import World
@@ -90,10 +91,11 @@ def test_a_drafter_for_any_target_survives_kills_and_is_lossless(
     drawn = sorted(path.name for path in (tmp_path / "killed" / "grids").iterdir())
     assert drawn == ["tokens-000000.safetensors", "tokens-000004.safetensors"]
     with monkeypatch.context() as patch:  # in the middle of fitting: the heads are done, the spatial drafter is not
-        patch.setattr("hawk.training.spatial.SpatialLoss.forward", dying(drafting.train_spatial, 0))
+        patch.setattr(SpatialLoss, "forward", dying(SpatialLoss.forward, 3))
         patch.setattr(grids, "generate", dying(grids.generate, 1))  # only the missing shard is drawn
         with pytest.raises(KilledError):
             train_drafter(trained, WORDS, plan, tmp_path / "killed")
+    assert torch.load(tmp_path / "killed" / "spatial" / "state.pt", weights_only=True)["step"] == 2
     with monkeypatch.context() as patch:
         patch.setattr(drafting, "fit_pool", dying(drafting.fit_pool, 0))
         with pytest.raises(KilledError):

@@ -162,8 +162,10 @@ def family_of(model: Any, tokenizer: Any, decoder: VQGAN | None = None, beside: 
     if kind in ("janus", "emu3"):
         make: Callable[[Any, Any], Family] = Janus if kind == "janus" else Emu3
         return make(model, tokenizer)
-    if kind != "chameleon" or decoder is None:
-        raise HawkError(f"a {kind!r} model cannot draw here: Hawk draws with {', '.join(ARCHITECTURES)}")
+    if kind not in ARCHITECTURES:
+        raise HawkError(f"Hawk draws with {', '.join(ARCHITECTURES)}, not with a {kind!r} model")
+    if decoder is None:
+        raise HawkError(f"a {kind!r} model needs vqgan=, the file of its pixel decoder (vqgan.ckpt)")
     trained_as = "".join(model.config.architectures or ())
     guessed = "lumina" if "XLLMX" in trained_as or hasattr(model.config, "z_loss_weight") else "chameleon"
     if (beside.family or guessed) == "lumina":

@@ -6,11 +6,9 @@ from copy import copy
 from pathlib import Path
 from typing import Any, Literal
 
-from hawk.checkpoint import Beside, as_model, family_of, read_vqgan
 from hawk.errors import HawkError
 from hawk.loading import DTYPES
 from hawk.pipeline import HawkPipeline
-from hawk.targets.pretrained import read_tokenizer
 
 MASKED_ATTENTION = ("sdpa", "eager")
 """Attention implementations of transformers that take any mask."""
@@ -35,6 +33,9 @@ def accelerate(
     Raises:
         HawkError: a model that cannot draw here, lies on several devices, or whose attention takes no mask.
     """
+    from hawk.checkpoint import Beside, as_model, family_of, read_vqgan
+    from hawk.targets.pretrained import read_tokenizer
+
     if not hasattr(model, "config") and hasattr(model, "model"):
         processor = processor or getattr(model, "processor", None) or model.tokenizer
         model = model.model

@@ -17,15 +17,15 @@ FETCHED = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", "*vqgan.ckp
 """What a model folder can hold, of all that a hub repository may: no code, and no pickle but one of tensors alone."""
 
 
-def load_on(folder: Path, place: torch.device, dtype: str, drafter: Path | None) -> Model:
-    """The model in a folder, on a device and laid out for decoding there; `dtype` is a name of `DTYPES`."""
+def load_on(folder: Path, place: torch.device, dtype: str, drafter: Path | None, pack: bool = True) -> Model:
+    """The model in a folder, on a device and (`pack`) laid out for decoding there; `dtype` is a name of `DTYPES`."""
     if is_checkpoint(folder):
         return _checkpoint(folder, place, DTYPES[dtype], drafter)
     mixed = place.type == "cpu" and dtype in ("float32", "bfloat16")
     model = load_model(folder, torch.float32 if mixed else DTYPES[dtype], drafter)
     for module in model.modules:
         module.to(place)
-    if mixed and worth_packing(model.target, DTYPES[dtype]):
+    if pack and mixed and worth_packing(model.target, DTYPES[dtype]):
         model.pack(DTYPES[dtype])
     return model
 

@@ -253,10 +253,10 @@ def test_accelerate_takes_pipelines_and_processors_and_says_what_it_cannot_take(
         hawk.accelerate(one.hf, plain)("a cat", method="ar")
     with pytest.raises(HawkError, match="a 'chameleon' model needs vqgan="):
         hawk.accelerate(models("chameleon").hf, models("chameleon").tokenizer)
-    loaded.set_attn_implementation("flex_attention")
-    with pytest.raises(HawkError, match="'flex_attention' attention takes no tree mask"):
+    loaded.config.text_config._attn_implementation = "flash_attention_2"
+    with pytest.raises(HawkError, match="'flash_attention_2' attention takes no tree mask"):
         hawk.accelerate(loaded, one.tokenizer)
-    loaded.set_attn_implementation("sdpa")
+    loaded.config.text_config._attn_implementation = "sdpa"
     loaded.hf_device_map = {"model.language_model.layers.0": 0, "model.language_model.layers.1": 1}
     with pytest.raises(HawkError, match="several devices"):
         hawk.accelerate(loaded, one.tokenizer)

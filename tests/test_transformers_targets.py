@@ -87,6 +87,44 @@ def reference_generate(one: Tiny, scale: float) -> Tensor:
     return back[drawn].view(len(ids), grid.height, rows)[:, :, : grid.width].flatten(1)
 
 
+def test_transformers_own_speculation_with_guidance_changes_the_image_and_ours_does_not():
+    """Its unconditional branch keeps a cache of its own, which draws on although the drafts were refused."""
+    one = tiny("emu3")
+    prompt, negative = "a red apple", "a mat"
+    condition = one.model.condition([prompt], [negative], one.grid)
+    ids = torch.tensor(condition.prompts)
+    rows = one.grid.width + 1
+
+    def allowed(batch: int, sofar: Tensor) -> list[int]:
+        ends = (len(sofar) - ids.shape[1]) % rows == one.grid.width
+        return [41] if ends else one.model.family.code_ids.tolist()
+
+    guided = {"guidance_scale": 3.0, "negative_prompt_ids": torch.tensor(condition.negatives)}
+    common = {
+        "attention_mask": torch.ones_like(ids),
+        "do_sample": False,
+        "max_new_tokens": one.grid.height * rows,
+        "prefix_allowed_tokens_fn": allowed,
+        "pad_token_id": 3,
+        "eos_token_id": None,
+    }
+    speculation = ({"assistant_model": one.hf}, {"prompt_lookup_num_tokens": 3})
+
+    def codes(ids_drawn: Tensor) -> list[int]:
+        return (ids_drawn[0, ids.shape[1] :].view(one.grid.height, rows)[:, :-1].flatten() - 50).tolist()
+
+    plain = codes(one.hf.generate(ids, **common, **guided))
+    theirs = [codes(one.hf.generate(ids, **common, **guided, **way)) for way in speculation]
+    assert any(drawn != plain for drawn in theirs)
+    unguided = codes(one.hf.generate(ids, **common))
+    assert all(codes(one.hf.generate(ids, **common, **way)) == unguided for way in speculation)
+
+    params = SamplingParams(temperature=0.0, cfg_scale=3.0)
+    for name, (drafter, _) in tiny_drafters(one.model.target).items():
+        ours = generate(one.model.target, condition, one.grid, params, drafter, [0])
+        assert ours.tokens[0].tolist() == plain, name
+
+
 def left_padded(sequences: tuple[tuple[int, ...], ...]) -> tuple[Tensor, Tensor]:
     longest = max(map(len, sequences))
     ids = torch.tensor([[3] * (longest - len(s)) + list(s) for s in sequences])

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 import hawk
 from fixtures.tiny_transformers import CODES, FAMILIES, PROMPTS, Tiny, save, tiny, tiny_vqgan
 from hawk import HawkError, HawkPipeline
-from hawk.checkpoint import family_of, read_beside
+from hawk.adapter import family_of, read_beside
 from hawk.cli import app
 from hawk.drafters.heads import DraftHeads, HeadsConfig
 from hawk.targets.families import Lumina
@@ -228,7 +228,7 @@ def test_without_transformers_it_says_what_to_install(folder, monkeypatch):
             raise ModuleNotFoundError("No module named 'transformers'", name="transformers")
         return real(name, *args, **kwargs)
 
-    for module in [name for name in sys.modules if name in ("hawk.checkpoint", "hawk.targets.transformers")]:
+    for module in [name for name in sys.modules if name in ("hawk.adapter", "hawk.targets.transformers")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setattr(builtins, "__import__", absent)
     refused(folder, r"pip install 'hawk-t2i\[hf\]'")

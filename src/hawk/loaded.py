@@ -33,7 +33,7 @@ def accelerate(
     Raises:
         HawkError: a model that cannot draw here, lies on several devices, or whose attention takes no mask.
     """
-    from hawk.checkpoint import Beside, as_model, family_of, read_vqgan
+    from hawk.adapter import Beside, as_model, family_of, read_vqgan
     from hawk.targets.pretrained import read_tokenizer
 
     if not hasattr(model, "config") and hasattr(model, "model"):

@@ -20,7 +20,7 @@ FETCHED = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", "*vqgan.ckp
 def load_on(folder: Path, place: torch.device, dtype: str, drafter: Path | None, pack: bool = True) -> Model:
     """The model in a folder, on a device and (`pack`) laid out for decoding there; `dtype` is a name of `DTYPES`."""
     if is_checkpoint(folder):
-        return _checkpoint(folder, place, DTYPES[dtype], drafter)
+        return _adapted(folder, place, DTYPES[dtype], drafter)
     mixed = place.type == "cpu" and dtype in ("float32", "bfloat16")
     model = load_model(folder, torch.float32 if mixed else DTYPES[dtype], drafter)
     for module in model.modules:
@@ -36,14 +36,14 @@ def is_checkpoint(folder: Path) -> bool:
     return path.is_file() and "model_type" in read_json(path)
 
 
-def _checkpoint(folder: Path, place: torch.device, dtype: torch.dtype, drafter: Path | None) -> Model:
+def _adapted(folder: Path, place: torch.device, dtype: torch.dtype, drafter: Path | None) -> Model:
     try:
-        from hawk.checkpoint import load_checkpoint
+        from hawk.adapter import load_adapted
     except ModuleNotFoundError as error:
         if error.name != "transformers":
             raise
         raise HawkError(f"{folder} is a transformers checkpoint: pip install 'hawk-t2i[hf]' to draw with it") from error
-    return load_checkpoint(folder, place, dtype, drafter)
+    return load_adapted(folder, place, dtype, drafter)
 
 
 def dtype_named(dtype: str, place: torch.device, large: bool = False) -> str:

@@ -52,7 +52,7 @@ class Beside(BaseModel):
 
 
 @dataclass(frozen=True)
-class CheckpointModel:
+class AdaptedModel:
     """A `hawk.model.Model` over a transformers model."""
 
     name: str
@@ -122,7 +122,7 @@ class CheckpointModel:
         }
 
 
-def load_checkpoint(folder: Path, place: torch.device, dtype: torch.dtype, drafter: Path | None) -> CheckpointModel:
+def load_adapted(folder: Path, place: torch.device, dtype: torch.dtype, drafter: Path | None) -> AdaptedModel:
     """Read a checkpoint to a device; pixel decoders run in float32 at least.
 
     Raises `HawkError` in one line for an unknown kind, a damaged file, or a drafter of another target.
@@ -142,15 +142,15 @@ def load_checkpoint(folder: Path, place: torch.device, dtype: torch.dtype, draft
     return as_model(name_of(folder), family, drafter)
 
 
-def as_model(name: str, family: Family, drafter: Path | None = None) -> CheckpointModel:
+def as_model(name: str, family: Family, drafter: Path | None = None) -> AdaptedModel:
     """The model of a family, with a drafter folder that was trained for it."""
     target, mark = TransformersTarget(family), family_fingerprint(family)
     if drafter is None:
-        return CheckpointModel(name, family, target, mark)
+        return AdaptedModel(name, family, target, mark)
     parts = load_parts(drafter, target.hidden_size, target.vocab_size, mark, target.dtype)
     for module in parts.modules:
         module.to(target.device)
-    return CheckpointModel(name, family, target, mark, parts)
+    return AdaptedModel(name, family, target, mark, parts)
 
 
 def family_of(model: Any, tokenizer: Any, decoder: VQGAN | None = None, beside: Beside | None = None) -> Family:

@@ -22,13 +22,14 @@ from transformers.models.janus.configuration_janus import JanusVisionConfig, Jan
 from typer.testing import CliRunner
 
 import hawk
-from fixtures.tiny_transformers import CODES, FAMILIES, PROMPTS, Tiny, save, tiny, tiny_vqgan
+from fixtures.tiny_transformers import CODES, FAMILIES, PROMPTS, Tiny, save, tiny
 from hawk import HawkError, HawkPipeline
 from hawk.adapter import family_of, read_beside
 from hawk.cli import app
 from hawk.drafters.heads import DraftHeads, HeadsConfig
 from hawk.targets.families import Lumina
 from hawk.targets.transformers import TransformersTarget
+from hawk.targets.vqgan import VQGAN, VQGANConfig
 
 models = cache(tiny)
 
@@ -303,9 +304,14 @@ def chameleon_7b() -> ChameleonForConditionalGeneration:
 )
 def test_official_shapes_fit_the_adapter(make, vocab, width, billions):
     with torch.device("meta"):
-        family = family_of(make().to(torch.bfloat16), None, tiny_vqgan())
+        family = family_of(make().to(torch.bfloat16), None, VQGAN(VQGANConfig.chameleon()))
         target = TransformersTarget(family)
         logits = target.head(torch.empty(2, width, dtype=torch.bfloat16))
         assert target.embed(torch.zeros(1, 3, dtype=torch.long)).shape == (1, 3, width)
+        prefilled = target.prefill(target.blank_prompt(), guided=True, capacity=target.grid.size + 65)
+    held = sum(weight.nbytes for weight in family.model.parameters()) + 2 * prefilled.cache.keys.nbytes
+    noise = 4 * target.grid.size * vocab
+    assert prefilled.hidden.shape == (2, width)
+    assert held + noise < 22e9, "bfloat16, guidance and a window of 64 fit into 24 GB"
     assert (target.vocab_size, target.hidden_size, logits.shape) == (vocab, width, (2, vocab))
     assert target.parameter_count / 1e9 == pytest.approx(billions, abs=0.1)

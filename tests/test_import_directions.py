@@ -186,7 +186,9 @@ def test_import_is_light(module):
 def test_public_names_are_lazy_and_complete():
     import hawk
 
-    assert {"HawkPipeline", "SamplingParams", "HawkError", "__version__", "accelerate"} == set(hawk.__all__)
+    assert {"HawkPipeline", "SamplingParams", "HawkError", "__version__", "accelerate", "hawk_generate"} == set(
+        hawk.__all__
+    )
     for name in hawk.__all__:
         assert getattr(hawk, name) is not None
     with pytest.raises(AttributeError, match="no_such_name"):

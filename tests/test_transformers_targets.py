@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fixtures.tiny_transformers import CODES, FAMILIES, PROMPTS, Tiny, tiny
 from hawk import HawkError
+from hawk.cost import forward_seconds
 from hawk.decode import NoDrafter, generate, guided_logits, guided_state
 from hawk.drafters.methods import METHODS, build_drafter
 from hawk.evaluation.losslessness import check_definition, teacher_forced
@@ -142,6 +143,7 @@ def test_the_adapter_is_what_pipeline_and_drafters_ask_for(name):
     assert condition.rows(slice(1, 2)).prompts == condition.prompts[1:2]
     assert condition.negatives[0] != condition.negatives[1] == one.model.family.prompt("a mat", one.grid)
     assert one.model.target.embed(torch.tensor([[0, 3]])).shape == (1, 2, 32)
+    assert set(forward_seconds(one.model.target, (1, 3), 1)) == {1, 3}
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
@@ -296,3 +298,5 @@ def test_grids_and_prompts_that_do_not_fit_are_refused():
         emu3.condition(["a cat"], [""], Grid(99, 99))
     with pytest.raises(HawkError, match="prompt is empty"):
         emu3.condition([" "], [""], Grid(3, 4))
+    with pytest.raises(HawkError, match=r"holds <\|image start\|>, which the model reads"):
+        emu3.condition(["a cat <|image start|>"], [""], Grid(3, 4))

@@ -91,6 +91,10 @@ class AdaptedModel:
         for text in prompts:
             if not text.strip():
                 raise HawkError("the prompt is empty: describe the image, as in 'a red apple'")
+        for text in (*prompts, *negatives):
+            for token in self.family.tokenizer.all_special_tokens:
+                if token in text:
+                    raise HawkError(f"the prompt {text!r} holds {token}, which the model reads as a token of its own")
         told = tuple(self.family.prompt(text, grid) for text in prompts)
         steered = tuple(
             self.family.prompt(negative, grid) if negative.strip() else self.family.unconditional(prompt, grid)
@@ -154,7 +158,7 @@ def as_model(name: str, family: Family, drafter: Path | None = None) -> AdaptedM
 
 
 def family_of(model: Any, tokenizer: Any, decoder: VQGAN | None = None, beside: Beside | None = None) -> Family:
-    """The family of a loaded transformers model; Chameleon's kind needs a decoder.
+    """The family of a loaded transformers model; Chameleon's kind needs a decoder to draw pixels.
 
     Lumina-mGPT has Chameleon's config.json; it is told by `hawk.json`, or by the class or the loss it was trained with.
     """
@@ -164,8 +168,6 @@ def family_of(model: Any, tokenizer: Any, decoder: VQGAN | None = None, beside: 
         return make(model, tokenizer)
     if kind not in ARCHITECTURES:
         raise HawkError(f"Hawk draws with {', '.join(ARCHITECTURES)}, not with a {kind!r} model")
-    if decoder is None:
-        raise HawkError(f"a {kind!r} model needs vqgan=, the file of its pixel decoder (vqgan.ckpt)")
     trained_as = "".join(model.config.architectures or ())
     guessed = "lumina" if "XLLMX" in trained_as or hasattr(model.config, "z_loss_weight") else "chameleon"
     if (beside.family or guessed) == "lumina":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,19 +107,11 @@ def hawk_generate(
     grid, chosen = Grid(height, width), method_named(method)
     loaded = None if drafter is None else as_model(drawn_by.name, drawn_by, Path(drafter))
     target = loaded.target if loaded else TransformersTarget(drawn_by)
-    prompts = without_padding(input_ids, model_kwargs.get("attention_mask"))
-    guidance = [each for each in logits_processor if type(each).__name__ == GUIDANCE]
-    for processor in logits_processor:
-        if type(processor).__name__ not in (GUIDANCE, *UNDERSTOOD):
-            raise HawkError(f"{type(processor).__name__} has no counterpart in Hawk: leave it out of the call")
-    scale, negatives = 1.0, prompts
-    if guidance:
-        scale, context = float(guidance[0].guidance_scale), guidance[0].unconditional_context
-        ids = input_ids[:, -1:] if context["input_ids"] is None else context["input_ids"]
-        negatives = without_padding(ids, context["attention_mask"])
-    params = params_of(generation_config, scale)
+    guidance = guidance_of(logits_processor, input_ids)
+    params = params_of(generation_config, guidance.scale)
     drafting = NoDrafter() if method == "ar" else build_drafter(chosen, loaded.drafting if loaded else None, target)
-    prompt, seeds = TokenPrompt(prompts, negatives, grid), [seed + i for i in range(len(prompts))]
+    prompts = without_padding(input_ids, model_kwargs.get("attention_mask"))
+    prompt, seeds = TokenPrompt(prompts, guidance.negatives, grid), [seed + i for i in range(len(prompts))]
     drawn = generate(target, prompt, grid, params, drafting, seeds, chosen.verifier)
     image = drawn_by.spelt(drawn.tokens, grid)
     return torch.cat((input_ids, image.to(input_ids)), dim=1)
@@ -132,6 +125,27 @@ UNDERSTOOD = (
     "TopPLogitsWarper",
 )
 """What transformers' `generate` puts between logits and tokens, of which Hawk does the same."""
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Scale and unconditional prompts of a `generate` call."""
+
+    scale: float
+    negatives: tuple[tuple[int, ...], ...]
+
+
+def guidance_of(logits_processor: Sequence[Any], input_ids: Int[Tensor, "b t"]) -> Guidance:
+    """The guidance among a call's processors; `HawkError` for one that Hawk cannot stand in for."""
+    for processor in logits_processor:
+        if type(processor).__name__ not in (GUIDANCE, *UNDERSTOOD):
+            raise HawkError(f"{type(processor).__name__} has no counterpart in Hawk: leave it out of the call")
+    for processor in logits_processor:
+        if type(processor).__name__ == GUIDANCE:
+            context = processor.unconditional_context
+            ids = input_ids[:, -1:] if context["input_ids"] is None else context["input_ids"]
+            return Guidance(float(processor.guidance_scale), without_padding(ids, context["attention_mask"]))
+    return Guidance(1.0, without_padding(input_ids, None))
 
 
 def params_of(generation_config: Any, scale: float) -> SamplingParams:

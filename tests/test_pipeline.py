@@ -136,7 +136,7 @@ DAMAGE = {
     "no layers": (lambda f: edit_config(f, "target", n_layer=0), "target.n_layer is 0"),
     "heads that do not divide": (lambda f: edit_config(f, "target", n_head=3), "must split into 3 heads"),
     "bad defaults": (lambda f: edit_config(f, "defaults", temperature=-1), "temperature must be"),
-    "bad tokenizer": (lambda f: edit_config(f, "tokenizer", kind="vae"), "tokenizer.kind"),
+    "bad tokenizer": (lambda f: edit_config(f, "tokenizer", kind="vae"), "tokenizer: .*'vae'.* 'fsq', 'vqgan'"),
     "target gone": (lambda f: (f / "target.safetensors").unlink(), "target.safetensors is missing"),
     "target cut short": (
         lambda f: (f / "target.safetensors").write_bytes((f / "target.safetensors").read_bytes()[:3000]),

@@ -108,10 +108,7 @@ class HawkPipeline:
             raise HawkError(f"no folder of draft heads at {drafter}")
         mixed = place.type == "cpu" and dtype in ("float32", "bfloat16")
         read_as = torch.float32 if mixed else DTYPES[dtype]
-        loaded = load_model(model_folder(model), read_as, None if drafter is None else Path(drafter))
-        drafting = loaded.drafting.modules if loaded.drafting else []
-        for module in (loaded.target, loaded.tokenizer, *drafting):
-            module.to(place)
+        loaded = load_model(model_folder(model), read_as, None if drafter is None else Path(drafter)).to(place)
         if mixed and worth_packing(loaded.target, DTYPES[dtype]):
             loaded.target.pack(DTYPES[dtype])
             if loaded.drafting:
@@ -311,7 +308,7 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    patterns = ["*.json", "*.safetensors", "words.txt", "README.md"]
+    patterns = ["*.json", "*.safetensors", "*spiece.model", "words.txt", "README.md"]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (OSError, HFValidationError) as error:  # every hub error but the validation of ids is an OSError

@@ -148,7 +148,7 @@ def model_facts(folder: Path, model: LoadedModel) -> dict[str, Any]:
         },
         "grid": f"{shape.height}x{shape.width} tokens, {shape.height * cell}x{shape.width * cell} pixels",
         "tokenizer": {"codes": model.tokenizer.codebook_size, "parameters": _parameters(model.tokenizer)},
-        "text": {"words": len(model.text.index), "longest_prompt": f"{model.text.tokens} words"},
+        "text": model.text.facts(),
         "defaults": asdict(model.config.defaults),
         "drafter": drafting,
     }

@@ -19,13 +19,15 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "hawk"
 MAX_LINES = 450
 
-LEAVES = frozenset({"errors", "files", "grid", "canvas", "layers", "cache", "packed", "machine", "sampling", "tree"})
+LEAVES = frozenset(
+    {"errors", "files", "checkpoint", "grid", "canvas", "layers", "cache", "packed", "machine", "sampling", "tree"}
+)
 DECODER = LEAVES | {"verify", "decode"}
 MODELS = frozenset({"targets", "drafters"})
 PICTURES = frozenset({"contact_sheet", "png"})  # drawn and written for people; know nothing of decoding
 FACES = frozenset({"bundle", "model_config", "cost", "pipeline"})  # a model on disk, and in a person's hands
-MIDDLE = frozenset({"training", "evaluation", "benchmark", "scaling", "compare", "prompts", "report"})
-TOP = frozenset({"server", "cluster", "cli", "cli_shared", "cli_measure", "cli_train", "__main__"})
+MIDDLE = frozenset({"training", "evaluation", "benchmark", "scaling", "compare", "prompts", "report", "convert"})
+TOP = frozenset({"server", "cluster", "cli", "cli_shared", "cli_measure", "cli_train", "cli_convert", "__main__"})
 
 # part of the house (a module or a package right under hawk) -> the other parts it may import
 MAY_IMPORT: dict[str, frozenset[str]] = {
@@ -40,7 +42,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     **dict.fromkeys(TOP, DECODER | MODELS | PICTURES | FACES | MIDDLE | TOP),
 }
 # The command line starts fast: of hawk it loads only this before a command is called.
-CLI_MAY_LOAD_AT_ONCE = frozenset({"errors", "cli", "cli_shared", "cli_measure", "cli_train"})
+CLI_MAY_LOAD_AT_ONCE = frozenset({"errors", "cli", "cli_shared", "cli_measure", "cli_train", "cli_convert"})
 
 HEAVY = frozenset(
     {"transformers", "ray", "fastapi", "torchmetrics", "webdataset", "resvg_py", "tensorboard", "diffusers"}

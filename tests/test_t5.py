@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, T5EncoderModel
+from transformers import AutoTokenizer, T5Config, T5EncoderModel, T5ForConditionalGeneration
 
 from hawk import HawkError
 from hawk.targets.cleaning import clean_caption
@@ -83,6 +83,28 @@ def test_empty_and_over_long_prompts_are_refused(encoder, prompt, message):
 
 def test_a_prompt_of_just_the_length_fits(encoder):
     assert encoder.encode(["cat " * 23]).mask.all()
+
+
+@pytest.mark.parametrize("form", ["shards", "bin"])
+def test_the_whole_model_as_it_is_published_gives_its_encoder_quietly(tiny_t5, tmp_path, capfd, form):
+    """The hub's folders hold the decoder, too, in shards with an index; older ones a pickle of tensors."""
+    folder = shutil.copytree(tiny_t5, tmp_path / "t5")
+    (folder / "model.safetensors").unlink()
+    torch.manual_seed(3)
+    whole = T5ForConditionalGeneration(T5Config.from_pretrained(folder)).eval()
+    if form == "shards":
+        whole.save_pretrained(folder, max_shard_size="2KB")
+        assert len(list(folder.glob("model-*-of-*.safetensors"))) > 2
+    else:
+        torch.save(whole.state_dict(), folder / "pytorch_model.bin")
+    capfd.readouterr()
+    encoder = T5TextEncoder(str(folder), width=12, tokens=24, dtype=torch.float32)
+    features = encoder.encode(["a red apple"]).features[0]
+    ids = AutoTokenizer.from_pretrained(folder)("a red apple", return_tensors="pt").input_ids
+    with torch.no_grad():
+        states = whole.encoder(input_ids=ids).last_hidden_state[0]
+    torch.testing.assert_close(features[-len(states) :], states, atol=1e-6, rtol=0)
+    assert capfd.readouterr() == ("", "")
 
 
 def cut_short(folder: Path) -> None:

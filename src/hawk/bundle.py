@@ -14,7 +14,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from hawk.drafters.heads import DraftHeads
 from hawk.drafters.parts import DraftParts, load_parts
 from hawk.drafters.pool import FusedSettings
-from hawk.errors import HawkError
+from hawk.errors import HawkError, one_line
 from hawk.files import read_json, replacing, save_tensors, write_bytes, write_json
-from hawk.model_config import FSQFields, ModelConfig, StaticTextFields, T5Fields
+from hawk.model_config import FSQFields, ModelConfig, StaticTextFields, T5Fields, check_target_shape
 from hawk.sampling import SamplingParams
 from hawk.targets.llamagen import LlamaGen
 from hawk.targets.t5 import T5TextEncoder
@@ -110,16 +110,7 @@ def read_config(folder: Path) -> ModelConfig:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the document"
         raise HawkError(f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}") from error
-    shape = config.target
-    sizes = {field.name: getattr(shape, field.name) for field in fields(shape)}
-    wrong = [name for name, size in sizes.items() if not (size is None or isinstance(size, bool) or size > 0)]
-    if wrong:
-        raise HawkError(f"{path}: target.{wrong[0]} is {sizes[wrong[0]]}: it must be positive")
-    if shape.dim % shape.n_head or shape.head_dim % 4 or shape.n_head % shape.kv_heads:
-        raise HawkError(
-            f"{path}: dim {shape.dim} must split into {shape.n_head} heads of a multiple of 4 channels, "
-            f"and the heads among {shape.kv_heads} key/value heads"
-        )
+    check_target_shape(path, config.target)
     return config
 
 
@@ -133,7 +124,7 @@ def load_text(folder: Path, fields: StaticTextFields | T5Fields) -> TextEncoder:
     except HawkError:
         raise
     except (SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise HawkError(f"the text encoder in {folder} is damaged: {_line(error)}") from error
+        raise HawkError(f"the text encoder in {folder} is damaged: {one_line(error)}") from error
 
 
 def _text_source(folder: Path, source: str) -> str:
@@ -208,7 +199,7 @@ def _checked_tensors(path: Path, wanted: dict[str, tuple[int, ...]]) -> list[tup
                     )
             return [(name, file.get_tensor(name)) for name in names]
     except SafetensorError as error:
-        raise HawkError(f"{path} is damaged or cut short ({_line(error)}): fetch or train it again") from error
+        raise HawkError(f"{path} is damaged or cut short ({one_line(error)}): fetch or train it again") from error
 
 
 def _target_files(folder: Path) -> list[Path]:
@@ -248,13 +239,8 @@ def _named_tensor(files: list[Path], name: str) -> Tensor:
                 if name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
                     return file.get_tensor(name)
         except (SafetensorError, FileNotFoundError) as error:
-            raise HawkError(f"{path} is missing or damaged ({_line(error)})") from error
+            raise HawkError(f"{path} is missing or damaged ({one_line(error)})") from error
     raise HawkError(f"{files[0]} lacks {name}")
-
-
-def _line(error: Exception) -> str:
-    """The message of an exception on one line."""
-    return " ".join(str(error).split())[:200]
 
 
 # --- saving --------------------------------------------------------------------------------------------------
@@ -304,12 +290,12 @@ def save_target(
     weights: Mapping[str, Tensor],
     dtype: torch.dtype | None,
     shard_bytes: int = SHARD_BYTES,
-    on_saved: Callable[[int], None] = lambda saved: None,
+    on_bytes: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Write a target's weights in `dtype` (None: as they are), shard by shard: no second copy of all of them.
 
-    One file, or as many as `shard_bytes` asks for with an index; files of an earlier save are removed. `on_saved` is
-    told the bytes of each file.
+    One file, or as many as `shard_bytes` asks for with an index; files of an earlier save are removed. After each,
+    `on_bytes` is told how many bytes are written, and how many there will be.
     """
     sizes = {name: tensor.numel() * (dtype or tensor.dtype).itemsize for name, tensor in weights.items()}
     shards = _shards(sizes, shard_bytes)
@@ -318,9 +304,11 @@ def save_target(
     written = {folder / name: shard for name, shard in zip(names, shards, strict=True)}
     if len(shards) == 1:
         written = {folder / "target.safetensors": shards[0]}
+    done = 0
     for path, shard in written.items():
         save_tensors(path, _stored({name: weights[name] for name in shard}, dtype))
-        on_saved(sum(sizes[name] for name in shard))
+        done += sum(sizes[name] for name in shard)
+        on_bytes(done, sum(sizes.values()))
     kept = set(written)
     if len(shards) > 1:
         index = folder / "target.safetensors.index.json"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from hawk.errors import HawkError
 from hawk.sampling import SamplingParams
 from hawk.targets.llamagen import LlamaGenConfig
 from hawk.targets.vq import FSQConfig
@@ -105,3 +107,16 @@ class ModelConfig(BaseModel):
     tokenizer: Annotated[FSQFields | VQGANFields, Field(discriminator="kind")]
     text: Annotated[StaticTextFields | T5Fields, Field(discriminator="kind")] = StaticTextFields()
     defaults: Annotated[SamplingParams, BeforeValidator(_known(SamplingParams))] = SamplingParams()
+
+
+def check_target_shape(path: Path, shape: LlamaGenConfig) -> None:
+    """That a transformer can have this shape; `HawkError` names the file it was read from, and what is wrong."""
+    sizes = {field.name: getattr(shape, field.name) for field in fields(shape)}
+    wrong = [name for name, size in sizes.items() if not (size is None or isinstance(size, bool) or size > 0)]
+    if wrong:
+        raise HawkError(f"{path}: target.{wrong[0]} is {sizes[wrong[0]]}: it must be positive")
+    if shape.dim % shape.n_head or shape.head_dim % 4 or shape.n_head % shape.kv_heads:
+        raise HawkError(
+            f"{path}: dim {shape.dim} must split into {shape.n_head} heads of a multiple of 4 channels, "
+            f"and the heads among {shape.kv_heads} key/value heads"
+        )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -13,11 +14,25 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
-from hawk.errors import HawkError
+from hawk.errors import HawkError, one_line
 from hawk.targets.cleaning import clean_caption
 from hawk.targets.text import TextFeatures
 
 REMEMBERED = 256  # captions; 1 MB each at 120 tokens of 2048 channels
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """No progress bars and no warnings of transformers: what there is to say, missing weights, is said as an error."""
+    said, barred = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(said)
+        if barred:
+            logging.enable_progress_bar()
 
 
 @dataclass(frozen=True)
@@ -66,15 +81,17 @@ class T5TextEncoder:
     def loaded(self) -> LoadedT5:
         """Tokenizer and encoder, read from `source` on first use."""
         try:
-            from transformers import AutoTokenizer, T5EncoderModel
+            import transformers
         except ImportError as error:
             raise HawkError("T5 text features need transformers: pip install 'hawk-t2i[hf]'") from error
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.source)
-            read: Any = T5EncoderModel.from_pretrained(self.source, dtype=self.dtype, output_loading_info=True)
+            with _quiet(transformers.logging):
+                tokenizer = transformers.AutoTokenizer.from_pretrained(self.source)
+                read: Any = transformers.T5EncoderModel.from_pretrained(
+                    self.source, dtype=self.dtype, output_loading_info=True
+                )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise HawkError(f"no T5 text encoder could be read from {self.source} ({reason})") from error
+            raise HawkError(f"no T5 text encoder could be read from {self.source} ({one_line(error)})") from error
         encoder, report = read
         missing = sorted(report["missing_keys"])
         if missing:

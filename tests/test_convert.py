@@ -199,6 +199,27 @@ def test_the_text_encoder_may_lie_inside_the_model_folder(published, converted):
     assert text.encode(["a cat"]).features.shape == (1, 20, 12)
 
 
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("tokenizer", {"attention_levels": [2]}, "attention at level 2 of 2, counted from 0"),
+        ("tokenizer", {"channels": 48}, "tokenizer.vqgan.channels"),
+        ("tokenizer", {"levels": [8]}, "tokenizer.vqgan.levels: Extra inputs"),
+        ("tokenizer", {"z_channels": 16}, "config.json asks for"),
+        ("text", {"kind": "clip"}, "text: .*'clip'.*'static', 't5'"),
+        ("text", {"tokens": 19}, "captions of 20x12, the text encoder gives 19x12"),
+        ("text", {"source": ""}, "text.t5.source"),
+    ],
+)
+def test_a_config_that_was_tampered_with_is_refused_in_one_line(converted, part, changes, message):
+    config = json.loads((converted / "config.json").read_text())
+    config[part] |= changes
+    (converted / "config.json").write_text(json.dumps(config))
+    with pytest.raises(HawkError, match=message) as caught:
+        load_model(converted)
+    assert "\n" not in str(caught.value)
+
+
 # --- finding the files
 
 

@@ -72,6 +72,15 @@ def test_a_saved_model_loads_as_it_was(saved_model, tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_a_folder_that_says_nothing_of_its_text_encoder_has_word_vectors(model_copy):
+    before = read_config(model_copy)
+    config = json.loads((model_copy / "config.json").read_text())
+    assert config.pop("text") == {"kind": "static"}
+    (model_copy / "config.json").write_text(json.dumps(config))
+    assert read_config(model_copy) == before
+    assert load_model(model_copy).text.facts()["words"] == 7
+
+
 def test_weights_on_disk_are_bfloat16_under_the_official_names(saved_model):
     stored = load_file(saved_model / "target.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}

@@ -169,6 +169,7 @@ def test_methods_without_a_drafter_draw(pipe, method):
 
 
 def test_the_official_presets_draw_and_a_negative_prompt_steers(pipe):
+    assert pipe.model.text.device == pipe.device
     settings = {"seed": 3, "method": "scd"}
     assert pipe("a cat", **settings).params == SamplingParams(1.0, 1000, 1.0, 7.5)
     steered = pipe("a cat", negative_prompt="A blue DOG", **settings)

@@ -27,6 +27,6 @@ def test_costs_of_another_machine_are_measured_here():
 
 
 def test_every_width_is_timed():
-    seconds = forward_seconds(tiny_target(0), (1, 3, 5), 2, torch.device("cpu"))
+    seconds = forward_seconds(tiny_target(0), (1, 3, 5), 2)
     assert list(seconds) == [1, 3, 5]
     assert all(value > 0 for value in seconds.values())

@@ -25,7 +25,9 @@ LEAVES = frozenset(
 DECODER = LEAVES | {"verify", "decode"}
 MODELS = frozenset({"targets", "drafters"})
 PICTURES = frozenset({"contact_sheet", "png"})  # drawn and written for people; know nothing of decoding
-FACES = frozenset({"bundle", "model_config", "cost", "pipeline"})  # a model on disk, and in a person's hands
+FACES = frozenset(
+    {"bundle", "model_config", "cost", "loading", "model", "pipeline"}
+)  # on disk, and in a person's hands
 MIDDLE = frozenset({"training", "evaluation", "benchmark", "scaling", "compare", "prompts", "report", "convert"})
 TOP = frozenset({"server", "cluster", "cli", "cli_shared", "cli_measure", "cli_train", "cli_convert", "__main__"})
 

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import hawk.pipeline
+import hawk.loading
 from hawk import HawkError, HawkPipeline
 from hawk.bundle import HEADS_FOLDER, load_model, read_config, save_model, target_fingerprint
 from hawk.drafters.methods import METHODS
+from hawk.model import Condition, ImageTarget, Model
 from hawk.pipeline import image_seeds, tokens_sha256
 
 HEADS = HEADS_FOLDER.as_posix()
@@ -429,9 +430,24 @@ def test_hub_ids_are_fetched_and_refusals_are_one_line(saved_model, monkeypatch)
 
 
 def test_an_installation_without_the_bundled_model_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(hawk.pipeline, "BUNDLED", tmp_path)
+    monkeypatch.setattr(hawk.loading, "BUNDLED", tmp_path)
     with pytest.raises(HawkError, match="no bundled model"):
         HawkPipeline.from_pretrained("bundled")
+
+
+def test_a_model_folder_is_what_the_pipeline_and_the_drafters_ask_for(saved_model):
+    model = load_model(saved_model)
+    assert isinstance(model, Model)
+    assert isinstance(model.target, ImageTarget)
+    condition = model.condition(["a red apple", "a cat", "a blue cat"], ["", "green", ""], model.grid)
+    assert isinstance(condition, Condition)
+    assert len(condition) == 3
+    some = condition.rows(slice(1, 3))
+    assert torch.equal(some.features, condition.features[1:])
+    assert torch.equal(some.negative_mask, condition.negative_mask[1:])
+    embedded = model.target.embed(torch.tensor([[0, 3]]))
+    assert embedded.shape == (1, 2, model.target.hidden_size)
+    assert model.target.draft_head(embedded).shape == (1, 2, model.target.vocab_size)
 
 
 def test_image_seeds_are_in_range():

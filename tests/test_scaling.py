@@ -54,5 +54,5 @@ def test_growth_is_the_exponent():
 def test_a_made_up_target_has_the_shape_and_runs():
     target = random_target(SMALL, torch.device("cpu"))
     assert weight_bytes(SMALL) == 4 * target.parameter_count
-    costs = window_costs(target, "x", (1, 4), 1, torch.device("cpu"))
+    costs = window_costs(target, "x", (1, 4), 1)
     assert [cost.at for cost in costs] == [1, 4]

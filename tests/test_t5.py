@@ -60,7 +60,7 @@ def test_features_do_not_depend_on_the_batch_and_case_does_not_matter(encoder, t
 
 def test_nothing_is_read_before_the_first_prompt_and_remembered_prompts_need_no_weights(tiny_t5, tmp_path):
     folder = shutil.copytree(tiny_t5, tmp_path / "t5")
-    encoder = T5TextEncoder(str(folder), width=12, tokens=24).placed(torch.device("cpu"))
+    encoder = T5TextEncoder(str(folder), width=12, tokens=24, device=torch.device("cpu"))
     assert isinstance(encoder, TextEncoder)
     assert "loaded" not in vars(encoder)
     first = encoder.encode(["a red apple"])

@@ -133,7 +133,7 @@ def run_benchmark(
     settings = dict(overrides or {})
     jobs = [(prompt, seed) for prompt in prompts for seed in range(seeds)]
     batches = [jobs[start : start + batch] for start in range(0, len(jobs), batch)]
-    pipe.model.text.encode(list(prompts))  # a bad prompt fails before an hour of measuring
+    pipe.condition(prompts)  # a bad prompt fails before an hour of measuring
     for name in names:
         measure(pipe, name, batches[0], settings)
     trials: dict[str, list[Trial]] = {name: [] for name in names}
@@ -208,7 +208,7 @@ def environment(pipe: HawkPipeline, prompts: int, seeds: int, batch: int, overri
     return {
         "model": pipe.model.name,
         "target_parameters": pipe.model.target.parameter_count,
-        "grid": [pipe.model.target.grid.height, pipe.model.target.grid.width],
+        "grid": [pipe.model.grid.height, pipe.model.grid.width],
         "seed": 0,
         "dtype": pipe.dtype,
         "device": pipe.device.type,

@@ -13,12 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from jaxtyping import Float, Int
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -28,16 +29,19 @@ from hawk.drafters.parts import DraftParts, load_parts
 from hawk.drafters.pool import FusedSettings
 from hawk.errors import HawkError, one_line
 from hawk.files import read_json, replacing, save_tensors, write_bytes, write_json
+from hawk.grid import Grid
 from hawk.model_config import FSQFields, ModelConfig, StaticTextFields, T5Fields, check_target_shape
 from hawk.sampling import SamplingParams
-from hawk.targets.llamagen import LlamaGen
+from hawk.targets.llamagen import CaptionPrompt, LlamaGen
 from hawk.targets.t5 import T5TextEncoder
 from hawk.targets.text import StaticTextEncoder, TextEncoder
-from hawk.targets.vq import FSQTokenizer, PixelDecoder
+from hawk.targets.vq import FSQTokenizer
 from hawk.targets.vqgan import VQGAN
 
 BUNDLED = Path(__file__).parent / "weights" / "bundled"
 SHARD_BYTES = 48_000_000
+MAX_TOKENS = 4096
+"""Most tokens of an image."""
 TEXT_FILES = ("words.safetensors", "words.txt", "text.json")
 HEADS_FOLDER = Path("drafters") / "heads"
 _FLOATS = ("BF16", "F16", "F32", "F64")
@@ -51,28 +55,95 @@ class LoadedModel:
 
     config: ModelConfig
     target: LlamaGen
-    tokenizer: PixelDecoder
+    tokenizer: FSQTokenizer | VQGAN
     text: TextEncoder
     drafting: DraftParts | None
     fingerprint: str
-
-    def to(self, device: torch.device) -> LoadedModel:
-        """The model with its weights moved to a device."""
-        for module in (self.target, self.tokenizer, *(self.drafting.modules if self.drafting else ())):
-            module.to(device)
-        return replace(self, text=self.text.placed(device))
 
     @property
     def name(self) -> str:
         """The model's own name."""
         return self.config.name
 
+    @property
+    def grid(self) -> Grid:
+        """The grid it was trained for."""
+        return self.target.grid
+
+    @property
+    def cell(self) -> int:
+        """Side of a token in pixels."""
+        return self.tokenizer.downsample
+
+    @property
+    def defaults(self) -> SamplingParams:
+        """The sampling parameters that a call uses where it names none."""
+        return self.config.defaults
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """What moves to a device."""
+        return [self.target, self.tokenizer, *(self.drafting.modules if self.drafting else [])]
+
+    def check_grid(self, grid: Grid) -> None:
+        """`HawkError` for too large a grid."""
+        if grid.size > MAX_TOKENS:
+            raise HawkError(
+                f"{grid.height}x{grid.width} tokens are too many: at most {MAX_TOKENS} fit, choose a smaller image"
+            )
+
+    def condition(self, prompts: Sequence[str], negatives: Sequence[str], grid: Grid) -> CaptionPrompt:
+        """Caption features; where only some images have a negative prompt, the others take the null caption."""
+        weight = self.target.tok_embeddings.weight
+        encoded = self.text.encode(list(prompts))
+        features, mask = encoded.features.to(weight), encoded.mask.to(weight.device)
+        if not any(text.strip() for text in negatives):
+            return CaptionPrompt(features, mask)
+        null, null_mask = self.target.null_features(features).clone(), mask.clone()
+        for row, negative in enumerate(negatives):
+            if negative.strip():
+                one = self.text.encode([negative])
+                null[row], null_mask[row] = one.features[0].to(weight), one.mask[0].to(weight.device)
+        return CaptionPrompt(features, mask, null, null_mask)
+
+    def pixels(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]:
+        """Images of token grids, in [-1, 1]."""
+        return self.tokenizer.decode(codes)
+
+    def pack(self, dtype: torch.dtype) -> None:
+        """Lay target and drafter out for decoding on a CPU, their products in `dtype`."""
+        self.target.pack(dtype)
+        if self.drafting:
+            self.drafting.pack(dtype)
+
+    def facts(self) -> dict[str, Any]:
+        """What `hawk info` tells of its parts."""
+        shape = self.config.target
+        return {
+            "target": {
+                "architecture": self.config.architecture,
+                "parameters": self.target.parameter_count,
+                "layers": shape.n_layer,
+                "width": shape.dim,
+                "fingerprint": self.fingerprint,
+            },
+            "tokenizer": {
+                "codes": self.tokenizer.codebook_size,
+                "parameters": sum(parameter.numel() for parameter in self.tokenizer.parameters()),
+            },
+            "text": self.text.facts(),
+        }
+
 
 # --- loading -------------------------------------------------------------------------------------------------
 
 
 def load_model(
-    folder: Path, dtype: torch.dtype = torch.float32, drafter: Path | None = None, with_heads: bool = True
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    drafter: Path | None = None,
+    with_heads: bool = True,
+    text_device: torch.device | None = None,
 ) -> LoadedModel:
     """Read a model folder.
 
@@ -80,6 +151,7 @@ def load_model(
         dtype: of the target and the draft heads; the image tokenizer stays in float32.
         drafter: a folder of draft heads to use in place of the model's own.
         with_heads: False leaves the heads alone, also where they were made for another target.
+        text_device: where a T5 text encoder is to compute (default: the CPU); it is read there with the first prompt.
 
     Raises:
         HawkError: one line on what is missing, cut short, of the wrong shape, or made for another target.
@@ -87,7 +159,7 @@ def load_model(
     config = read_config(folder)
     target = _filled(lambda: LlamaGen(config.target), _target_files(folder), dtype, on_meta=True)
     tokenizer = _tokenizer(folder, config)
-    text = load_text(folder, config.text)
+    text = load_text(folder, config.text, text_device)
     _check_parts(folder, config, tokenizer, text)
     fingerprint = target_fingerprint(
         folder if dtype == torch.float16 else target
@@ -114,11 +186,11 @@ def read_config(folder: Path) -> ModelConfig:
     return config
 
 
-def load_text(folder: Path, fields: StaticTextFields | T5Fields) -> TextEncoder:
+def load_text(folder: Path, fields: StaticTextFields | T5Fields, device: torch.device | None = None) -> TextEncoder:
     """The text encoder of a model folder; `HawkError` for damaged or missing files."""
     if isinstance(fields, T5Fields):
         dtype = torch.float32 if fields.dtype == "float32" else torch.bfloat16
-        return T5TextEncoder(_text_source(folder, fields.source), fields.width, fields.tokens, dtype)
+        return T5TextEncoder(_text_source(folder, fields.source), fields.width, fields.tokens, dtype, device)
     try:
         return StaticTextEncoder.load(folder)
     except HawkError:
@@ -137,7 +209,7 @@ def _text_source(folder: Path, source: str) -> str:
     return source
 
 
-def _tokenizer(folder: Path, config: ModelConfig) -> PixelDecoder:
+def _tokenizer(folder: Path, config: ModelConfig) -> FSQTokenizer | VQGAN:
     """The image tokenizer, in float32 whatever the target's dtype: it is small, and pixels deserve it."""
     files, shape = [folder / "tokenizer.safetensors"], config.tokenizer
     if isinstance(shape, FSQFields):
@@ -145,7 +217,7 @@ def _tokenizer(folder: Path, config: ModelConfig) -> PixelDecoder:
     return _filled(lambda: VQGAN(shape.shape()), files, torch.float32, on_meta=True)
 
 
-def _check_parts(folder: Path, config: ModelConfig, tokenizer: PixelDecoder, text: TextEncoder) -> None:
+def _check_parts(folder: Path, config: ModelConfig, tokenizer: FSQTokenizer | VQGAN, text: TextEncoder) -> None:
     """That target, tokenizer and text encoder fit together."""
     shape = config.target
     if shape.vocab_size != tokenizer.codebook_size:

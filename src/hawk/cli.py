@@ -180,7 +180,7 @@ def generate(
     target = None if out is None else Path(out)
     places = [picture_path(target, prompt, s, len(wanted), folder) for prompt, s in zip(wanted, seeds, strict=True)]
     pipe = load_pipeline(model, device, dtype, drafter, threads)
-    pipe.model.text.encode(prompts)  # a bad prompt fails before the first image is drawn
+    pipe.condition(prompts)  # a bad prompt fails before the first image is drawn
     reports: list[dict[str, Any]] = []
     said: list[str] = []
     try:
@@ -231,7 +231,7 @@ def info(
 ) -> None:
     """Say what is in a model folder: sizes, grid, defaults, drafters."""
     from hawk.bundle import load_model
-    from hawk.pipeline import model_folder
+    from hawk.loading import model_folder
     from hawk.report import model_facts
 
     folder = model_folder(model)

@@ -10,39 +10,33 @@ import torch
 
 from hawk.drafters.pool import FusedSettings
 from hawk.machine import machine_name, synchronize
-from hawk.targets.llamagen import CaptionPrompt, LlamaGen
+from hawk.model import ImageTarget
 
 WIDTHS = (1, 4, 8, 16)
 
 
-def settings_for(settings: FusedSettings, target: LlamaGen) -> FusedSettings:
+def settings_for(settings: FusedSettings, target: ImageTarget) -> FusedSettings:
     """The pool's settings with the node cost of this machine; those measured here already are taken as they are.
 
     Times a few forwards (a fraction of a second). Everything of a step that is no forward is taken to be in the same
     proportion to it as where the pool was fitted.
     """
-    device = target.tok_embeddings.weight.device
-    here = machine_name(device, target.dtype)
+    here = machine_name(target.device, target.dtype)
     if settings.measured_on in ("", here):
         return settings
-    seconds = forward_seconds(target, WIDTHS, 5, device)
+    seconds = forward_seconds(target, WIDTHS, 5)
     slope, intercept = statistics.linear_regression(list(seconds), list(seconds.values()))
     step = max(intercept + slope, 1e-9) * settings.step_over_forward
     return replace(settings, node_cost=max(slope, 0.0) / step, measured_on=here)
 
 
 @torch.inference_mode()
-def forward_seconds(target: LlamaGen, widths: tuple[int, ...], repeats: int, device: torch.device) -> dict[int, float]:
+def forward_seconds(target: ImageTarget, widths: tuple[int, ...], repeats: int) -> dict[int, float]:
     """Median seconds of a guided forward of n nodes in the middle of an image, by turns over the widths."""
-    config, grid = target.config, target.grid
-    weight = target.tok_embeddings.weight
-    prompt = CaptionPrompt(
-        torch.zeros(1, config.caption_tokens, config.caption_dim, dtype=weight.dtype, device=device),
-        torch.ones(1, config.caption_tokens, dtype=torch.bool, device=device),
-    )
+    grid, device = target.grid, target.device
     middle = grid.size // 2
-    prefilled = target.prefill(prompt, guided=True, capacity=middle + max(widths))
-    prefilled.cache.lengths = [config.caption_tokens + middle] * 2
+    prefilled = target.prefill(target.blank_prompt(), guided=True, capacity=middle + max(widths))
+    prefilled.cache.lengths = [length + middle for length in prefilled.cache.lengths]
     seconds: dict[int, list[float]] = {nodes: [] for nodes in widths}
     for turn in range(repeats + 1):
         for nodes, runs in seconds.items():

@@ -17,7 +17,6 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from hawk.bundle import BUNDLED, LoadedModel, load_model
 from hawk.canvas import Canvas
 from hawk.cost import settings_for
 from hawk.decode import Drafter, Generation, NoDrafter, Stats, generate
@@ -26,13 +25,11 @@ from hawk.drafters.parts import DraftParts
 from hawk.drafters.pool import TreeLimits
 from hawk.errors import HawkError
 from hawk.grid import Grid
-from hawk.packed import fast_dtype, worth_packing
+from hawk.loading import device_named, dtype_named, load_on, model_folder
+from hawk.model import Condition, Model
 from hawk.sampling import SamplingParams
-from hawk.targets.llamagen import CaptionPrompt
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 OUTPUT_TYPES = ("pil", "np", "pt")
-MAX_TOKENS = 4096
 MAX_SEED = 2**63 - 1
 
 OnStepEnd = Callable[["HawkPipeline", int, int, dict[str, Any]], Any]
@@ -75,7 +72,7 @@ class PipelineOutput:
 class HawkPipeline:
     """A loaded model on a device; call it with a prompt."""
 
-    model: LoadedModel
+    model: Model
     device: torch.device
     dtype: str
 
@@ -99,32 +96,27 @@ class HawkPipeline:
         Raises:
             HawkError: no such model, a damaged one, or a device that is not there.
         """
-        if dtype not in ("auto", *DTYPES):
-            raise HawkError(f"unknown dtype {dtype!r}: choose one of auto, {', '.join(DTYPES)}")
-        place = _device(device)
-        if dtype == "auto":
-            dtype = "bfloat16" if place.type == "cpu" and fast_dtype() == torch.bfloat16 else "float32"
+        place = device_named(device)
+        dtype = dtype_named(dtype, place)
         if drafter is not None and not Path(drafter).is_dir():
             raise HawkError(f"no folder of draft heads at {drafter}")
-        mixed = place.type == "cpu" and dtype in ("float32", "bfloat16")
-        read_as = torch.float32 if mixed else DTYPES[dtype]
-        loaded = load_model(model_folder(model), read_as, None if drafter is None else Path(drafter)).to(place)
-        if mixed and worth_packing(loaded.target, DTYPES[dtype]):
-            loaded.target.pack(DTYPES[dtype])
-            if loaded.drafting:
-                loaded.drafting.pack(DTYPES[dtype])
+        loaded = load_on(model_folder(model), place, dtype, None if drafter is None else Path(drafter))
         return cls(loaded, place, dtype)
 
     @property
     def defaults(self) -> SamplingParams:
         """The sampling parameters that a call uses where it names none."""
-        return self.model.config.defaults
+        return self.model.defaults
 
     @cached_property
     def priced(self) -> DraftParts | None:
         """The drafter with the node cost of this machine, measured (where it must be) when `hawk` is first called."""
         parts = self.model.drafting
         return parts and replace(parts, fused=settings_for(parts.fused, self.model.target))
+
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        """The condition of prompts on the model's own grid; `HawkError` for one that it cannot read."""
+        return self.model.condition(prompts, [""] * len(prompts), self.model.grid)
 
     @torch.no_grad()
     def __call__(
@@ -184,7 +176,9 @@ class HawkPipeline:
             raise HawkError(f"unknown output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
         if batch_size < 1:
             raise HawkError(f"batch_size must be 1 or more, not {batch_size}")
-        conditions = self._conditions(prompts, negatives)  # all of them first: a bad prompt fails before any work
+        conditions = self.model.condition(
+            prompts, negatives, grid
+        )  # all of them first: a bad prompt fails before any work
 
         drawn: list[Generation] = []
         pixels: list[Tensor] = []
@@ -193,10 +187,10 @@ class HawkPipeline:
             rows = slice(start, start + batch_size)
             started = time.perf_counter()
             on_step = self._on_step(callback_on_step_end, start * grid.size)
-            condition = _rows(conditions, rows)
+            condition = conditions.rows(rows)
             drawn.append(generate(self.model.target, condition, grid, params, drafter, seeds[rows], verifier, on_step))
             codes = drawn[-1].tokens.unflatten(1, (grid.height, grid.width))
-            pixels.append(self.model.tokenizer.decode(codes).cpu())
+            pixels.append(self.model.pixels(codes).cpu())
             share = (time.perf_counter() - started) / len(codes)
             seconds += [share] * len(codes)
 
@@ -241,17 +235,15 @@ class HawkPipeline:
 
     def _grid(self, height: int | None, width: int | None) -> Grid:
         """The grid of an image of that many pixels."""
-        trained, cell = self.model.target.grid, self.model.tokenizer.downsample
+        trained, cell = self.model.grid, self.model.cell
         sides = []
         for name, pixels, tokens in (("height", height, trained.height), ("width", width, trained.width)):
             if pixels is not None and (pixels < cell or pixels % cell):
                 raise HawkError(f"{name} must be a positive multiple of {cell} pixels, not {pixels}")
             sides.append(tokens if pixels is None else pixels // cell)
-        if sides[0] * sides[1] > MAX_TOKENS:
-            raise HawkError(
-                f"{sides[0]}x{sides[1]} tokens are too many: at most {MAX_TOKENS} fit, choose a smaller image"
-            )
-        return Grid(*sides)
+        grid = Grid(*sides)
+        self.model.check_grid(grid)
+        return grid
 
     def _drafter(self, method: Method, limits: TreeLimits) -> Drafter:
         """The drafter of a method; `HawkError` where what it needs is not trained."""
@@ -260,21 +252,6 @@ class HawkPipeline:
         parts = self.priced if method.name == "hawk" else self.model.drafting
         return build_drafter(method, parts, self.model.target, limits)
 
-    def _conditions(self, prompts: list[str], negatives: list[str]) -> CaptionPrompt:
-        """Caption features of all images; where only some have a negative prompt, the others take the null caption."""
-        text, target = self.model.text, self.model.target
-        weight = target.tok_embeddings.weight
-        encoded = text.encode(prompts)
-        features, mask = encoded.features.to(weight), encoded.mask.to(weight.device)
-        if not any(text.strip() for text in negatives):
-            return CaptionPrompt(features, mask)
-        null, null_mask = target.null_features(features).clone(), mask.clone()
-        for row, negative in enumerate(negatives):
-            if negative.strip():
-                one = text.encode([negative])
-                null[row], null_mask[row] = one.features[0].to(weight), one.mask[0].to(weight.device)
-        return CaptionPrompt(features, mask, null, null_mask)
-
     def _on_step(self, callback: OnStepEnd | None, before: int) -> Callable[[Canvas, Stats], None] | None:
         """The decoder's callback for a batch that `before` committed tokens precede."""
         if callback is None:
@@ -282,52 +259,6 @@ class HawkPipeline:
         return lambda canvas, stats: callback(
             self, stats.nfe, before + sum(canvas.committed), {"canvas": canvas, "stats": stats}
         )
-
-
-def model_folder(model: str | Path) -> Path:
-    """The folder of "bundled", of a path, or of a hub id (fetched where it is not in the cache)."""
-    if model == "bundled":
-        if not (BUNDLED / "config.json").is_file():
-            raise HawkError(
-                f"this installation has no bundled model in {BUNDLED}: reinstall hawk, or name a model folder"
-            )
-        return BUNDLED
-    path = Path(model)
-    if path.exists():
-        if not path.is_dir():
-            raise HawkError(f"{path} is a file: give the model's folder")
-        return path
-    name = str(model)
-    if name.count("/") != 1 or name.startswith(("/", ".", "~")) or name.endswith("/"):
-        raise HawkError(f"no model folder at {name} (and it is no hub id, which would look like owner/name)")
-    return _from_hub(name)
-
-
-def _from_hub(name: str) -> Path:
-    """A model folder of the hub; only files that a model folder can hold are fetched."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    patterns = ["*.json", "*.safetensors", "*spiece.model", "words.txt", "README.md"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (OSError, HFValidationError) as error:  # every hub error but the validation of ids is an OSError
-        reason = " ".join(str(error).split())[:160]
-        raise HawkError(f"no folder {name!r} here, and the hub did not give it ({reason})") from error
-
-
-def _device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise HawkError(f"unknown device {device!r}: choose auto, cpu or cuda") from error
-    if place.type not in ("cpu", "cuda"):
-        raise HawkError(f"device {device!r} is not supported: choose auto, cpu or cuda")
-    if place.type == "cuda" and (not torch.cuda.is_available() or (place.index or 0) >= torch.cuda.device_count()):
-        raise HawkError(f"device {device!r} is not there: this PyTorch sees {torch.cuda.device_count()} GPUs")
-    return place
 
 
 def image_seeds(
@@ -370,11 +301,3 @@ def as_output(pixels: Float[Tensor, "n 3 h w"], output_type: str) -> Any:
     if output_type == "np":
         return array
     return [Image.fromarray(image) for image in np.rint(array * 255).astype(np.uint8)]
-
-
-def _rows(prompt: CaptionPrompt, rows: slice) -> CaptionPrompt:
-    """The prompt of some images of a batch."""
-    negative, negative_mask = prompt.negative_features, prompt.negative_mask
-    if negative is None or negative_mask is None:
-        return CaptionPrompt(prompt.features[rows], prompt.mask[rows])
-    return CaptionPrompt(prompt.features[rows], prompt.mask[rows], negative[rows], negative_mask[rows])

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from hawk import __version__
 from hawk.benchmark import DEPTHS, BenchResult
-from hawk.bundle import LoadedModel
 from hawk.drafters.parts import DraftParts
+from hawk.model import Model
 from hawk.pipeline import HawkPipeline, PipelineOutput, tokens_sha256
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def image_settings(pipe: HawkPipeline, output: PipelineOutput) -> dict[str, Any]:
     """What decides an image beside prompt, seed, model and method."""
-    cell = pipe.model.tokenizer.downsample
+    cell = pipe.model.cell
     size = {"height": output.grid.height * cell, "width": output.grid.width * cell}
     return {**asdict(output.params), **size, "verifier": output.verifier, "dtype": pipe.dtype}
 
@@ -129,27 +129,19 @@ def checks_table(checks: list[Check]) -> Table:
     return table
 
 
-def model_facts(folder: Path, model: LoadedModel) -> dict[str, Any]:
+def model_facts(folder: Path, model: Model) -> dict[str, Any]:
     """What `hawk info` says of a model folder."""
-    shape, cell = model.config.target, model.tokenizer.downsample
     drafting: dict[str, Any] | str = "none: train one with `hawk train drafter --kind heads`"
     if model.drafting is not None:
-        drafting = drafting_facts(model.drafting, _parameters(model.target))
+        drafting = drafting_facts(model.drafting, model.target.parameter_count)
+    grid, cell = model.grid, model.cell
     return {
         "name": model.name,
         "folder": str(folder),
         "megabytes": round(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6, 1),
-        "target": {
-            "architecture": model.config.architecture,
-            "parameters": _parameters(model.target),
-            "layers": shape.n_layer,
-            "width": shape.dim,
-            "fingerprint": model.fingerprint,
-        },
-        "grid": f"{shape.height}x{shape.width} tokens, {shape.height * cell}x{shape.width * cell} pixels",
-        "tokenizer": {"codes": model.tokenizer.codebook_size, "parameters": _parameters(model.tokenizer)},
-        "text": model.text.facts(),
-        "defaults": asdict(model.config.defaults),
+        **model.facts(),
+        "grid": f"{grid.height}x{grid.width} tokens, {grid.height * cell}x{grid.width * cell} pixels",
+        "defaults": asdict(model.defaults),
         "drafter": drafting,
     }
 

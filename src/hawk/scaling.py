@@ -20,6 +20,7 @@ from hawk.benchmark import environment
 from hawk.cost import forward_seconds
 from hawk.errors import HawkError
 from hawk.machine import synchronize
+from hawk.model import ImageTarget
 from hawk.packed import fast_dtype, worth_packing
 from hawk.pipeline import HawkPipeline, PipelineOutput
 from hawk.targets.llamagen import LlamaGen, LlamaGenConfig
@@ -68,7 +69,7 @@ def run_scaling(
     pipe: HawkPipeline, repeats: int = 5, on_progress: Callable[[str], None] = lambda what: None
 ) -> ScalingResult:
     """Measure every axis on a loaded model's machine."""
-    costs = window_costs(pipe.model.target, f"verify, {pipe.model.name}", WINDOWS, repeats, pipe.device)
+    costs = window_costs(pipe.model.target, f"verify, {pipe.model.name}", WINDOWS, repeats)
     on_progress("window")
     for side in SIDES:
         costs += image_costs(pipe, "tokens", side * side, repeats=1, side=side)
@@ -83,7 +84,7 @@ def run_scaling(
             left_out.append(f"{name}: its weights need {needed / 1e9:.0f} GB in float32")
             continue
         target = random_target(shape, pipe.device)
-        costs += window_costs(target, f"verify, {name}", SHAPE_WINDOWS, max(1, repeats // 2), pipe.device, axis="model")
+        costs += window_costs(target, f"verify, {name}", SHAPE_WINDOWS, max(1, repeats // 2), axis="model")
         on_progress(f"shape {name}")
     by_series = {name: [c for c in costs if c.axis == "tokens" and c.series == name] for name in ("ar", "hawk")}
     exponents = {name: growth(found) for name, found in by_series.items()}
@@ -91,10 +92,10 @@ def run_scaling(
 
 
 def window_costs(
-    target: LlamaGen, series: str, windows: tuple[int, ...], repeats: int, device: torch.device, axis: str = "window"
+    target: ImageTarget, series: str, windows: tuple[int, ...], repeats: int, axis: str = "window"
 ) -> list[Cost]:
     """Median seconds of a guided forward at each width."""
-    seconds = forward_seconds(target, windows, repeats, device)
+    seconds = forward_seconds(target, windows, repeats)
     return [Cost(axis, series, nodes, median, "forward") for nodes, median in seconds.items()]
 
 
@@ -102,7 +103,7 @@ def image_costs(
     pipe: HawkPipeline, axis: str, at: int, repeats: int, side: int | None = None, batch: int = 1
 ) -> list[Cost]:
     """Median seconds an image of plain AR and of `hawk`, by turns."""
-    pixels = None if side is None else side * pipe.model.tokenizer.downsample
+    pixels = None if side is None else side * pipe.model.cell
     seconds: dict[str, list[float]] = {"ar": [], "hawk": []}
     for turn in range(repeats):
         for method, runs in seconds.items():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hawk.canvas import Canvas
 from hawk.drafters.saved import load_part, save_part
-from hawk.drafters.source import OutputHead
+from hawk.drafters.source import Embeddings, OutputHead
 from hawk.layers import RMSNorm, SwiGLU, additive_mask, attend, rotary_angles, rotated_heads, swiglu_width
 from hawk.sampling import Randomness, SamplingParams, log_probs
 from hawk.tree import DraftTree, TreeBuilder, batch_trees
@@ -109,7 +109,7 @@ class FeatureTree:
     """Drafts a static tree: below every node of depth d, `draws[d]` draws from the drafter's q there."""
 
     drafter: FeatureDrafter
-    embeddings: nn.Module
+    embeddings: Embeddings
     head: OutputHead
     draws: tuple[int, ...] = (2, 1, 1, 1)
     lossless_with: tuple[str, ...] = ("residual", "coupled")

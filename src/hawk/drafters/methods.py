@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar, runtime_checkable
 
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hawk.drafters.feature import FeatureTree, nodes_of
@@ -71,12 +72,14 @@ M = TypeVar("M", bound=nn.Module)
 
 @runtime_checkable
 class DraftedTarget(Protocol):
-    """What drafters use of a target: its frozen embeddings and output head."""
+    """What drafters use of a target: its frozen embeddings and output head, both for states `hidden_size` wide."""
 
     vocab_size: int
-    tok_embeddings: nn.Embedding
+    hidden_size: int
 
-    def draft_head(self, states: Tensor) -> Tensor: ...
+    def embed(self, tokens: Int[Tensor, "*b"]) -> Float[Tensor, "*b d"]: ...
+
+    def draft_head(self, states: Float[Tensor, "*b d"]) -> Float[Tensor, "*b vocab"]: ...
 
 
 def build_drafter(
@@ -99,9 +102,7 @@ def build_drafter(
             "drafter --kind heads`, or choose one of ar, sjd, scd, sjd-pac"
         )
     if method.name == "eagle":
-        return FeatureTree(
-            needed(parts.feature, "feature"), target.tok_embeddings, target.draft_head, draws_within(limits)
-        )
+        return FeatureTree(needed(parts.feature, "feature"), target.embed, target.draft_head, draws_within(limits))
     if method.name == "hawk":
         sources = [source_named(name, parts, target) for name in parts.fused.sources]
         return FusedPool(sources, target.draft_head, parts.fused.limited(limits), parts.left)
@@ -143,7 +144,7 @@ def source_named(name: str, parts: DraftParts, target: DraftedTarget) -> Source:
     if name == "stale":
         return StaleSource(target.vocab_size)
     if name == "spatial":
-        return SpatialSource(needed(parts.spatial, "spatial"), target.tok_embeddings)
+        return SpatialSource(needed(parts.spatial, "spatial"), target.embed)
     heads = needed(parts.heads, "heads")
     return HorizontalSource(heads) if name == "horizontal" else VerticalSource(heads, depth_of(name), target.vocab_size)
 

@@ -15,6 +15,9 @@ from hawk.verify import Scored
 OutputHead = Callable[[Tensor], Tensor]
 """The target's frozen output head: states `[*, dim]` to guided logits `[*, vocab]`."""
 
+Embeddings = Callable[[Tensor], Tensor]
+"""The target's frozen token embeddings: tokens `[*]` to `[*, dim]`."""
+
 
 @dataclass(frozen=True)
 class Draft:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hawk.canvas import Canvas
 from hawk.drafters.saved import load_part, save_part
-from hawk.drafters.source import Draft, Source
+from hawk.drafters.source import Draft, Embeddings, Source
 from hawk.grid import Grid
 from hawk.layers import RMSNorm, SwiGLU, additive_mask, attend, rotary_angles, rotate, rotated_heads, swiglu_width
 from hawk.packed import pack_after_norm, pack_linears
@@ -186,7 +186,7 @@ class SpatialSource(Source):
     """The spatial drafter's window after each root. `embeddings` is the target's token embedding."""
 
     drafter: SpatialDrafter
-    embeddings: nn.Module
+    embeddings: Embeddings
 
     name = NAME
 

@@ -71,10 +71,8 @@ def prove(target: LlamaGen | None = None) -> list[Check]:
     A `target` must be in float64, where rounding does not decide between tokens (`HawkError`).
     """
     target = target or tiny_target(0)
-    if target.output.weight.dtype != torch.float64:
-        raise HawkError(
-            f"equality of tokens is proven in float64, not {target.output.weight.dtype}: use target.double()"
-        )
+    if target.dtype != torch.float64:
+        raise HawkError(f"equality of tokens is proven in float64, not {target.dtype}: use target.double()")
     exact = {name: (drafter, "coupled") for name, (drafter, _) in tiny_drafters(target).items()}
     small = tiny_target(3, vocab=3, grid=Grid(3, 2), dim=16)
     drawn = {name: pair for name, pair in tiny_drafters(small).items() if pair[1] == "residual"}

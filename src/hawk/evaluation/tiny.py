@@ -17,6 +17,7 @@ from hawk.drafters.parts import DraftParts
 from hawk.drafters.pool import FusedSettings
 from hawk.drafters.spatial import SpatialConfig, SpatialDrafter
 from hawk.grid import Grid
+from hawk.model import ImageTarget
 from hawk.sampling import Randomness, SamplingParams
 from hawk.targets.llamagen import CaptionPrompt, LlamaGen, LlamaGenConfig
 from hawk.tree import DraftTree, TreeBuilder, batch_trees
@@ -107,23 +108,21 @@ class RandomDrafter:
         return builder, qs
 
 
-def tiny_drafters(target: LlamaGen, seed: int = 0) -> dict[str, tuple[Drafter, str]]:
+def tiny_drafters(target: ImageTarget, seed: int = 0) -> dict[str, tuple[Drafter, str]]:
     """Every drafter by name with the verifier of its method.
 
     The heads are random and strong: each source's q is far from p and from the others', so that confusing them shows.
     """
-    dtype, vocab = target.output.weight.dtype, target.vocab_size
+    dtype, dim, vocab = target.dtype, target.hidden_size, target.vocab_size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        heads = DraftHeads(HeadsConfig(target.config.dim, horizontal=3, vertical=2)).to(dtype)
+        heads = DraftHeads(HeadsConfig(dim, horizontal=3, vertical=2)).to(dtype)
         for parameter in heads.parameters():
-            nn.init.normal_(parameter, std=2.5 * target.config.dim**-0.5)
+            nn.init.normal_(parameter, std=2.5 * dim**-0.5)
         left = LeftFactor(torch.randn(vocab, 3).numpy(), torch.randn(vocab, 3).numpy(), base=0.7)
-        spatial = SpatialDrafter(SpatialConfig(target.config.dim, width=16, heads=2, window=6, columns=2, left=3)).to(
-            dtype
-        )
+        spatial = SpatialDrafter(SpatialConfig(dim, width=16, heads=2, window=6, columns=2, left=3)).to(dtype)
         nn.init.normal_(spatial.out.weight, std=2.0)
-        feature = FeatureDrafter(FeatureConfig(target.config.dim, heads=2)).to(dtype)
+        feature = FeatureDrafter(FeatureConfig(dim, heads=2)).to(dtype)
         nn.init.normal_(feature.last.weight, std=0.3)
     sources = ("horizontal", "vertical-1", "vertical-2", "spatial", "stale")
     parts = DraftParts(FusedSettings.unfitted(sources), heads.eval(), spatial.eval(), left, feature.eval())

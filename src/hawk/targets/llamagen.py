@@ -73,6 +73,16 @@ class CaptionPrompt:
     negative_features: Float[Tensor, "b t caption_dim"] | None = None
     negative_mask: Bool[Tensor, "b t"] | None = None
 
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def rows(self, rows: slice) -> CaptionPrompt:
+        """The prompts of some images of the batch."""
+        negative, negative_mask = self.negative_features, self.negative_mask
+        if negative is None or negative_mask is None:
+            return CaptionPrompt(self.features[rows], self.mask[rows])
+        return CaptionPrompt(self.features[rows], self.mask[rows], negative[rows], negative_mask[rows])
+
 
 class Attention(nn.Module):
     """Self-attention with 2D rotary positions; writes to a `KVCache` where one is given."""
@@ -176,6 +186,11 @@ class LlamaGen(nn.Module):
         return self.packed_in or self.tok_embeddings.weight.dtype
 
     @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.tok_embeddings.weight.device
+
+    @property
     def parameter_count(self) -> int:
         """Of the model as it was trained, packed or not."""
         with torch.device("meta"):
@@ -271,9 +286,19 @@ class LlamaGen(nn.Module):
         logits = self.output(hidden)
         return logits if logits.dtype == torch.float64 else logits.float()
 
+    def embed(self, tokens: Int[Tensor, "*b"]) -> Float[Tensor, "*b dim"]:
+        """Embeddings of image tokens."""
+        return self.tok_embeddings(tokens)
+
     def draft_head(self, states: Float[Tensor, "*b dim"]) -> Float[Tensor, "*b vocab"]:
         """Logits of draft states, with the layers' precision: what they propose is verified."""
         return self.head(states) if self.draft_output is None else self.draft_output(states).float()
+
+    def blank_prompt(self) -> CaptionPrompt:
+        """A caption of one image with nothing in it."""
+        shape, weight = (1, self.config.caption_tokens), self.tok_embeddings.weight
+        features = torch.zeros(*shape, self.config.caption_dim, dtype=weight.dtype, device=weight.device)
+        return CaptionPrompt(features, torch.ones(shape, dtype=torch.bool, device=weight.device))
 
     def null_features(self, features: Float[Tensor, "b t caption_dim"]) -> Float[Tensor, "b t caption_dim"]:
         """The null caption for each row; it takes the same padding mask as the caption (as the official code does)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -47,20 +47,16 @@ class LoadedT5:
 class T5TextEncoder:
     """Last hidden states of a T5 encoder for cleaned captions of at most `tokens` tokens, the end token included.
 
-    `source` is a folder or hub id; it is read when the first prompt comes. Captions are encoded one by one, so that
-    their features do not depend on the batch, and remembered, so that a prompt is encoded once however often it is
-    drawn, also after `unload`.
+    `source` is a folder or hub id; it is read when the first prompt comes, to `device` (None: the CPU). Captions are
+    encoded one by one, so that their features do not depend on the batch, and remembered, so that a prompt is encoded
+    once however often it is drawn, also after `unload`.
     """
 
     source: str
     width: int = 2048
     tokens: int = 120
     dtype: torch.dtype = torch.bfloat16
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-    def placed(self, device: torch.device) -> T5TextEncoder:
-        """The same encoder, computing on a device."""
-        return replace(self, device=device)
+    device: torch.device | None = None
 
     def facts(self) -> dict[str, str | int]:
         """What `hawk info` says of it."""

@@ -43,10 +43,6 @@ class TextEncoder(Protocol):
         """Features of prompts; `HawkError` for one that is empty or too long."""
         ...
 
-    def placed(self, device: torch.device) -> TextEncoder:
-        """The same encoder, computing on a device."""
-        ...
-
     def facts(self) -> dict[str, str | int]:
         """What `hawk info` says of it."""
         ...
@@ -93,10 +89,6 @@ class StaticTextEncoder:
     def width(self) -> int:
         """Channels of a feature (`caption_dim` of the target)."""
         return self.vectors.shape[1] * (2 * self.context + 2) + self.position_channels
-
-    def placed(self, device: torch.device) -> StaticTextEncoder:
-        """The encoder as it is: looking words up is work for a CPU."""
-        return self
 
     def facts(self) -> dict[str, str | int]:
         """What `hawk info` says of it."""

@@ -27,10 +27,6 @@ class PixelDecoder(Protocol):
 
     def decode(self, codes: Int[Tensor, "b rows cols"]) -> Float[Tensor, "b 3 h w"]: ...
 
-    def to(self, device: torch.device | str) -> Any:
-        """Move the weights to a device."""
-        ...
-
 
 @runtime_checkable
 class ImageTokenizer(PixelDecoder, Protocol):

@@ -335,12 +335,11 @@ def measure_cost(
             nodes[most].append(stats.nodes / stats.nfe)
     medians = [[statistics.median(runs) for runs in table.values()] for table in (nodes, seconds)]
     slope, base = statistics.linear_regression(*medians)
-    device = target.tok_embeddings.weight.device
-    forward = forward_seconds(target, (1,), 9, device)[1]
+    forward = forward_seconds(target, (1,), 9)[1]
     return replace(
         pool.settings,
         node_cost=round(max(slope, 0.0) / (base + slope), 4),
-        measured_on=machine_name(device, target.dtype),
+        measured_on=machine_name(target.device, target.dtype),
         step_over_forward=round((base + slope) / forward, 3),
     )
 

@@ -12,24 +12,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError  # noqa: TID251 (what torch.load says of a file that is more than tensors)
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from hawk.checkpoint import read_checkpoint
 from hawk.drafters.parts import DraftParts, load_parts
-from hawk.errors import HawkError
+from hawk.errors import HawkError, one_line
 from hawk.files import read_json
 from hawk.fingerprint import fingerprint
 from hawk.grid import Grid
 from hawk.sampling import SamplingParams
 from hawk.targets.families import Chameleon, Emu3, Family, Janus, Lumina
-from hawk.targets.pretrained import one_line, read_model, read_tokenizer
+from hawk.targets.pretrained import read_model, read_tokenizer
 from hawk.targets.transformers import TokenPrompt, TransformersTarget
 from hawk.targets.vqgan import VQGAN, VQGANConfig, own_key
 
@@ -217,11 +215,7 @@ def read_vqgan(path: Path, config: Any) -> VQGAN:
         attention_levels=(),
         unit_codes=False,
     )
-    try:
-        stored: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
-        raise HawkError(f"{path} is damaged, or holds more than tensors ({one_line(error)})") from error
-    tensors: dict[str, Tensor] = stored.get("state_dict", stored)
+    tensors = read_checkpoint(path)
     with torch.device("meta"):
         decoder = VQGAN(shape)
     named = {own_key(name, len(shape.multipliers)): tensor for name, tensor in tensors.items()}

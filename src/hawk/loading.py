@@ -22,7 +22,7 @@ def load_on(folder: Path, place: torch.device, dtype: str, drafter: Path | None,
     if is_checkpoint(folder):
         return _adapted(folder, place, DTYPES[dtype], drafter)
     mixed = place.type == "cpu" and dtype in ("float32", "bfloat16")
-    model = load_model(folder, torch.float32 if mixed else DTYPES[dtype], drafter)
+    model = load_model(folder, torch.float32 if mixed else DTYPES[dtype], drafter, text_device=place)
     for module in model.modules:
         module.to(place)
     if pack and mixed and worth_packing(model.target, DTYPES[dtype]):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fixtures.tiny_transformers import CODES, FAMILIES, PROMPTS, Tiny, tiny
 from hawk import HawkError
+from hawk.cost import forward_seconds
 from hawk.decode import NoDrafter, generate, guided_logits, guided_state
 from hawk.drafters.methods import METHODS, build_drafter
 from hawk.evaluation.losslessness import check_definition, teacher_forced
@@ -87,6 +88,44 @@ def reference_generate(one: Tiny, scale: float) -> Tensor:
     return back[drawn].view(len(ids), grid.height, rows)[:, :, : grid.width].flatten(1)
 
 
+def test_transformers_own_speculation_with_guidance_changes_the_image_and_ours_does_not():
+    """Its unconditional branch keeps a cache of its own, which draws on although the drafts were refused."""
+    one = tiny("emu3")
+    prompt, negative = "a red apple", "a mat"
+    condition = one.model.condition([prompt], [negative], one.grid)
+    ids = torch.tensor(condition.prompts)
+    rows = one.grid.width + 1
+
+    def allowed(batch: int, sofar: Tensor) -> list[int]:
+        ends = (len(sofar) - ids.shape[1]) % rows == one.grid.width
+        return [41] if ends else one.model.family.code_ids.tolist()
+
+    guided = {"guidance_scale": 3.0, "negative_prompt_ids": torch.tensor(condition.negatives)}
+    common = {
+        "attention_mask": torch.ones_like(ids),
+        "do_sample": False,
+        "max_new_tokens": one.grid.height * rows,
+        "prefix_allowed_tokens_fn": allowed,
+        "pad_token_id": 3,
+        "eos_token_id": None,
+    }
+    speculation = ({"assistant_model": one.hf}, {"prompt_lookup_num_tokens": 3})
+
+    def codes(ids_drawn: Tensor) -> list[int]:
+        return (ids_drawn[0, ids.shape[1] :].view(one.grid.height, rows)[:, :-1].flatten() - 50).tolist()
+
+    plain = codes(one.hf.generate(ids, **common, **guided))
+    theirs = [codes(one.hf.generate(ids, **common, **guided, **way)) for way in speculation]
+    assert any(drawn != plain for drawn in theirs)
+    unguided = codes(one.hf.generate(ids, **common))
+    assert all(codes(one.hf.generate(ids, **common, **way)) == unguided for way in speculation)
+
+    params = SamplingParams(temperature=0.0, cfg_scale=3.0)
+    for name, (drafter, _) in tiny_drafters(one.model.target).items():
+        ours = generate(one.model.target, condition, one.grid, params, drafter, [0])
+        assert ours.tokens[0].tolist() == plain, name
+
+
 def left_padded(sequences: tuple[tuple[int, ...], ...]) -> tuple[Tensor, Tensor]:
     longest = max(map(len, sequences))
     ids = torch.tensor([[3] * (longest - len(s)) + list(s) for s in sequences])
@@ -104,6 +143,7 @@ def test_the_adapter_is_what_pipeline_and_drafters_ask_for(name):
     assert condition.rows(slice(1, 2)).prompts == condition.prompts[1:2]
     assert condition.negatives[0] != condition.negatives[1] == one.model.family.prompt("a mat", one.grid)
     assert one.model.target.embed(torch.tensor([[0, 3]])).shape == (1, 2, 32)
+    assert set(forward_seconds(one.model.target, (1, 3), 1)) == {1, 3}
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
@@ -179,10 +219,14 @@ def test_every_drafter_draws_the_codes_of_plain_ar(name):
     one = tiny(name, torch.float64)
     target, grid, condition = one.model.target, one.grid, conditions(one, NEGATIVES)
     drafters = tiny_drafters(target)
-    for params in (SamplingParams(cfg_scale=2.0, temperature=0.8), SamplingParams(top_k=5, top_p=0.9)):
+    unguided = {name: drafters[name] for name in ("hawk", "random-q")}
+    for params, some in (
+        (SamplingParams(top_k=5, top_p=0.9), unguided),
+        (SamplingParams(cfg_scale=2.0, temperature=0.8), drafters),
+    ):
         plain = generate(target, condition, grid, params, NoDrafter(), [1, 2, 3])
         assert check_definition(target, condition, grid, params, [1, 2, 3], plain).passed
-        for drafter_name, (drafter, _) in drafters.items():
+        for drafter_name, (drafter, _) in some.items():
             drawn = generate(target, condition, grid, params, drafter, [1, 2, 3])
             assert torch.equal(drawn.tokens, plain.tokens), drafter_name
             kept = sum(drawn.stats.accepted_by_source.values())
@@ -258,3 +302,5 @@ def test_grids_and_prompts_that_do_not_fit_are_refused():
         emu3.condition(["a cat"], [""], Grid(99, 99))
     with pytest.raises(HawkError, match="prompt is empty"):
         emu3.condition([" "], [""], Grid(3, 4))
+    with pytest.raises(HawkError, match=r"holds <\|image start\|>, which the model reads"):
+        emu3.condition(["a cat <|image start|>"], [""], Grid(3, 4))

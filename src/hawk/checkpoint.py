@@ -1,237 +1,83 @@
-"""Checkpoints in transformers' format as models: Janus, Emu3, Chameleon, Anole and Lumina-mGPT.
-
-A folder is as published. Chameleon's kind draws pixels with `vqgan.ckpt` (or `vqgan.safetensors`), which is published
-apart: it is looked for in the folder and in its `tokenizer` folder. `hawk.json` beside it may say what config.json does
-not: {"family": "lumina", "side": 48} (tokens along an image's side).
-
-Imports transformers: load this module only when such a folder is at hand.
-"""
+"""Checkpoint files as others publish them: no code in them is run, and weights are mapped, not read into memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import pickle  # noqa: TID251 (only the class of torch's refusal: nothing is unpickled here)
+import re
+import zipfile
+from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError  # noqa: TID251 (what torch.load says of a file that is more than tensors)
-from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from hawk.drafters.parts import DraftParts, load_parts
-from hawk.errors import HawkError
-from hawk.files import read_json
-from hawk.fingerprint import fingerprint
-from hawk.grid import Grid
-from hawk.sampling import SamplingParams
-from hawk.targets.families import Chameleon, Emu3, Family, Janus, Lumina
-from hawk.targets.pretrained import one_line, read_model, read_tokenizer
-from hawk.targets.transformers import TokenPrompt, TransformersTarget
-from hawk.targets.vqgan import VQGAN, VQGANConfig, own_key
+from hawk.errors import HawkError, one_line
 
-VQGAN_FILES = ("vqgan.safetensors", "vqgan.ckpt", "tokenizer/vqgan.safetensors", "tokenizer/vqgan.ckpt")
-ARCHITECTURES = {
-    "janus": "JanusForConditionalGeneration",
-    "emu3": "Emu3ForConditionalGeneration",
-    "chameleon": "ChameleonForConditionalGeneration",
-}
-"""`model_type` of config.json to a class of transformers."""
+WRAPPERS = ("model", "module", "state_dict")
 
 
-class Beside(BaseModel):
-    """`hawk.json`: what a checkpoint's own files do not say."""
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The state dict in a .safetensors file or a PyTorch checkpoint, bare or as its "model", "module", "state_dict".
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    The tensors are mapped from the file: they take memory only as they are copied. Only tensors and plain data are
+    unpickled, and the `argparse.Namespace` of settings that training scripts leave beside them.
 
-    family: Literal["chameleon", "lumina"] | None = None
-    side: int = Field(default=48, ge=2)
-
-
-@dataclass(frozen=True)
-class CheckpointModel:
-    """A `hawk.model.Model` over a transformers model."""
-
-    name: str
-    family: Family
-    target: TransformersTarget
-    fingerprint: str
-    drafting: DraftParts | None = None
-
-    @property
-    def grid(self) -> Grid:
-        """What it draws where nothing else is asked for."""
-        return self.family.grid
-
-    @property
-    def cell(self) -> int:
-        """Side of a token in pixels."""
-        return self.family.cell
-
-    @property
-    def defaults(self) -> SamplingParams:
-        """The published settings of its family."""
-        return self.family.defaults
-
-    @property
-    def modules(self) -> list[nn.Module]:
-        """What moves to a device beside the model itself, which is read straight to it."""
-        decoder = getattr(self.family, "decoder", None)
-        return [*([decoder] if decoder else []), *(self.drafting.modules if self.drafting else [])]
-
-    def check_grid(self, grid: Grid) -> None:
-        """`HawkError` for a grid that the family does not draw."""
-        self.family.check_grid(grid)
-
-    def condition(self, prompts: Sequence[str], negatives: Sequence[str], grid: Grid) -> TokenPrompt:
-        """Token ids of prompts; "" among `negatives` is the family's own unconditional prompt."""
-        for text in prompts:
-            if not text.strip():
-                raise HawkError("the prompt is empty: describe the image, as in 'a red apple'")
-        told = tuple(self.family.prompt(text, grid) for text in prompts)
-        steered = tuple(
-            self.family.prompt(negative, grid) if negative.strip() else self.family.unconditional(prompt, grid)
-            for prompt, negative in zip(told, negatives, strict=True)
-        )
-        last = torch.tensor(grid.size - 1)
-        room, image = self.family.shape.max_position_embeddings, 1 + int(self.family.structure.before(last, grid))
-        longest = max(map(len, told + steered))
-        if longest + image > room:
-            raise HawkError(f"a prompt of {longest} tokens and an image of {image} are too long: {room} fit together")
-        return TokenPrompt(told, steered, grid)
-
-    def pixels(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]:
-        """Images of token grids, in about [-1, 1]."""
-        return self.family.pixels(codes)
-
-    def facts(self) -> dict[str, Any]:
-        """What `hawk info` tells of its parts."""
-        return {
-            "target": {
-                "architecture": type(self.family.model).__name__,
-                "parameters": self.target.parameter_count,
-                "layers": self.family.shape.num_hidden_layers,
-                "width": self.target.hidden_size,
-                "fingerprint": self.fingerprint,
-            },
-            "tokenizer": {"codes": self.target.vocab_size},
-            "text": {"words": len(self.family.tokenizer)},
-        }
-
-
-def load_checkpoint(folder: Path, place: torch.device, dtype: torch.dtype, drafter: Path | None) -> CheckpointModel:
-    """Read a checkpoint to a device; pixel decoders run in float32 at least.
-
-    Raises `HawkError` in one line for an unknown kind, a damaged file, or a drafter of another target.
+    Raises:
+        HawkError: one line where the file is missing, cut short, holds code, or no state dict.
     """
-    kind = read_json(folder / "config.json")["model_type"]
-    if kind not in ARCHITECTURES:
-        raise HawkError(f"{folder} is a {kind!r} model: Hawk draws with {', '.join(ARCHITECTURES)}")
-    beside = read_beside(folder)
-    vqgan = vqgan_file(folder) if kind == "chameleon" else None  # a missing file is said before gigabytes are read
-    model = read_model(folder, ARCHITECTURES[kind], dtype, place, ("model.vqmodel.",) if vqgan else ())
-    if vqgan is None and dtype.itemsize < 4:
-        model.model.vqmodel.float()
-    decoder = None if vqgan is None else read_vqgan(vqgan, model.config.vq_config).to(place)
-    if decoder is not None and dtype == torch.float64:
-        decoder.double()
-    family = family_of(model, read_tokenizer(folder), decoder, beside)
-    return as_model(name_of(folder), family, drafter)
-
-
-def as_model(name: str, family: Family, drafter: Path | None = None) -> CheckpointModel:
-    """The model of a family, with a drafter folder that was trained for it."""
-    target, mark = TransformersTarget(family), family_fingerprint(family)
-    if drafter is None:
-        return CheckpointModel(name, family, target, mark)
-    parts = load_parts(drafter, target.hidden_size, target.vocab_size, mark, target.dtype)
-    for module in parts.modules:
-        module.to(target.device)
-    return CheckpointModel(name, family, target, mark, parts)
-
-
-def family_of(model: Any, tokenizer: Any, decoder: VQGAN | None = None, beside: Beside | None = None) -> Family:
-    """The family of a loaded transformers model; Chameleon's kind needs a decoder.
-
-    Lumina-mGPT has Chameleon's config.json; it is told by `hawk.json`, or by the class or the loss it was trained with.
-    """
-    kind, beside = model.config.model_type, beside or Beside()
-    if kind in ("janus", "emu3"):
-        make: Callable[[Any, Any], Family] = Janus if kind == "janus" else Emu3
-        return make(model, tokenizer)
-    if kind != "chameleon" or decoder is None:
-        raise HawkError(f"a {kind!r} model cannot draw here: Hawk draws with {', '.join(ARCHITECTURES)}")
-    trained_as = "".join(model.config.architectures or ())
-    guessed = "lumina" if "XLLMX" in trained_as or hasattr(model.config, "z_loss_weight") else "chameleon"
-    if (beside.family or guessed) == "lumina":
-        return Lumina(model, tokenizer, decoder, beside.side)
-    return Chameleon(model, tokenizer, decoder)
-
-
-def family_fingerprint(family: Family) -> str:
-    """What a drafter for this model must have been trained for."""
-    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
-    shape = {name: getattr(family.shape, name) for name in names}
-    head = family.head.state_dict()
-    return fingerprint({"family": family.name, "codes": family.codes, **shape}, [head[name] for name in sorted(head)])
-
-
-def read_beside(folder: Path) -> Beside:
-    """`hawk.json` of a folder, or nothing."""
-    path = folder / "hawk.json"
     if not path.is_file():
-        return Beside()
+        raise HawkError(f"there is no file {path}")
+    weights = _safetensors(path) if path.suffix == ".safetensors" else _unwrapped(path, _unpickled(path))
+    odd = [
+        name for name, tensor in weights.items() if tensor.ndim and not tensor.is_floating_point()
+    ]  # a number may count
+    if odd:
+        raise HawkError(f"{path}: {odd[0]} is {weights[odd[0]].dtype}, weights must be floating-point numbers")
+    return weights
+
+
+def check_weights(path: Path, weights: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """That the weights read from a file have these names and shapes; `HawkError` names one that has not."""
+    missing = sorted(wanted.keys() - weights.keys())
+    unknown = sorted(weights.keys() - wanted.keys())
+    if missing:
+        instead = f" and holds {unknown[0]} instead" if unknown else ""
+        raise HawkError(f"{path} lacks {len(missing)} of {len(wanted)} weights, among them {missing[0]}{instead}")
+    if unknown:
+        raise HawkError(f"{path} holds {unknown[0]}, which this architecture does not have")
+    for name, shape in wanted.items():
+        if tuple(weights[name].shape) != shape:
+            raise HawkError(f"{path}: {name} has shape {tuple(weights[name].shape)}, not {shape} as the rest asks for")
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        return Beside.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise HawkError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        return load_file(path)
+    except SafetensorError as error:
+        raise HawkError(f"{path} is damaged or cut short ({one_line(error)}): fetch it again") from error
 
 
-def vqgan_file(folder: Path) -> Path:
-    """The file of Chameleon's pixel decoder."""
-    for name in VQGAN_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    raise HawkError(
-        f"{folder} has no pixel decoder: put vqgan.ckpt of the Chameleon release (or vqgan.safetensors) there"
-    )
-
-
-def read_vqgan(path: Path, config: Any) -> VQGAN:
-    """The decoder in a published file, of the shape that config.json's `vq_config` gives."""
-    shape = VQGANConfig(
-        codebook_size=config.num_embeddings,
-        codebook_dim=config.embed_dim,
-        z_channels=config.latent_channels,
-        channels=config.base_channels,
-        multipliers=tuple(config.channel_multiplier),
-        blocks=config.num_res_blocks,
-        attention_levels=(),
-        unit_codes=False,
-    )
+def _unpickled(path: Path) -> object:
+    if not zipfile.is_zipfile(path):
+        raise HawkError(f"{path} is no PyTorch checkpoint (of version 1.6 or later), or is cut short: fetch it again")
     try:
-        stored: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
-        raise HawkError(f"{path} is damaged, or holds more than tensors ({one_line(error)})") from error
-    tensors: dict[str, Tensor] = stored.get("state_dict", stored)
-    with torch.device("meta"):
-        decoder = VQGAN(shape)
-    named = {own_key(name, len(shape.multipliers)): tensor for name, tensor in tensors.items()}
-    try:
-        decoder.load_state_dict(
-            {name: tensor.float() for name, tensor in named.items() if name is not None}, assign=True
-        )
-    except RuntimeError as error:
-        raise HawkError(f"{path} is no decoder of this checkpoint's shape ({one_line(error)})") from error
-    return decoder.eval().requires_grad_(False)
+        with torch.serialization.safe_globals([Namespace]):
+            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"a Python object ({found[1]})" if found else "Python objects"
+        raise HawkError(f"{path} holds {what}, which could run code: only tensors and plain data are read") from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise HawkError(f"{path} is damaged or cut short ({one_line(error)}): fetch it again") from error
 
 
-def name_of(folder: Path) -> str:
-    """The folder's name; of a folder in the hub's cache the repository's."""
-    if folder.parent.name == "snapshots":
-        return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
-    return folder.resolve().name
+def _unwrapped(path: Path, document: object) -> dict[str, Tensor]:
+    """The state dict inside what was unpickled."""
+    inner = document if isinstance(document, Mapping) else {}
+    inner = next((inner[key] for key in WRAPPERS if isinstance(inner.get(key), Mapping)), inner)
+    if not inner or not all(isinstance(tensor, Tensor) for tensor in inner.values()):
+        raise HawkError(f"{path} holds no state dict, neither bare nor as {', '.join(WRAPPERS)}")
+    return {str(name): tensor for name, tensor in inner.items()}

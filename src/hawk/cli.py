@@ -15,6 +15,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from hawk import __version__
+from hawk.cli_convert import convert_app
 from hawk.cli_measure import bench, compare, verify
 from hawk.cli_shared import (
     AsJson,
@@ -105,6 +106,7 @@ data_app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
+app.add_typer(convert_app, name="convert")
 
 
 def _version(wanted: bool) -> bool:
@@ -228,12 +230,11 @@ def info(
     as_json: AsJson = False,
 ) -> None:
     """Say what is in a model folder: sizes, grid, defaults, drafters."""
-    from hawk.bundle import load_model
-    from hawk.loading import model_folder
+    from hawk.loading import device_named, load_on, model_folder
     from hawk.report import model_facts
 
     folder = model_folder(model)
-    facts = model_facts(folder, load_model(folder))
+    facts = model_facts(folder, load_on(folder, device_named("cpu"), "bfloat16", None, pack=False))
     table = Table(show_header=False, box=None)
     for name, value in facts.items():
         table.add_row(

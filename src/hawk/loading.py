@@ -7,56 +7,53 @@ from pathlib import Path
 
 import torch
 
-from hawk.bundle import BUNDLED, LoadedModel, load_model
+from hawk.bundle import BUNDLED, load_model
 from hawk.errors import HawkError
 from hawk.files import read_json
-from hawk.model import Model
+from hawk.model import ImageTarget, Model
 from hawk.packed import fast_dtype, worth_packing
+from hawk.targets.llamagen import LlamaGen
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 FETCHED = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", "*vqgan.ckpt", "README.md")
 """What a model folder can hold, of all that a hub repository may: no code, and no pickle but one of tensors alone."""
 
 
-def load_on(folder: Path, place: torch.device, dtype: str, drafter: Path | None) -> Model:
-    """The model in a folder, on a device and laid out for decoding there; `dtype` is a name of `DTYPES`."""
-    model = _as_stored(folder, place, dtype, drafter, with_drafter=True)
-    if isinstance(model, LoadedModel) and packs(model, place, dtype):
+def load_on(
+    folder: Path, place: torch.device, dtype: str, drafter: Path | None, pack: bool = True, with_drafter: bool = True
+) -> Model:
+    """The model in a folder, on a device and (`pack`) laid out for decoding there; `dtype` is a name of `DTYPES`.
+
+    `with_drafter` False leaves also the model's own drafter alone.
+    """
+    if is_checkpoint(folder):
+        return _adapted(folder, place, DTYPES[dtype], drafter)
+    read_as = torch.float32 if mixes(place, dtype) else DTYPES[dtype]
+    model = load_model(folder, read_as, drafter, with_drafter, text_device=place)
+    for module in model.modules:
+        module.to(place)
+    if pack and packs(model.target, place, dtype):
         model.pack(DTYPES[dtype])
     return model
 
 
-def load_bare(folder: Path, place: torch.device, dtype: str) -> Model:
-    """The model without a drafter and not laid out, as one is trained for it: its head passes gradients on."""
-    return _as_stored(folder, place, dtype, None, with_drafter=False)
-
-
-def laid_out(model: Model, place: torch.device, dtype: str) -> Model:
-    """A bare model as `load_on` gives it; a copy where that changes it."""
-    if not isinstance(model, LoadedModel) or not packs(model, place, dtype):
-        return model
-    copy = deepcopy(model)
+def laid_out(target: ImageTarget, place: torch.device, dtype: str) -> ImageTarget:
+    """A target that is not packed as `load_on` would give it; a copy where that changes it."""
+    if not isinstance(target, LlamaGen) or not packs(target, place, dtype):
+        return target
+    copy = deepcopy(target)
     copy.pack(DTYPES[dtype])
     return copy
 
 
-def packs(model: LoadedModel, place: torch.device, dtype: str) -> bool:
-    """Whether a model's linear layers are packed for decoding."""
-    return mixes(place, dtype) and worth_packing(model.target, DTYPES[dtype])
+def packs(target: LlamaGen, place: torch.device, dtype: str) -> bool:
+    """Whether a target's linear layers are packed for decoding."""
+    return mixes(place, dtype) and worth_packing(target, DTYPES[dtype])
 
 
 def mixes(place: torch.device, dtype: str) -> bool:
     """Whether only matrix products are in `dtype`, and all else in float32."""
     return place.type == "cpu" and dtype in ("float32", "bfloat16")
-
-
-def _as_stored(folder: Path, place: torch.device, dtype: str, drafter: Path | None, with_drafter: bool) -> Model:
-    if is_checkpoint(folder):
-        return _checkpoint(folder, place, DTYPES[dtype], drafter)
-    model = load_model(folder, torch.float32 if mixes(place, dtype) else DTYPES[dtype], drafter, with_drafter)
-    for module in model.modules:
-        module.to(place)
-    return model
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -65,14 +62,14 @@ def is_checkpoint(folder: Path) -> bool:
     return path.is_file() and "model_type" in read_json(path)
 
 
-def _checkpoint(folder: Path, place: torch.device, dtype: torch.dtype, drafter: Path | None) -> Model:
+def _adapted(folder: Path, place: torch.device, dtype: torch.dtype, drafter: Path | None) -> Model:
     try:
-        from hawk.checkpoint import load_checkpoint
+        from hawk.adapter import load_adapted
     except ModuleNotFoundError as error:
         if error.name != "transformers":
             raise
         raise HawkError(f"{folder} is a transformers checkpoint: pip install 'hawk-t2i[hf]' to draw with it") from error
-    return load_checkpoint(folder, place, dtype, drafter)
+    return load_adapted(folder, place, dtype, drafter)
 
 
 def dtype_named(dtype: str, place: torch.device, large: bool = False) -> str:

@@ -63,23 +63,31 @@ class LeftFactor:
 
 @dataclass(frozen=True)
 class Shortlist:
-    """Candidates of each offset after the root, `[offsets, candidates]`: tokens, log q and Gumbel noise.
+    """Best candidates of each offset after the root, `[offsets, candidates]`: tokens, log q + g, and g, best first.
 
-    The left token counts where `conditioned`: not right after the root, whose token the sources know, and not in the
-    first column.
+    The left token counts where `told`: not right after the root, whose token the sources know, and not in the first
+    column.
     """
 
     tokens: NDArray[np.int64]
-    log_q: Scores
+    scores: Scores
     noise: Scores
-    conditioned: list[bool]
+    told: list[bool]
     factor: LeftFactor | None
 
-    def ranked(self, offset: int, left: int, ranks: int) -> tuple[NDArray[np.intp], float]:
-        """The columns of the best `ranks` candidates beside token `left`, best first, and the first one's lead."""
-        scores = self.log_q[offset]
-        if self.factor is not None and self.conditioned[offset]:
-            scores = self.factor.base * scores + self.factor.here[self.tokens[offset]] @ self.factor.left[left]
-        scores = scores + self.noise[offset]
-        order = np.argsort(-scores, kind="stable")[:ranks]
-        return order, float(scores[order[0]] - scores[order[1]]) if len(order) > 1 else float("inf")
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def ranked(self, offset: int, left: int, ranks: int) -> tuple[list[int], float]:
+        """The best `ranks` tokens beside token `left`, best first, and how far the first leads."""
+        tokens, scores = self.tokens[offset], self.scores[offset]
+        if self.factor is not None and self.told[offset]:
+            log_q, noise = scores - self.noise[offset], self.noise[offset]
+            scores = self.factor.base * log_q + self.factor.here[tokens] @ self.factor.left[left] + noise
+            order = np.argsort(-scores, kind="stable")[: max(ranks, 2)]
+            tokens, scores = tokens[order], scores[order]
+        return tokens[:ranks].tolist(), float(scores[0] - scores[1]) if len(scores) > 1 else float("inf")
+
+    def best(self, offset: int, left: int) -> int:
+        """The best token beside token `left`."""
+        return self.ranked(offset, left, 1)[0][0]

@@ -37,9 +37,6 @@ LEAST_LOG_Q = -30.0
 HEAD_SOURCES = ("horizontal", "vertical-1", "vertical-2")
 """Sources of the draft heads."""
 
-BLOCK = 6
-"""Offsets whose candidates are made together."""
-
 REFRESH = 32
 """Positions past the frontier that are scored at every step where the target's early guesses are a source."""
 
@@ -286,67 +283,49 @@ class FusedPool(Pool):
         builder = TreeBuilder.rooted(int(canvas.tokens[row, committed - 1]))
         window = min(max(settings.window, settings.refresh), self.max_nodes - 1, canvas.room(row))
         drafts = unbroken(self.drafts(memory, canvas, row, window))
+        fused = self.fuse(memory, drafts)
+        candidates = self.shortlist(memory, canvas, row, fused)
         node = 0
         for token in memory.ahead[row][:window]:
             node = builder.add(node, token, source=0)
-        if not drafts:
-            return builder
-        fused = self.fuse(memory, drafts)
-        lists: list[Shortlist] = []  # made as the tree gets there: most trees end early
-
-        def below(offset: int, left: int) -> Children:
-            block, inside = divmod(offset, BLOCK)
-            while len(lists) <= block:
-                lists.append(self.shortlist(memory, canvas, row, fused, len(lists) * BLOCK))
-            candidates = lists[block]
-            order, lead = candidates.ranked(inside, left, len(settings.rate[0]))
-            return Children(candidates.tokens[inside, order].tolist(), settings.rates(lead))
-
         depth = min(len(fused), settings.window)
         if builder.depths[node] < depth:
+            below = partial(self.children, candidates)
             grow_best_first(builder, below, depth, settings.max_nodes, settings.node_cost, node)
-        self.extend(builder, memory, canvas, row, fused)
+        self.extend(builder, canvas, row, candidates)
         builder.sources[1:] = strongest_sources(drafts, builder.tokens[1:], builder.depths[1:])
         return builder.first_branch_first()
 
-    def extend(
-        self, builder: TreeBuilder, memory: PoolMemory, canvas: Canvas, row: int, fused: Float[Tensor, "reach vocab"]
-    ) -> None:
+    def extend(self, builder: TreeBuilder, canvas: Canvas, row: int, candidates: Shortlist) -> None:
         """Go on along the first branch to `refresh` positions; where no source speaks, a cell repeats the one above."""
         committed, width = canvas.committed[row], canvas.grid.width
         until = min(self.settings.refresh, canvas.room(row))
         branch = [0, *first_branch(builder.parents, 0)]
-        depth = len(branch) - 1
-        if depth >= until:
-            return
-        noise = memory.randomness.noise.window(row, committed + depth, max(len(fused) - depth, 0))
-        likeliest = (fused[depth:] + noise).argmax(-1).tolist() if len(noise) else []
         tokens = canvas.tokens[row, max(0, committed - width) : committed].tolist()
         tokens += [builder.tokens[node] for node in branch[1:]]
         node = branch[-1]
-        for step in range(until - depth):
-            token = likeliest[step] if step < len(likeliest) else tokens[max(0, len(tokens) - width)]
-            tokens.append(token)
-            node = builder.add(node, token, source=0)
+        for offset in range(len(branch) - 1, until):
+            spoken = offset < len(candidates)
+            tokens.append(candidates.best(offset, tokens[-1]) if spoken else tokens[max(0, len(tokens) - width)])
+            node = builder.add(node, tokens[-1], source=0)
 
-    def shortlist(
-        self,
-        memory: PoolMemory,
-        canvas: Canvas,
-        row: int,
-        fused: Float[Tensor, "reach vocab"],
-        first: int,
-    ) -> Shortlist:
-        """The largest of log q + g at each of `BLOCK` offsets from `first`, on the host."""
-        log_q, start = fused[first : first + BLOCK], canvas.committed[row] + first
-        noise = memory.randomness.noise.window(row, start, len(log_q))
-        tokens = (log_q + noise).topk(min(SHORTLISTED, log_q.shape[-1]), dim=-1).indices
-        columns = [(start + offset) % canvas.grid.width for offset in range(len(log_q))]
+    def children(self, candidates: Shortlist, offset: int, left: int) -> Children:
+        """The candidates below a node that holds `left`, and their measured chances."""
+        tokens, lead = candidates.ranked(offset, left, len(self.settings.rate[0]))
+        return Children(tokens, self.settings.rates(lead))
+
+    def shortlist(self, memory: PoolMemory, canvas: Canvas, row: int, fused: Float[Tensor, "reach vocab"]) -> Shortlist:
+        """The largest of log q + g at each offset, on the host: as many as may be a node's children."""
+        start, vocab = canvas.committed[row], fused.shape[-1]
+        noise = memory.randomness.noise.window(row, start, len(fused))
+        wanted = len(self.settings.rate[0]) if self.left is None else SHORTLISTED
+        scores, tokens = (fused + noise).topk(min(wanted, vocab), dim=-1)
+        columns = [(start + offset) % canvas.grid.width for offset in range(len(fused))]
         return Shortlist(
             tokens=tokens.cpu().numpy(),
-            log_q=log_q.gather(-1, tokens).cpu().numpy(),
+            scores=scores.cpu().numpy(),
             noise=noise.gather(-1, tokens).cpu().numpy(),
-            conditioned=[first + offset > 0 and column > 0 for offset, column in enumerate(columns)],
+            told=[self.left is not None and offset > 0 and column > 0 for offset, column in enumerate(columns)],
             factor=self.left,
         )
 
@@ -355,8 +334,9 @@ class FusedPool(Pool):
         pattern = tuple((draft.source, draft.first, draft.end) for draft in drafts)
         if pattern not in memory.layouts:
             memory.layouts[pattern] = self.settings.layout(drafts)
-        reach = max(draft.end for draft in drafts)
-        fused = drafts[0].log_q.new_zeros(reach, drafts[0].log_q.shape[-1])
+        if not drafts:
+            return memory.randomness.noise.window(0, 0, 0)
+        fused = drafts[0].log_q.new_zeros(max(draft.end for draft in drafts), drafts[0].log_q.shape[-1])
         for draft, weights in zip(drafts, memory.layouts[pattern], strict=True):
             fused[draft.first : draft.end].addcmul_(draft.log_q.clamp_min(LEAST_LOG_Q), weights)
         return fused
@@ -379,6 +359,8 @@ def strongest_sources(drafts: list[SourceDraft], tokens: list[int], depths: list
 
     A node past what the sources cover is called the first one's.
     """
+    if len(drafts) < 2:
+        return [draft.source for draft in drafts] * len(tokens) or [0] * len(tokens)
     offsets, drafted = np.array(depths, np.intp) - 1, np.array(tokens, np.intp)
     said = np.full((len(drafts), len(tokens)), -np.inf)
     for row, draft in zip(said, drafts, strict=True):

@@ -89,6 +89,11 @@ class Family(ABC):
     def pixels(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]:
         """Images in about [-1, 1]."""
 
+    @property
+    def closing(self) -> tuple[int, ...]:
+        """Structure tokens after an image; nothing is drawn behind them, so they are never run."""
+        return ()
+
     def check_grid(self, grid: Grid) -> None:
         """`HawkError` for a grid that the family cannot draw; by default any but its own."""
         if grid != self.grid:
@@ -182,6 +187,14 @@ class SharedVocabulary(Family):
         """Embeddings of the codes' words."""
         return self.text_embeddings(self.code_ids[codes])
 
+    def spelt(self, codes: Int[Tensor, "b n"], grid: Grid) -> Int[Tensor, "b m"]:
+        """Images as the model would write them: words of codes, each row's end, and the closing tokens."""
+        words = self.code_ids[codes].unflatten(1, (grid.height, grid.width))
+        ends = torch.tensor(self.structure.end_of_row, dtype=words.dtype, device=words.device)
+        ended = torch.cat((words, ends.expand(*words.shape[:2], -1)), dim=2).flatten(1)
+        closing = torch.tensor(self.closing, dtype=words.dtype, device=words.device)
+        return torch.cat((ended, closing.expand(len(codes), -1)), dim=1)
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of text; nothing is put before or behind it."""
         return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
@@ -228,6 +241,11 @@ class Emu3(SharedVocabulary):
         """End of line."""
         return Structure((self.id_of("<|extra_200|>"),))
 
+    @property
+    def closing(self) -> tuple[int, ...]:
+        """End of frame, end of image, end of sequence."""
+        return (self.id_of("<|extra_201|>"), self.id_of("<|image end|>"), self.shape.eos_token_id)
+
     def check_grid(self, grid: Grid) -> None:
         """Any grid will do; how much fits is a question of the sequence's length."""
 
@@ -251,7 +269,7 @@ class Chameleon(SharedVocabulary):
     name = "Chameleon"
     defaults = SamplingParams(cfg_scale=3.0, temperature=0.7)
 
-    def __init__(self, model: Any, tokenizer: Any, decoder: PixelDecoder) -> None:
+    def __init__(self, model: Any, tokenizer: Any, decoder: PixelDecoder | None) -> None:
         super().__init__(model, tokenizer)
         self.decoder = decoder
 
@@ -268,8 +286,13 @@ class Chameleon(SharedVocabulary):
 
     @property
     def cell(self) -> int:
-        """As the decoder's."""
-        return self.decoder.downsample
+        """Each level of the encoder but one halves the side."""
+        return 2 ** (len(self.model.config.vq_config.channel_multiplier) - 1)
+
+    @property
+    def closing(self) -> tuple[int, ...]:
+        """End of image."""
+        return (self.id_of(END_IMAGE),)
 
     @property
     def backbone(self) -> nn.Module:
@@ -286,11 +309,13 @@ class Chameleon(SharedVocabulary):
 
     def pixels(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]:
         """Images by the VQGAN decoder, which transformers' model has not."""
+        if self.decoder is None:
+            raise HawkError(f"{self.name} has no pixel decoder here: name the file of one (vqgan.ckpt)")
         return self.decoder.decode(codes)
 
 
-BEGIN_IMAGE, NEW_LINE, SEPARATOR = "<racm3:break>", "<reserved08799>", "<reserved08706>"
-"""Words of Chameleon's vocabulary: begin of image; what Lumina-mGPT ends a row with; end of turn."""
+BEGIN_IMAGE, END_IMAGE, NEW_LINE, SEPARATOR = "<racm3:break>", "<eoss>", "<reserved08799>", "<reserved08706>"
+"""Words of Chameleon's vocabulary: begin and end of image; what Lumina-mGPT ends a row with; end of turn."""
 
 
 class Lumina(Chameleon):
@@ -299,7 +324,7 @@ class Lumina(Chameleon):
     name = "Lumina-mGPT"
     defaults = SamplingParams(cfg_scale=3.0, top_k=2000)
 
-    def __init__(self, model: Any, tokenizer: Any, decoder: PixelDecoder, side: int = 48) -> None:
+    def __init__(self, model: Any, tokenizer: Any, decoder: PixelDecoder | None, side: int = 48) -> None:
         super().__init__(model, tokenizer, decoder)
         self.side = side
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from hawk.errors import HawkError
+from hawk.errors import HawkError, one_line
 from hawk.files import read_json
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -113,8 +113,3 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def one_line(error: Exception) -> str:
-    """The message of an exception on one line."""
-    return " ".join(str(error).split())[:200]

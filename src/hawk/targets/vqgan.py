@@ -6,7 +6,9 @@ Chameleon's tokenizer, which Anole and Lumina-mGPT share. `own_key` maps the nam
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -176,3 +178,34 @@ def own_key(name: str, levels: int) -> str | None:
         kind = "res" if level[2] == "block" else level[2]
         return f"decoder.conv_blocks.{levels - 1 - int(level[1])}.{kind}.{level[3]}"
     return name
+
+
+def decoding_weights(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a published file that a `VQGAN` has, under its names; unknown ones stay."""
+    found = (re.match(r"decoder\.(?:conv_blocks|up)\.(\d+)\.", name) for name in published)
+    levels = 1 + max((int(level[1]) for level in found if level), default=0)
+    renamed = {name: own_key(name, levels) for name in published}
+    return {own: published[name] for name, own in renamed.items() if own is not None}
+
+
+def shape_of(weights: Mapping[str, Tensor], unit_codes: bool) -> VQGANConfig:
+    """The shape of the `VQGAN` that has these weights (under its names); KeyError with the name of a missing one."""
+    codes, dim = weights["quantize.embedding.weight"].shape
+    blocks = {
+        (int(found[1]), int(found[2]), found[3])
+        for name in weights
+        if (found := re.match(r"decoder\.conv_blocks\.(\d+)\.(?:res|attn)\.(\d+)\.(conv1|q)\.weight$", name))
+    }
+    levels = 1 + max((level for level, _, _ in blocks), default=0)
+    widths = [weights[f"decoder.conv_blocks.{i}.res.0.conv1.weight"].shape[0] for i in reversed(range(levels))]
+    channels = math.gcd(*widths)
+    return VQGANConfig(
+        codebook_size=codes,
+        codebook_dim=dim,
+        z_channels=weights["post_quant_conv.weight"].shape[0],
+        channels=channels,
+        multipliers=tuple(width // channels for width in widths),
+        blocks=max(block for _, block, _ in blocks),
+        attention_levels=tuple(sorted({levels - 1 - level for level, _, part in blocks if part == "q"})),
+        unit_codes=unit_codes,
+    )

@@ -21,7 +21,7 @@ from hawk.drafters.spatial import SpatialConfig
 from hawk.errors import HawkError
 from hawk.files import write_bytes, write_json
 from hawk.grid import Grid
-from hawk.loading import DTYPES, laid_out, load_bare, mixes
+from hawk.loading import DTYPES, laid_out, load_on, mixes
 from hawk.model import Condition, ImageTarget, Model
 from hawk.sampling import SamplingParams
 from hawk.training.drafter import copy_baselines, train_heads
@@ -57,20 +57,20 @@ class Plan:
 
 @dataclass(frozen=True)
 class Trained:
-    """The target, bare (drafters learn from it) and as it runs (it draws, and is drafted for)."""
+    """The model, bare (drafters learn from its target), and the target as it runs (it draws, and is drafted for)."""
 
     bare: Model
-    running: Model
+    running: ImageTarget
     place: torch.device
     dtype: str
 
     @classmethod
     def load(cls, folder: Path, place: torch.device, dtype: str) -> Trained:
         """Read it once; frozen."""
-        bare = load_bare(folder, place, dtype)
+        bare = load_on(folder, place, dtype, None, pack=False, with_drafter=False)
         for module in bare.modules:
             module.requires_grad_(False)
-        return cls(bare, laid_out(bare, place, dtype), place, dtype)
+        return cls(bare, laid_out(bare.target, place, dtype), place, dtype)
 
     def drafting(self, parts: DraftParts) -> DraftParts:
         """Parts as they will run beside it."""
@@ -78,7 +78,7 @@ class Trained:
         for part in copy.modules:
             part.to(self.place, torch.float32 if mixes(self.place, self.dtype) else DTYPES[self.dtype])
             part.eval().requires_grad_(False)
-        if self.running is not self.bare:
+        if self.running is not self.bare.target:
             copy.pack(DTYPES[self.dtype])
         return copy
 
@@ -107,7 +107,7 @@ def train_drafter(
     batch = plan.draw_batch
     origin = origin_of(model.fingerprint, params, grid, texts.fingerprint, batch)
     drawing = (grid, params, images, out / "grids", batch, origin, world)
-    tokens = draw_on_policy(trained.running.target, prompts, *drawing)
+    tokens = draw_on_policy(trained.running, prompts, *drawing)
     states = (grid, params, out / "states", plan.cache_gb * GIGABYTE, batch, origin, world)
     data = OnPolicy(tokens, hidden_states(model.target, tokens, prompts, *states))
     fits: dict[str, Fitted] = {}
@@ -122,7 +122,7 @@ def train_drafter(
         return f"{folder}: {losses}"
     drafting = trained.drafting(parts)
     pooled = plan.sources or sources_of(parts)
-    target = trained.running.target
+    target = trained.running
     named = [source_named(name, drafting, target) for name in pooled]
     unfitted = FusedPool(named, target.draft_head, FusedSettings.unfitted(pooled), parts.left)
     pool = fit_pool(target, unfitted, unseen, grid, params, first=images, images=min(32, batch))

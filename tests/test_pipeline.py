@@ -414,11 +414,12 @@ def test_hub_ids_are_fetched_and_refusals_are_one_line(saved_model, monkeypatch)
     import huggingface_hub
 
     asked = []
+    places = {"someone/tiny": saved_model, "someone/its-drafter": saved_model / HEADS_FOLDER}
 
     def download(name, allow_patterns):
         asked.append(name)
-        if name == "someone/tiny":
-            return str(saved_model)
+        if name in places:
+            return str(places[name])
         raise huggingface_hub.errors.OfflineModeIsEnabled("offline\nmode")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
@@ -427,6 +428,9 @@ def test_hub_ids_are_fetched_and_refusals_are_one_line(saved_model, monkeypatch)
         HawkPipeline.from_pretrained("someone/else")
     assert "\n" not in str(caught.value)
     assert asked == ["someone/tiny", "someone/else"]
+    assert HawkPipeline.from_pretrained(saved_model, "cpu", drafter="someone/its-drafter").model.drafting is not None
+    with pytest.raises(HawkError, match="the hub did not give it"):
+        HawkPipeline.from_pretrained(saved_model, "cpu", drafter="someone/nothing")
 
 
 def test_an_installation_without_the_bundled_model_says_so(monkeypatch, tmp_path):

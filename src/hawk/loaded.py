@@ -16,6 +16,7 @@ from hawk.decode import NoDrafter, generate
 from hawk.drafters.methods import build_drafter, method_named
 from hawk.errors import HawkError
 from hawk.grid import Grid
+from hawk.loading import drafter_folder
 from hawk.pipeline import HawkPipeline
 from hawk.sampling import SamplingParams
 
@@ -35,7 +36,7 @@ def accelerate(
     Args:
         model: the transformers model, or a transformers pipeline that holds it.
         processor: its processor or tokenizer; None takes the pipeline's, or reads it from where the model came from.
-        drafter: a folder of draft heads trained for this model.
+        drafter: the folder or hub id of a drafter trained for this model.
         vqgan: the file of Chameleon's pixel decoder (`vqgan.ckpt`), where the model is of that kind.
         family: whether a model of Chameleon's kind is Lumina-mGPT; None tells it by its config.
 
@@ -57,8 +58,9 @@ def accelerate(
     decoder = None if vqgan is None else read_vqgan(Path(vqgan), model.config.vq_config).to(place)
     tokenizer = tokenizer_of(processor or read_tokenizer(Path(model.config._name_or_path)))
     drawn_by = family_of(model.eval(), tokenizer, decoder, Beside(family=family))
+    drafted = None if drafter is None else drafter_folder(drafter)
     return HawkPipeline(
-        as_model(model.config._name_or_path or drawn_by.name, drawn_by, None if drafter is None else Path(drafter)),
+        as_model(model.config._name_or_path or drawn_by.name, drawn_by, drafted),
         place,
         dtype,
     )
@@ -85,7 +87,7 @@ def hawk_generate(
 
     Args:
         height, width: of the image in tokens; the prompt must already tell the model, where the family does.
-        method: as in `HawkPipeline`; `drafter` is a folder of draft heads, where the method needs them.
+        method: as in `HawkPipeline`; `drafter` is a drafter's folder or hub id, where the method needs one.
         seed: image i of the batch has seed `seed + i`.
 
     Returns:
@@ -105,7 +107,7 @@ def hawk_generate(
     if not isinstance(drawn_by, SharedVocabulary):
         raise HawkError(f"{drawn_by.name} has image codes apart from its vocabulary: use hawk.accelerate")
     grid, chosen = Grid(height, width), method_named(method)
-    loaded = None if drafter is None else as_model(drawn_by.name, drawn_by, Path(drafter))
+    loaded = None if drafter is None else as_model(drawn_by.name, drawn_by, drafter_folder(drafter))
     target = loaded.target if loaded else TransformersTarget(drawn_by)
     guidance = guidance_of(logits_processor, input_ids)
     params = params_of(generation_config, guidance.scale)

@@ -185,8 +185,9 @@ class FusedSettings:
     log q + g; `edges` split it into bins). `node_cost` is what one more node adds to the time of a step, as a share of
     a step without drafts: a tree grows while that raises the tokens expected per time. Its first branch then goes on to
     `refresh` positions past the frontier, whatever its chance: what the target says there, too early, makes the coming
-    drafts (window refresh, as in Jacobi decoding). The node cost was measured on the machine
-    `measured_on` ("": wherever it is), where such a step took `step_over_forward` times as long as its bare forward.
+    drafts (window refresh, as in Jacobi decoding). `tokens_at[reach]` is what a step commits where all its drafts are
+    one branch of that reach. The node cost was measured on the machine `measured_on` ("": wherever it is), where a step
+    without drafts took `step_over_forward` times as long as its bare forward.
     `sources` are the names of the pool's sources, in their order.
     """
 
@@ -200,6 +201,7 @@ class FusedSettings:
     node_cost: float = 0.03
     measured_on: str = ""
     step_over_forward: float = 1.5
+    tokens_at: dict[int, float] = field(default_factory=dict)
 
     def rates(self, lead: float) -> tuple[float, ...]:
         """Chance of each rank at a depth whose first candidate leads by `lead`."""
@@ -314,9 +316,7 @@ class FusedPool(Pool):
         tokens, lead = candidates.ranked(offset, left, len(self.settings.rate[0]))
         return Children(tokens, self.settings.rates(lead))
 
-    def shortlist(
-        self, memory: PoolMemory, canvas: Canvas, row: int, fused: Float[Tensor, "reach vocab"]
-    ) -> Shortlist:
+    def shortlist(self, memory: PoolMemory, canvas: Canvas, row: int, fused: Float[Tensor, "reach vocab"]) -> Shortlist:
         """The largest of log q + g at each offset, on the host: as many as may be a node's children."""
         start, vocab = canvas.committed[row], fused.shape[-1]
         noise = memory.randomness.noise.window(row, start, len(fused))

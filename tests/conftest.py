@@ -82,3 +82,32 @@ def saved_model(tmp_path_factory):
     save_model(folder, "tiny", target, tokenizer, text, defaults, heads, FusedSettings.unfitted(), "# Tiny\n")
     FeatureDrafter(FeatureConfig(16, heads=2)).save(folder / HEADS_FOLDER, target_fingerprint(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory):
+    """A folder as FLAN-T5's is on the hub, 12 wide: a unigram tokenizer that ends a caption with </s>, and weights."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+    words = ["▁a", "▁red", "▁blue", "▁apple", "▁cat", "▁dog", "▁on", "▁bright"]
+    letters = [*"abcdefghijklmnopqrstuvwxyz0123456789.,-\"'", "▁"]
+    vocabulary = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        *((w, -2.0) for w in words),
+        *((c, -9.0) for c in letters),
+    ]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    folder = tmp_path_factory.mktemp("t5") / "flan-t5-tiny"
+    tokens = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **tokens).save_pretrained(folder)
+    config = T5Config(vocab_size=len(vocabulary), d_model=12, d_kv=4, d_ff=16, num_layers=2, num_heads=3)
+    config.feed_forward_proj, config.is_gated_act, config.dense_act_fn = "gated-gelu", True, "gelu_new"
+    torch.manual_seed(0)
+    T5EncoderModel(config).save_pretrained(folder)
+    return folder

@@ -73,6 +73,15 @@ def test_a_saved_model_loads_as_it_was(saved_model, tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_a_folder_that_says_nothing_of_its_text_encoder_has_word_vectors(model_copy):
+    before = read_config(model_copy)
+    config = json.loads((model_copy / "config.json").read_text())
+    assert config.pop("text") == {"kind": "static"}
+    (model_copy / "config.json").write_text(json.dumps(config))
+    assert read_config(model_copy) == before
+    assert load_model(model_copy).text.facts()["words"] == 7
+
+
 def test_weights_on_disk_are_bfloat16_under_the_official_names(saved_model):
     stored = load_file(saved_model / "target.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
@@ -137,7 +146,7 @@ DAMAGE = {
     "no layers": (lambda f: edit_config(f, "target", n_layer=0), "target.n_layer is 0"),
     "heads that do not divide": (lambda f: edit_config(f, "target", n_head=3), "must split into 3 heads"),
     "bad defaults": (lambda f: edit_config(f, "defaults", temperature=-1), "temperature must be"),
-    "bad tokenizer": (lambda f: edit_config(f, "tokenizer", kind="vae"), "tokenizer.kind"),
+    "bad tokenizer": (lambda f: edit_config(f, "tokenizer", kind="vae"), "tokenizer: .*'vae'.* 'fsq', 'vqgan'"),
     "target gone": (lambda f: (f / "target.safetensors").unlink(), "target.safetensors is missing"),
     "target cut short": (
         lambda f: (f / "target.safetensors").write_bytes((f / "target.safetensors").read_bytes()[:3000]),

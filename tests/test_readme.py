@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+GUIDES = ("docs/llamagen.md",)
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`(hawk [^`\n]+)`")
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)|(?:src|href)=\"([^\"#]+)")
@@ -59,7 +60,7 @@ def root_command() -> Any:
     return typer.main.get_command(app)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", [*DOCUMENTS, *GUIDES])
 def test_commands_and_options_exist(document):
     found = list(commands(document))
     assert found, f"{document} shows no hawk command: is it still read rightly?"
@@ -93,8 +94,8 @@ def test_python_examples_use_real_names():
     import hawk
     from hawk.pipeline import HawkPipeline
 
-    examples = fences("README.md", "python")
-    assert examples
+    examples = [block for document in ("README.md", *GUIDES) for block in fences(document, "python")]
+    assert len(examples) > len(GUIDES)
     accepted = set(inspect.signature(HawkPipeline.__call__).parameters)
     calls = 0
     for node in ast.walk(ast.parse("\n".join(examples))):

@@ -2,8 +2,8 @@
 
 config.json                        what the weights are (`ModelConfig`)
 target.safetensors                 LlamaGen's official key names; or target-00001-of-0000N.safetensors + an index
-tokenizer.safetensors              the image tokenizer
-words.safetensors words.txt text.json   the text encoder (`StaticTextEncoder.load`)
+tokenizer.safetensors              the image tokenizer, or its decoder alone
+words.safetensors words.txt text.json   the text encoder where it is static (`StaticTextEncoder.load`)
 drafters/heads/                    heads.safetensors, heads.json, pool.json (how `hawk` fuses and grows its tree)
 README.md                          model card
 """
@@ -14,26 +14,29 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hawk.drafters.heads import DraftHeads
 from hawk.drafters.parts import DraftParts, load_parts
 from hawk.drafters.pool import FusedSettings
-from hawk.errors import HawkError
+from hawk.errors import HawkError, one_line
 from hawk.files import read_json, replacing, save_tensors, write_bytes, write_json
 from hawk.grid import Grid
+from hawk.model_config import FSQFields, ModelConfig, StaticTextFields, T5Fields, check_target_shape
 from hawk.sampling import SamplingParams
-from hawk.targets.llamagen import CaptionPrompt, LlamaGen, LlamaGenConfig
-from hawk.targets.text import StaticTextEncoder
-from hawk.targets.vq import FSQConfig, FSQTokenizer
+from hawk.targets.llamagen import CaptionPrompt, LlamaGen
+from hawk.targets.t5 import T5TextEncoder
+from hawk.targets.text import StaticTextEncoder, TextEncoder
+from hawk.targets.vq import FSQTokenizer
+from hawk.targets.vqgan import VQGAN
 
 BUNDLED = Path(__file__).parent / "weights" / "bundled"
 SHARD_BYTES = 48_000_000
@@ -46,56 +49,14 @@ _FLOATS = ("BF16", "F16", "F32", "F64")
 M = TypeVar("M", bound=nn.Module)
 
 
-def _known(kind: type) -> Callable[[Any], Any]:
-    """A check that refuses fields which the dataclass `kind` does not have (pydantic would pass over them)."""
-    names = {field.name for field in fields(kind)}
-
-    def check(values: Any) -> Any:
-        unknown = sorted(set(values) - names) if isinstance(values, Mapping) else []
-        if unknown:
-            raise ValueError(f"unknown field {unknown[0]}")
-        return values
-
-    return check
-
-
-class TokenizerConfig(BaseModel):
-    """Which image tokenizer, and its shape (`FSQConfig`)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["fsq"] = "fsq"
-    levels: tuple[Annotated[int, Field(ge=2)], ...]
-    encoder_widths: tuple[int, int, int]
-    decoder_widths: tuple[int, int, int]
-    decoder_depths: tuple[int, int, int]
-
-    def shape(self) -> FSQConfig:
-        """The tokenizer's own config."""
-        return FSQConfig.from_dict(self.model_dump(exclude={"kind"}))
-
-
-class ModelConfig(BaseModel):
-    """`config.json` of a model folder."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    format: Literal["hawk-1"] = "hawk-1"
-    name: str = Field(min_length=1)
-    architecture: Literal["llamagen"] = "llamagen"
-    target: Annotated[LlamaGenConfig, BeforeValidator(_known(LlamaGenConfig))]
-    tokenizer: TokenizerConfig
-    defaults: Annotated[SamplingParams, BeforeValidator(_known(SamplingParams))] = SamplingParams()
-
-
 @dataclass(frozen=True)
 class LoadedModel:
     """A model folder in memory; `drafting` is None where no drafter is trained for it."""
 
     config: ModelConfig
     target: LlamaGen
-    tokenizer: FSQTokenizer
-    text: StaticTextEncoder
+    tokenizer: FSQTokenizer | VQGAN
+    text: TextEncoder
     drafting: DraftParts | None
     fingerprint: str
 
@@ -170,7 +131,7 @@ class LoadedModel:
                 "codes": self.tokenizer.codebook_size,
                 "parameters": sum(parameter.numel() for parameter in self.tokenizer.parameters()),
             },
-            "text": {"words": len(self.text.index), "longest_prompt": f"{self.text.tokens} words"},
+            "text": self.text.facts(),
         }
 
 
@@ -178,7 +139,11 @@ class LoadedModel:
 
 
 def load_model(
-    folder: Path, dtype: torch.dtype = torch.float32, drafter: Path | None = None, with_heads: bool = True
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    drafter: Path | None = None,
+    with_heads: bool = True,
+    text_device: torch.device | None = None,
 ) -> LoadedModel:
     """Read a model folder.
 
@@ -186,15 +151,15 @@ def load_model(
         dtype: of the target and the draft heads; the image tokenizer stays in float32.
         drafter: a folder of draft heads to use in place of the model's own.
         with_heads: False leaves the heads alone, also where they were made for another target.
+        text_device: where a T5 text encoder is to compute (default: the CPU); it is read there with the first prompt.
 
     Raises:
         HawkError: one line on what is missing, cut short, of the wrong shape, or made for another target.
     """
     config = read_config(folder)
     target = _filled(lambda: LlamaGen(config.target), _target_files(folder), dtype, on_meta=True)
-    tokenizer_file = folder / "tokenizer.safetensors"  # in float32 always: it is small, and pixels deserve it
-    tokenizer = _filled(lambda: FSQTokenizer(config.tokenizer.shape()), [tokenizer_file], torch.float32)
-    text = load_text(folder)
+    tokenizer = _tokenizer(folder, config)
+    text = load_text(folder, config.text, text_device)
     _check_parts(folder, config, tokenizer, text)
     fingerprint = target_fingerprint(
         folder if dtype == torch.float16 else target
@@ -217,30 +182,42 @@ def read_config(folder: Path) -> ModelConfig:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the document"
         raise HawkError(f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}") from error
-    shape = config.target
-    sizes = {field.name: getattr(shape, field.name) for field in fields(shape)}
-    wrong = [name for name, size in sizes.items() if not (size is None or isinstance(size, bool) or size > 0)]
-    if wrong:
-        raise HawkError(f"{path}: target.{wrong[0]} is {sizes[wrong[0]]}: it must be positive")
-    if shape.dim % shape.n_head or shape.head_dim % 4 or shape.n_head % shape.kv_heads:
-        raise HawkError(
-            f"{path}: dim {shape.dim} must split into {shape.n_head} heads of a multiple of 4 channels, "
-            f"and the heads among {shape.kv_heads} key/value heads"
-        )
+    check_target_shape(path, config.target)
     return config
 
 
-def load_text(folder: Path) -> StaticTextEncoder:
-    """The text encoder of a model folder; `HawkError` for damaged files."""
+def load_text(folder: Path, fields: StaticTextFields | T5Fields, device: torch.device | None = None) -> TextEncoder:
+    """The text encoder of a model folder; `HawkError` for damaged or missing files."""
+    if isinstance(fields, T5Fields):
+        dtype = torch.float32 if fields.dtype == "float32" else torch.bfloat16
+        return T5TextEncoder(_text_source(folder, fields.source), fields.width, fields.tokens, dtype, device)
     try:
         return StaticTextEncoder.load(folder)
     except HawkError:
         raise
     except (SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise HawkError(f"the text encoder in {folder} is damaged: {_line(error)}") from error
+        raise HawkError(f"the text encoder in {folder} is damaged: {one_line(error)}") from error
 
 
-def _check_parts(folder: Path, config: ModelConfig, tokenizer: FSQTokenizer, text: StaticTextEncoder) -> None:
+def _text_source(folder: Path, source: str) -> str:
+    """Where a text encoder lies: inside the model folder, in any other folder, or on the hub."""
+    for place in (folder / source, Path(source)):
+        if place.is_dir():
+            return str(place)
+    if source.count("/") != 1 or source.startswith(("/", ".", "~")):
+        raise HawkError(f"{folder}: the text encoder's folder {source} is gone: put its place into config.json")
+    return source
+
+
+def _tokenizer(folder: Path, config: ModelConfig) -> FSQTokenizer | VQGAN:
+    """The image tokenizer, in float32 whatever the target's dtype: it is small, and pixels deserve it."""
+    files, shape = [folder / "tokenizer.safetensors"], config.tokenizer
+    if isinstance(shape, FSQFields):
+        return _filled(lambda: FSQTokenizer(shape.shape()), files, torch.float32)
+    return _filled(lambda: VQGAN(shape.shape()), files, torch.float32, on_meta=True)
+
+
+def _check_parts(folder: Path, config: ModelConfig, tokenizer: FSQTokenizer | VQGAN, text: TextEncoder) -> None:
     """That target, tokenizer and text encoder fit together."""
     shape = config.target
     if shape.vocab_size != tokenizer.codebook_size:
@@ -294,7 +271,7 @@ def _checked_tensors(path: Path, wanted: dict[str, tuple[int, ...]]) -> list[tup
                     )
             return [(name, file.get_tensor(name)) for name in names]
     except SafetensorError as error:
-        raise HawkError(f"{path} is damaged or cut short ({_line(error)}): fetch or train it again") from error
+        raise HawkError(f"{path} is damaged or cut short ({one_line(error)}): fetch or train it again") from error
 
 
 def _target_files(folder: Path) -> list[Path]:
@@ -334,13 +311,8 @@ def _named_tensor(files: list[Path], name: str) -> Tensor:
                 if name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
                     return file.get_tensor(name)
         except (SafetensorError, FileNotFoundError) as error:
-            raise HawkError(f"{path} is missing or damaged ({_line(error)})") from error
+            raise HawkError(f"{path} is missing or damaged ({one_line(error)})") from error
     raise HawkError(f"{files[0]} lacks {name}")
-
-
-def _line(error: Exception) -> str:
-    """The message of an exception on one line."""
-    return " ".join(str(error).split())[:200]
 
 
 # --- saving --------------------------------------------------------------------------------------------------
@@ -366,17 +338,15 @@ def save_model(
         card: text of README.md; an existing one is kept for None.
         shard_bytes: largest size of one weight file of the target.
     """
-    tokenizer_config = TokenizerConfig.model_validate(tokenizer.config.to_dict())
-    config = ModelConfig(
-        name=name, target=target.config, tokenizer=tokenizer_config, defaults=defaults or SamplingParams()
-    )
+    fsq = FSQFields.model_validate(tokenizer.config.to_dict())
+    config = ModelConfig(name=name, target=target.config, tokenizer=fsq, defaults=defaults or SamplingParams())
     folder.mkdir(parents=True, exist_ok=True)
     for file in TEXT_FILES:
         if (text_folder / file).resolve() != (folder / file).resolve():
             with replacing(folder / file) as temporary:
                 shutil.copyfile(text_folder / file, temporary)
-    _save_target(folder, target, shard_bytes)
-    save_tensors(folder / "tokenizer.safetensors", _stored(tokenizer))
+    save_target(folder, target.state_dict(), torch.bfloat16, shard_bytes)
+    save_tensors(folder / "tokenizer.safetensors", _stored(tokenizer.state_dict(), torch.bfloat16))
     if heads is not None:
         heads.save(folder / HEADS_FOLDER, target_fingerprint(target))
         if fused is not None:
@@ -387,35 +357,53 @@ def save_model(
     return config
 
 
-def _save_target(folder: Path, target: LlamaGen, shard_bytes: int) -> None:
-    """One file, or as many as `shard_bytes` asks for with an index; files of an earlier save are removed."""
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, tensor in _stored(target).items():
-        if size + tensor.nbytes > shard_bytes and shards[-1]:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
+def save_target(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+    shard_bytes: int = SHARD_BYTES,
+    on_bytes: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Write a target's weights in `dtype` (None: as they are), shard by shard: no second copy of all of them.
+
+    One file, or as many as `shard_bytes` asks for with an index; files of an earlier save are removed. After each,
+    `on_bytes` is told how many bytes are written, and how many there will be.
+    """
+    sizes = {name: tensor.numel() * (dtype or tensor.dtype).itemsize for name, tensor in weights.items()}
+    shards = _shards(sizes, shard_bytes)
     old = set(folder.glob("target*.safetensors*"))
+    names = [f"target-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    written = {folder / name: shard for name, shard in zip(names, shards, strict=True)}
     if len(shards) == 1:
         written = {folder / "target.safetensors": shards[0]}
-    else:
-        files = [folder / f"target-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-        written = dict(zip(files, shards, strict=True))
-    for path, tensors in written.items():
-        save_tensors(path, tensors)
+    done = 0
+    for path, shard in written.items():
+        save_tensors(path, _stored({name: weights[name] for name in shard}, dtype))
+        done += sum(sizes[name] for name in shard)
+        on_bytes(done, sum(sizes.values()))
     kept = set(written)
     if len(shards) > 1:
         index = folder / "target.safetensors.index.json"
-        places = {name: path.name for path, tensors in written.items() for name in tensors}
-        total = sum(tensor.nbytes for tensors in shards for tensor in tensors.values())
-        write_json(index, {"metadata": {"total_size": total}, "weight_map": places})
+        places = {name: path.name for path, shard in written.items() for name in shard}
+        write_json(index, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places})
         kept.add(index)
     for path in old - kept:
         path.unlink()
 
 
-def _stored(module: nn.Module) -> dict[str, Tensor]:
-    """A module's weights as they are stored: bfloat16, contiguous, on the CPU."""
-    return {k: v.detach().to("cpu", torch.bfloat16).contiguous() for k, v in module.state_dict().items()}
+def _shards(sizes: Mapping[str, int], shard_bytes: int) -> list[list[str]]:
+    """Names in their order, as many to a shard as fit into it (at least one)."""
+    shards: list[list[str]] = [[]]
+    room = shard_bytes
+    for name, size in sizes.items():
+        if size > room and shards[-1]:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append(name)
+        room -= size
+    return shards
+
+
+def _stored(weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Weights as they are stored: contiguous copies on the CPU, in `dtype` or as they are."""
+    return {k: v.detach().to("cpu", dtype or v.dtype, copy=True).contiguous() for k, v in weights.items()}

@@ -15,6 +15,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from hawk import __version__
+from hawk.cli_convert import convert_app
 from hawk.cli_measure import bench, compare, verify
 from hawk.cli_shared import (
     AsJson,
@@ -105,6 +106,7 @@ data_app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
+app.add_typer(convert_app, name="convert")
 
 
 def _version(wanted: bool) -> bool:

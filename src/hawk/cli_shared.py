@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 if TYPE_CHECKING:
     from hawk.pipeline import HawkPipeline
@@ -53,6 +61,13 @@ def token_bar() -> Progress:
 def image_bar() -> Progress:
     """A progress bar in images that draws only when told, so that it does not disturb what is timed."""
     return _bar(TextColumn("images"), auto_refresh=False)
+
+
+def byte_bar() -> Progress:
+    """A live progress bar in bytes."""
+    console = Console(stderr=True)
+    parts = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    return Progress(*parts, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _bar(*columns: ProgressColumn, auto_refresh: bool = True) -> Progress:

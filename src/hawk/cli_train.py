@@ -97,7 +97,9 @@ def train_target_command(
 ) -> None:
     """Fit the text-to-image transformer; writes a model folder to OUT/model."""
     from hawk.bundle import load_model, save_model
+    from hawk.errors import HawkError
     from hawk.targets.text import StaticTextEncoder
+    from hawk.targets.vq import FSQTokenizer
     from hawk.training.target import Dropouts, bundled_shape, preset, train_target
     from hawk.training.tokenizer import load_tokenizer
 
@@ -105,6 +107,8 @@ def train_target_command(
     config = _adjusted(recipe, steps, batch_size, lr, seed, device, dtype, compiled)
     is_model = (tokenizer / "config.json").is_file()
     vq = load_model(tokenizer, with_heads=False).tokenizer if is_model else load_tokenizer(tokenizer)
+    if not isinstance(vq, FSQTokenizer):
+        raise HawkError(f"the image tokenizer of {tokenizer} only decodes: training needs one that also encodes images")
     vq, words = vq.to(device), StaticTextEncoder.load(text)
     start = None if init is None else load_model(init, with_heads=False).target.state_dict()
     given = {name: share for name, share in (("blind", blind), ("hazy", hazy)) if share is not None}

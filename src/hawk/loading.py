@@ -12,14 +12,14 @@ from hawk.model import Model
 from hawk.packed import fast_dtype, worth_packing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-FETCHED = ("*.json", "*.safetensors", "words.txt", "README.md")
+FETCHED = ("*.json", "*.safetensors", "*spiece.model", "words.txt", "README.md")
 """What a model folder can hold, of all that a hub repository may: no pickles and no code."""
 
 
 def load_on(folder: Path, place: torch.device, dtype: str, drafter: Path | None) -> Model:
     """The model in a folder, on a device and laid out for decoding there; `dtype` is a name of `DTYPES`."""
     mixed = place.type == "cpu" and dtype in ("float32", "bfloat16")
-    model = load_model(folder, torch.float32 if mixed else DTYPES[dtype], drafter)
+    model = load_model(folder, torch.float32 if mixed else DTYPES[dtype], drafter, text_device=place)
     for module in model.modules:
         module.to(place)
     if mixed and worth_packing(model.target, DTYPES[dtype]):

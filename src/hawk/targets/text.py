@@ -1,4 +1,4 @@
-"""Text encoders: prompts to left-padded caption features.
+"""Text encoders: prompts to left-padded caption features, behind one interface (`hawk.targets.t5` holds another).
 
 `StaticTextEncoder` is the bundled one: static word vectors, a fixed window of neighbours, the caption's mean and a
 position code. It is deterministic and offline; a word it has no vector for is the mean of its longest known pieces.
@@ -31,9 +31,21 @@ class TextFeatures:
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """Prompts to features that a target takes as prefix."""
+    """Prompts to features `[b, tokens, width]` that a target takes as prefix."""
 
-    def encode(self, prompts: list[str]) -> TextFeatures: ...
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
+
+    def encode(self, prompts: list[str]) -> TextFeatures:
+        """Features of prompts; `HawkError` for one that is empty or too long."""
+        ...
+
+    def facts(self) -> dict[str, str | int]:
+        """What `hawk info` says of it."""
+        ...
 
 
 _DROPPED = frozenset({"a", "an", "the"})
@@ -77,6 +89,10 @@ class StaticTextEncoder:
     def width(self) -> int:
         """Channels of a feature (`caption_dim` of the target)."""
         return self.vectors.shape[1] * (2 * self.context + 2) + self.position_channels
+
+    def facts(self) -> dict[str, str | int]:
+        """What `hawk info` says of it."""
+        return {"words": len(self.index), "longest_prompt": f"{self.tokens} words"}
 
     def encode(self, prompts: list[str]) -> TextFeatures:
         """Features `[b, tokens, width]` of prompts; an empty or over-long one raises `HawkError`."""

@@ -1,7 +1,7 @@
-"""Image tokenizers: codes <-> pixels behind one interface (`encode`, `decode`).
+"""Image tokenizers behind one interface: `decode` (codes to pixels) to draw with, and `encode` to train on images.
 
 `FSQTokenizer` is the bundled one: a *local* encoder (a cell sees 12x12 pixels), so that a flat background is one
-code wherever it lies, and a wide decoder. `LlamaGenVQ` holds the public LlamaGen VQ-8/VQ-16 checkpoints by their keys.
+code wherever it lies, and a wide decoder. Published ones, which only have to decode, are in `hawk.targets.vqgan`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 
 @runtime_checkable
-class ImageTokenizer(Protocol):
-    """Codes <-> pixels. Images are `[batch, 3, height, width]` in [-1, 1]; codes `[batch, rows, cols]`."""
+class PixelDecoder(Protocol):
+    """Codes `[batch, rows, cols]` to images `[batch, 3, height, width]` in about [-1, 1]."""
 
     @property
     def codebook_size(self) -> int: ...
@@ -25,9 +25,14 @@ class ImageTokenizer(Protocol):
     @property
     def downsample(self) -> int: ...
 
-    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b rows cols"]: ...
-
     def decode(self, codes: Int[Tensor, "b rows cols"]) -> Float[Tensor, "b 3 h w"]: ...
+
+
+@runtime_checkable
+class ImageTokenizer(PixelDecoder, Protocol):
+    """A `PixelDecoder` that also gives the codes of images in [-1, 1]."""
+
+    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b rows cols"]: ...
 
 
 # --- the bundled tokenizer -----------------------------------------------------------------------------------
@@ -208,145 +213,3 @@ class FSQTokenizer(nn.Module):
 
     def _latents(self, images: Tensor) -> Tensor:
         return self.encoder(images).permute(0, 2, 3, 1).float()
-
-
-# --- LlamaGen's tokenizer, by its public checkpoint keys ------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LlamaGenVQConfig:
-    """Shape of a public LlamaGen VQ model. `multipliers` (1, 1, 2, 2, 4) is VQ-16, (1, 2, 2, 4) is VQ-8."""
-
-    codebook_size: int = 16384
-    codebook_dim: int = 8
-    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    channels: int = 128
-    z_channels: int = 256
-    blocks: int = 2
-
-
-def _group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
-
-
-class _Residual(nn.Module):
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.norm1, self.conv1 = _group_norm(inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.norm2, self.conv2 = _group_norm(outputs), nn.Conv2d(outputs, outputs, 3, padding=1)
-        if inputs != outputs:
-            self.nin_shortcut = nn.Conv2d(inputs, outputs, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
-        return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
-
-
-class _Attention(nn.Module):
-    """Single-head attention over all cells, with 1x1 convolutions as projections."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = _group_norm(channels)
-        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        normed = self.norm(x)
-        q, k, v = (proj(normed).flatten(2).transpose(1, 2) for proj in (self.q, self.k, self.v))
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
-        return x + self.proj_out(mixed)
-
-
-class _Resample(nn.Module):
-    """`up`: nearest doubling + conv; else a stride-2 conv padded by one on the right and bottom only."""
-
-    def __init__(self, channels: int, up: bool) -> None:
-        super().__init__()
-        self.up = up
-        self.conv = nn.Conv2d(channels, channels, 3, stride=1 if up else 2, padding=1 if up else 0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.interpolate(x, scale_factor=2.0, mode="nearest") if self.up else F.pad(x, (0, 1, 0, 1))
-        return self.conv(x)
-
-
-class _Stage(nn.Module):
-    """The blocks of one resolution, and the change to the next (`upsample` or `downsample`) where there is one."""
-
-    def __init__(self, inputs: int, outputs: int, blocks: int, attention: bool, up: bool, last: bool) -> None:
-        super().__init__()
-        self.res = nn.ModuleList(_Residual(inputs if i == 0 else outputs, outputs) for i in range(blocks))
-        self.attn = nn.ModuleList(_Attention(outputs) for _ in range(blocks if attention else 0))
-        if not last:
-            setattr(self, "upsample" if up else "downsample", _Resample(outputs, up))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for i, block in enumerate(self.res):
-            x = block(x)
-            if len(self.attn):
-                x = self.attn[i](x)
-        resample = getattr(self, "upsample", None) or getattr(self, "downsample", None)
-        return x if resample is None else resample(x)
-
-
-class _Coder(nn.Module):
-    """LlamaGen's encoder (`up=False`) or decoder (`up=True`): the same parts in opposite order."""
-
-    def __init__(self, config: LlamaGenVQConfig, up: bool) -> None:
-        super().__init__()
-        self.up = up
-        top = config.channels * config.multipliers[-1]
-        widths = [config.channels * m for m in config.multipliers]
-        outputs = widths[::-1] if up else widths
-        inputs = [top if up else config.channels, *outputs[:-1]]
-        self.conv_in = nn.Conv2d(config.z_channels if up else 3, inputs[0], 3, padding=1)
-        self.mid = nn.ModuleList([_Residual(top, top), _Attention(top), _Residual(top, top)])
-        coarsest, last = (0 if up else len(widths) - 1), len(widths) - 1
-        self.conv_blocks = nn.ModuleList(
-            _Stage(source, width, config.blocks + up, attention=i == coarsest, up=up, last=i == last)
-            for i, (source, width) in enumerate(zip(inputs, outputs, strict=True))
-        )
-        self.norm_out = _group_norm(outputs[-1])
-        self.conv_out = nn.Conv2d(outputs[-1], 3 if up else config.z_channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        if self.up:
-            x = self._middle(x)
-        for stage in self.conv_blocks:
-            x = stage(x)
-        if not self.up:
-            x = self._middle(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
-
-    def _middle(self, x: Tensor) -> Tensor:
-        for block in self.mid:
-            x = block(x)
-        return x
-
-
-class LlamaGenVQ(nn.Module):
-    """LlamaGen's VQ-16 / VQ-8 by its public state-dict keys (arXiv 2406.06525); l2-normalised codebook."""
-
-    def __init__(self, config: LlamaGenVQConfig | None = None) -> None:
-        super().__init__()
-        self.config = config = config or LlamaGenVQConfig()
-        self.encoder, self.decoder = _Coder(config, up=False), _Coder(config, up=True)
-        self.quantize = nn.ModuleDict({"embedding": nn.Embedding(config.codebook_size, config.codebook_dim)})
-        self.quant_conv = nn.Conv2d(config.z_channels, config.codebook_dim, 1)
-        self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.z_channels, 1)
-        self.codebook_size = config.codebook_size
-        self.downsample = 2 ** (len(config.multipliers) - 1)
-
-    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b rows cols"]:
-        """Nearest codebook entry by cosine for each cell."""
-        z = F.normalize(self.quant_conv(self.encoder(images)), dim=1)
-        return torch.einsum("bchw,nc->bhwn", z, self._codebook()).argmax(-1)
-
-    def decode(self, codes: Int[Tensor, "b rows cols"]) -> Float[Tensor, "b 3 h w"]:
-        """Pixels, about [-1, 1] (not clamped: the public decoder does not clamp)."""
-        z = self._codebook()[codes].permute(0, 3, 1, 2)
-        return self.decoder(self.post_quant_conv(z)).float()
-
-    def _codebook(self) -> Tensor:
-        return F.normalize(self.quantize.get_parameter("embedding.weight"), dim=-1)

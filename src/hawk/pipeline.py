@@ -27,8 +27,10 @@ from hawk.drafters.pool import TreeLimits
 from hawk.errors import HawkError
 from hawk.grid import Grid
 from hawk.packed import fast_dtype, worth_packing
+from hawk.relaxed import LOSSY, Relaxation
 from hawk.sampling import SamplingParams
 from hawk.targets.llamagen import CaptionPrompt
+from hawk.verify import LOSSLESS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -59,6 +61,11 @@ class PipelineOutput:
     grid: Grid
     params: SamplingParams
     verifier: str
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the images are distributed as plain AR's."""
+        return self.verifier in LOSSLESS
 
     @property
     def nfe(self) -> float:
@@ -129,6 +136,11 @@ class HawkPipeline:
         parts = self.model.drafting
         return parts and replace(parts, fused=settings_for(parts.fused, self.model.target))
 
+    @cached_property
+    def relaxation(self) -> Relaxation:
+        """Which tokens look alike to the target, for the lossy verifier."""
+        return Relaxation.between(self.model.target.tok_embeddings.weight)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -161,7 +173,7 @@ class HawkPipeline:
                 image; None draws one.
             generator: in place of `seed`: one to draw all seeds from, or one for each image.
             method: a name of `hawk.drafters.methods.METHODS`.
-            verifier: "coupled" or "residual"; None is the method's own.
+            verifier: "coupled", "residual", "traversal", or "relaxed" (lossy); None is the method's own.
             num_draft_tokens, window: most drafts verified in a forward, and how many positions ahead they may reach;
                 None is the method's own.
             height, width: in pixels; None is what the model was trained for.
@@ -181,8 +193,9 @@ class HawkPipeline:
             raise HawkError("a negative prompt has no effect at guidance_scale 1: raise the scale or leave it out")
         grid = self._grid(height, width)
         chosen = method_named(method)
-        drafter = self._drafter(chosen, TreeLimits(num_draft_tokens, window))
         verifier = chosen.verifier if verifier is None else verifier
+        drafter = self._drafter(chosen, TreeLimits(num_draft_tokens, window), verifier)
+        relaxation = self.relaxation if verifier in LOSSY else None
         if output_type not in OUTPUT_TYPES:
             raise HawkError(f"unknown output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
         if batch_size < 1:
@@ -196,8 +209,8 @@ class HawkPipeline:
             rows = slice(start, start + batch_size)
             started = time.perf_counter()
             on_step = self._on_step(callback_on_step_end, start * grid.size)
-            condition = _rows(conditions, rows)
-            drawn.append(generate(self.model.target, condition, grid, params, drafter, seeds[rows], verifier, on_step))
+            asked = _rows(conditions, rows), grid, params, drafter, seeds[rows], verifier, on_step, relaxation
+            drawn.append(generate(self.model.target, *asked))
             codes = drawn[-1].tokens.unflatten(1, (grid.height, grid.width))
             pixels.append(self.model.tokenizer.decode(codes).cpu())
             share = (time.perf_counter() - started) / len(codes)
@@ -256,12 +269,12 @@ class HawkPipeline:
             )
         return Grid(*sides)
 
-    def _drafter(self, method: Method, limits: TreeLimits) -> Drafter:
-        """The drafter of a method; `HawkError` where what it needs is not trained."""
+    def _drafter(self, method: Method, limits: TreeLimits, verifier: str) -> Drafter:
+        """The drafter of a method for a verifier; `HawkError` where what it needs is not trained."""
         if method.name == "ar":
             return NoDrafter()
         parts = self.priced if method.name == "hawk" else self.model.drafting
-        return build_drafter(method, parts, self.model.target, limits)
+        return build_drafter(method, parts, self.model.target, limits, verifier)
 
     def _conditions(self, prompts: list[str], negatives: list[str]) -> CaptionPrompt:
         """Caption features of all images; where only some have a negative prompt, the others take the null caption."""

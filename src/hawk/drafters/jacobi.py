@@ -39,7 +39,10 @@ class JacobiMemory:
 
 @dataclass
 class JacobiTree:
-    """A chain of `window` drafts; at its first `depth` positions `branching` candidates each, multiplied to a tree."""
+    """A chain of `window` drafts; at its first `depth` positions `branching` candidates each, multiplied to a tree.
+
+    Not for `traversal`: that looks at drafts past the frontier, which live on, and its candidates are shared by branches.
+    """
 
     vocab: int
     window: int = 16

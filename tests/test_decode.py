@@ -326,8 +326,14 @@ def test_on_step_sees_every_step(target, prompt, known):
 def test_a_verifier_that_the_drafts_cannot_be_verified_by_is_refused(target, prompt, drafters):
     with pytest.raises(HawkError, match="need the verifier coupled, not residual"):
         generate(target, prompt, SMALL, NUMBERED, drafters["hawk"], SEEDS, "residual")
-    with pytest.raises(HawkError, match="unknown verifier 'relaxed'"):
-        generate(target, prompt, SMALL, NUMBERED, drafters["hawk"], SEEDS, "relaxed")
+    with pytest.raises(HawkError, match="unknown verifier 'loose'"):
+        generate(target, prompt, SMALL, NUMBERED, drafters["hawk"], SEEDS, "loose")
+    with pytest.raises(HawkError, match="need the verifier residual or coupled, not traversal"):  # draws are shared
+        generate(target, prompt, SMALL, NUMBERED, drafters["medusa"], SEEDS, "traversal")
+    with pytest.raises(HawkError, match="need the verifier residual or coupled, not traversal"):  # drafts live on
+        generate(target, prompt, SMALL, NUMBERED, drafters["scd-maximal"], SEEDS, "traversal")
+    with pytest.raises(HawkError, match="a relaxation goes with the verifier relaxed"):
+        generate(target, prompt, SMALL, NUMBERED, drafters["lantern"], SEEDS, "relaxed")
 
 
 def test_captions_of_another_shape_are_refused(target):

@@ -138,14 +138,13 @@ def generate(
         str,
         typer.Option(
             "--method",
-            help="hawk, ar, medusa, hawk-vertical, hawk-paper, eagle, sjd, scd, scd-maximal, sjd-pac or (lossy) lantern.",
+            help="hawk, ar, medusa, hawk-vertical, hawk-paper, eagle, sjd, scd, scd-maximal, sjd-pac "
+            "or lantern (LOSSY: not the distribution of plain decoding).",
         ),
     ] = "hawk",
     verifier: Annotated[
         str | None,
-        typer.Option(
-            "--verifier", help="coupled, residual, traversal, or (lossy) relaxed (default: the method's own)."
-        ),
+        typer.Option("--verifier", help="coupled, residual, traversal or relaxed (LOSSY); default: the method's own."),
     ] = None,
     num_draft_tokens: DraftTokens = None,
     window: Window = None,

@@ -187,7 +187,7 @@ def _stops_below(
             yield from _stops_below(tree, row, scores, [*path, draw.node], brings)
         if rest == 0:
             return
-        weight, p = rest / (rest + 1 - weight), left / rest
+        weight, p = rest / (rest + (1 - weight)), left / rest
     yield Stop(path, weight, p)
 
 

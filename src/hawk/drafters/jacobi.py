@@ -41,7 +41,7 @@ class JacobiMemory:
 class JacobiTree:
     """A chain of `window` drafts; at its first `depth` positions `branching` candidates each, multiplied to a tree.
 
-    Not for `traversal`: that looks at drafts past the frontier, which live on, and its candidates are shared by branches.
+    Not for `traversal`, which rejects drafts past the frontier too: those live on here, as drawn from their q.
     """
 
     vocab: int

@@ -76,6 +76,27 @@ def exact_law(
     return law
 
 
+def excess(p: Float[Tensor, " vocab"], draws: Sequence[DrawLaw], verify: Verify) -> float:
+    """Chance that `verify` keeps a draft that residual verification would have rejected, under the same uniforms.
+
+    A verifier that otherwise does the same drifts from p by at most this, in total variation.
+    """
+
+    def descend(tokens: tuple[int, ...], qs: list[Tensor], weight: float) -> float:
+        if len(tokens) == len(draws):
+            return 0.0
+        q = draws[len(tokens)](tokens)
+        total = 0.0
+        for token in q.nonzero().flatten().tolist():
+            drawn, seen = (*tokens, token), [*qs, q]
+            kept, chance = keep_chance(p, seen, drawn, verify), weight * float(q[token])
+            total += chance * (kept - keep_chance(p, seen, drawn))
+            total += descend(drawn, seen, chance * (1 - kept)) if kept < 1 else 0.0
+        return total
+
+    return descend((), [], 1.0)
+
+
 def keep_chance(
     p: Float[Tensor, " vocab"], qs: list[Tensor], tokens: tuple[int, ...], verify: Verify = residual
 ) -> float:

@@ -39,7 +39,7 @@ class DrawnTree:
 
 @dataclass(frozen=True)
 class TreeLaw:
-    """How a static tree is drawn: `draws[d]` draws below every node of depth d, the i-th from `q(path, i)`.
+    """How a static tree is drawn: `draws[d]` draws below every node of depth d, the i-th (0 first) from `q(path, i)`.
 
     `shared`: the nodes of a depth have the same draws, as in a Cartesian tree.
     """
@@ -48,13 +48,15 @@ class TreeLaw:
     q: Callable[[Path, int], Tensor]
     shared: bool = False
 
-    def trees(self, level: Sequence[Path] = ((),), drawn: Sequence[tuple[Path, int, Tensor]] = ()) -> Iterator[DrawnTree]:
+    def trees(
+        self, level: Sequence[Path] = ((),), drawn: Sequence[tuple[Path, int, Tensor]] = ()
+    ) -> Iterator[DrawnTree]:
         """Every tree that may be drawn below these nodes, after these draws (parent, token, q)."""
         depth = len(level[0])
         if depth == len(self.draws):
             yield planted(drawn)
             return
-        below = [(path, self.q(path, i)) for path in level for i in range(self.draws[depth])]
+        below = [(path, self.q(path, draw)) for path in level for draw in range(self.draws[depth])]
         drawers = [q for _, q in below[: self.draws[depth] if self.shared else None]]
         for tokens in product(*(q.nonzero().flatten().tolist() for q in drawers)):
             repeated = tokens * (len(below) // len(tokens))
@@ -72,6 +74,46 @@ def planted(drawn: Sequence[tuple[Path, int, Tensor]]) -> DrawnTree:
         nodes[*path, token] = builder.add(nodes[path], token, 0, index)
     tree = batch_trees([builder], ("draw",), [torch.stack([q for _, _, q in drawn])])
     return DrawnTree(1.0, tree, sorted(nodes, key=nodes.__getitem__))
+
+
+def tree_cases(seed: int = 7, vocab: int = 3) -> tuple[Continuation, dict[str, TreeLaw]]:
+    """A p that depends on all that went before and forbids some tokens, and trees that traversal must survive."""
+    p, own, other = (random_continuation(seed + source, vocab) for source in range(3))
+
+    def alike(path: Path, draw: int) -> Tensor:
+        return 0.5 * p(path) + 0.5 * own(path)
+
+    def two_sources(path: Path, draw: int) -> Tensor:
+        return alike(path, 0) if draw == 0 else other(path)
+
+    return forbidding(p), {
+        "a chain of three": TreeLaw((1, 1, 1), alike),
+        "two draws from one q, then one": TreeLaw((2, 1), alike),
+        "two sources at both depths": TreeLaw((2, 2), two_sources),
+        "two sources, then a chain": TreeLaw((2, 1, 1), two_sources),
+        "a chain drawn from p": TreeLaw((1, 1), lambda path, draw: forbidding(p)(path)),
+    }
+
+
+def random_continuation(seed: int, vocab: int) -> Continuation:
+    """A random distribution after every path, the same at each call."""
+
+    def after(path: Path) -> Tensor:
+        number = sum((token + 1) * (vocab + 1) ** place for place, token in enumerate(path))
+        generator = torch.Generator().manual_seed(10_000 * seed + number)
+        return (1.5 * torch.randn(vocab, generator=generator, dtype=torch.float64)).softmax(-1)
+
+    return after
+
+
+def forbidding(p: Continuation) -> Continuation:
+    """p without the token that came last, so that some drafts are hopeless."""
+
+    def after(path: Path) -> Tensor:
+        left = p(path).index_fill(0, torch.tensor(path[-1:], dtype=torch.long), 0.0)
+        return left / left.sum()
+
+    return after
 
 
 @dataclass(frozen=True)

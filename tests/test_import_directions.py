@@ -20,7 +20,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "hawk"
 MAX_LINES = 450
 
 LEAVES = frozenset({"errors", "files", "grid", "canvas", "layers", "cache", "packed", "machine", "sampling", "tree"})
-DECODER = LEAVES | {"verify", "decode"}
+DECODER = LEAVES | {"verify", "relaxed", "decode"}
 MODELS = frozenset({"targets", "drafters"})
 PICTURES = frozenset({"contact_sheet", "png"})  # drawn and written for people; know nothing of decoding
 FACES = frozenset({"bundle", "cost", "pipeline"})  # a model on disk, and in a person's hands
@@ -31,7 +31,8 @@ TOP = frozenset({"server", "cluster", "cli", "cli_shared", "cli_measure", "cli_t
 MAY_IMPORT: dict[str, frozenset[str]] = {
     **dict.fromkeys(LEAVES, LEAVES),
     "verify": LEAVES,
-    "decode": LEAVES | {"verify"},
+    "relaxed": LEAVES | {"verify"},
+    "decode": LEAVES | {"verify", "relaxed"},
     "targets": LEAVES,
     "drafters": LEAVES | {"verify"},  # `observe` is told the verdicts
     **dict.fromkeys(PICTURES, LEAVES),

@@ -161,15 +161,17 @@ def test_identical_images_counts_equal_ones(pipe, monkeypatch):
 def test_table_marks_what_the_residual_verifier_keeps(pipe):
     from rich.console import Console
 
-    result = run_benchmark(pipe, ["medusa", "hawk"], PROMPTS[:1])
-    result = dataclasses.replace(
-        result, rows=[*result.rows[:2], dataclasses.replace(result.rows[2], identical_to_ar=0.5)]
-    )
+    result = run_benchmark(pipe, ["medusa", "hawk", "lantern"], PROMPTS[:1])
+    assert [row.lossless for row in result.rows] == [True, True, True, False]
+    halved = dataclasses.replace(result.rows[2], identical_to_ar=0.5)
+    result = dataclasses.replace(result, rows=[*result.rows[:2], halved, result.rows[3]])
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(bench_table(result))
     lines = {line.split()[0]: line for line in console.export_text().splitlines() if line.strip()}
     assert "dist." in lines["medusa"]
     assert "50%" in lines["hawk"]
+    assert "lantern (lossy)" in lines["lantern"]
+    assert "LOSSY" in lines["lantern"]
     assert all(len(line) <= 80 for line in lines.values())
 
 

@@ -211,12 +211,7 @@ def begin(
     randomness = Randomness.from_seeds(seeds, grid.size, target.vocab_size, like)
     canvas = Canvas.blank(grid, hidden)
     half = prefilled.cache.keys.dtype in (torch.bfloat16, torch.float16)
-    bound: Verifier = {
-        "coupled": partial(coupled_at, randomness, half),
-        "residual": partial(drawn_at, residual, randomness),
-        "traversal": partial(drawn_at, traversal, randomness),
-        "relaxed": partial(drawn_at, partial(relaxed, relaxation=relaxation), randomness),
-    }[verifier]
+    bound = bind(verifier, randomness, half, relaxation)
     memory = drafter.start(canvas, params, randomness)
     stats = Stats(images=len(seeds))
     state = DecodeState(canvas, prefilled.cache, prefilled.padding, params, bound, memory, stats)
@@ -297,6 +292,15 @@ def root_tree(canvas: Canvas) -> DraftTree:
     """The last committed token of each image, and no draft."""
     roots = [canvas.tokens[row, max(count - 1, 0)].item() for row, count in enumerate(canvas.committed)]
     return batch_trees([TreeBuilder.rooted(int(root)) for root in roots], (), device=canvas.tokens.device)
+
+
+def bind(verifier: str, randomness: Randomness, half: bool, relaxation: Relaxation | None) -> Verifier:
+    """The verifier of a name, bound to its randomness; `half`: see `coupled_at`."""
+    if verifier == "coupled":
+        return partial(coupled_at, randomness, half)
+    if relaxation is not None:
+        return partial(drawn_at, partial(relaxed, relaxation=relaxation), randomness)
+    return partial(drawn_at, {"residual": residual, "traversal": traversal}[verifier], randomness)
 
 
 def coupled_at(

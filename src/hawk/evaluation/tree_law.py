@@ -69,7 +69,8 @@ class TreeLaw:
 
 def planted(drawn: Sequence[tuple[Path, int, Tensor]]) -> DrawnTree:
     """The tree of these draws, of chance 1."""
-    builder, nodes = TreeBuilder.rooted(0), {(): 0}
+    builder = TreeBuilder.rooted(0)
+    nodes: dict[Path, int] = {(): 0}
     for index, (path, token, _) in enumerate(drawn):
         nodes[*path, token] = builder.add(nodes[path], token, 0, index)
     tree = batch_trees([builder], ("draw",), [torch.stack([q for _, _, q in drawn])])

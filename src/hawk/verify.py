@@ -147,7 +147,7 @@ class Stop:
 def traversal(tree: DraftTree, scores: Float[Tensor, "b n vocab"], generators: list[torch.Generator]) -> list[Verdict]:
     """Try whole paths, deepest first: a path is kept by its tokens together, not one by one (arXiv 2505.12398).
 
-    Never keeps fewer tokens than `residual` on a chain, where it is block verification (arXiv 2403.10444) and no
+    On average it keeps no fewer than `residual` on a chain, where it is block verification (arXiv 2403.10444) and no
     verifier keeps more. It looks at all of a tree, so it is lossless only where every draw follows the q that it
     carries whatever the other draws of the tree are (none shared between branches), and where no draw is used again
     at a later step: what it rejects no longer follows its q. Raises as `residual` does.

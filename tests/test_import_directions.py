@@ -22,7 +22,7 @@ MAX_LINES = 450
 LEAVES = frozenset(
     {"errors", "files", "checkpoint", "grid", "canvas", "layers", "cache", "packed", "machine", "sampling", "tree"}
 )
-DECODER = LEAVES | {"verify", "decode"}
+DECODER = LEAVES | {"verify", "relaxed", "decode"}
 MODELS = frozenset({"targets", "drafters"})
 PICTURES = frozenset({"contact_sheet", "png"})  # drawn and written for people; know nothing of decoding
 FACES = frozenset(
@@ -35,7 +35,8 @@ TOP = frozenset({"server", "cluster", "cli", "cli_shared", "cli_measure", "cli_t
 MAY_IMPORT: dict[str, frozenset[str]] = {
     **dict.fromkeys(LEAVES, LEAVES),
     "verify": LEAVES,
-    "decode": LEAVES | {"verify"},
+    "relaxed": LEAVES | {"verify"},
+    "decode": LEAVES | {"verify", "relaxed"},
     "targets": LEAVES,
     "drafters": LEAVES | {"verify"},  # `observe` is told the verdicts
     **dict.fromkeys(PICTURES, LEAVES),

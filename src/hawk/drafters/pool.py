@@ -121,14 +121,20 @@ class SourceDraft:
 class CartesianPool(Pool):
     """The paper's pool and tree: at each depth every source draws `draws` candidates, the depths are multiplied.
 
-    A depth's draws are shared by all branches (parallel heads do not see the branch). Nodes beyond `max_nodes` are
-    left out depth by depth, a choice that does not look at the tokens drawn.
+    A depth's draws are shared by all branches (parallel heads do not see the branch), or with `own_draws` each branch
+    has its own: `traversal` needs that, to the other verifiers it is all one. Nodes beyond `max_nodes` are left out
+    depth by depth, a choice that looks at the tokens of earlier depths only.
     """
 
     depth: int = 3
     draws: int = 1
     max_nodes: int = 32
-    lossless_with: tuple[str, ...] = ("residual", "coupled")
+    own_draws: bool = False
+
+    @property
+    def lossless_with(self) -> tuple[str, ...]:
+        """The verifiers that its drafts carry enough for."""
+        return ("residual", "traversal", "coupled") if self.own_draws else ("residual", "coupled")
 
     def propose(self, memory: PoolMemory, canvas: Canvas) -> DraftTree:
         """One tree for each image, with every draw's q."""
@@ -148,17 +154,25 @@ class CartesianPool(Pool):
         drafts = self.drafts(memory, canvas, row, window)
         for offset in range(window):
             pool = [(d.source, d.log_q[offset - d.first].exp()) for d in drafts if d.first <= offset < d.end]
-            trials = [
-                (int(token), source, len(rows) + i)
-                for i, (source, q) in enumerate(pool)
-                for token in torch.multinomial(q.double(), self.draws, replacement=True, generator=generator)
+            width = len(level) * len(pool) * self.draws
+            if not pool or width > room:
+                break
+            room -= width
+            branches = len(level) if self.own_draws else 1
+            drawn = [
+                torch.multinomial(q.double(), branches * self.draws, replacement=True, generator=generator)
+                .view(branches, -1)
+                .expand(len(level), -1)
+                for _, q in pool
+            ]
+            below = [
+                builder.add(parent, token, source, len(rows) + i)
+                for branch, parent in enumerate(level)
+                for i, (source, _) in enumerate(pool)
+                for token in drawn[i][branch].tolist()
             ]
             rows += [q for _, q in pool]
-            if not trials or len(level) * len(trials) > room:
-                break
-            room -= len(level) * len(trials)
-            level = [builder.add(parent, token, source, q) for parent in level for token, source, q in trials]
-            level = list(dict.fromkeys(level))
+            level = list(dict.fromkeys(below))
         return builder, torch.stack(rows) if rows else torch.empty(0, memory.randomness.noise.vocab)
 
 

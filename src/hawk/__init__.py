@@ -9,14 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hawk.errors import HawkError
+    from hawk.loaded import accelerate, hawk_generate
     from hawk.pipeline import HawkPipeline
     from hawk.sampling import SamplingParams
 
 __version__ = "0.1.0"
 
-__all__ = ["HawkError", "HawkPipeline", "SamplingParams", "__version__"]
+__all__ = ["HawkError", "HawkPipeline", "SamplingParams", "__version__", "accelerate", "hawk_generate"]
 
-_HOMES = {"HawkError": "hawk.errors", "HawkPipeline": "hawk.pipeline", "SamplingParams": "hawk.sampling"}
+_HOMES = {
+    "HawkError": "hawk.errors",
+    "HawkPipeline": "hawk.pipeline",
+    "SamplingParams": "hawk.sampling",
+    "accelerate": "hawk.loaded",
+    "hawk_generate": "hawk.loaded",
+}
 
 
 def __getattr__(name: str) -> Any:

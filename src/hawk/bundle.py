@@ -10,8 +10,6 @@ README.md                          model card
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +27,7 @@ from hawk.drafters.parts import DraftParts, load_parts
 from hawk.drafters.pool import FusedSettings
 from hawk.errors import HawkError, one_line
 from hawk.files import read_json, replacing, save_tensors, write_bytes, write_json
+from hawk.fingerprint import fingerprint
 from hawk.grid import Grid
 from hawk.model_config import FSQFields, ModelConfig, StaticTextFields, T5Fields, check_target_shape
 from hawk.sampling import SamplingParams
@@ -299,9 +298,7 @@ def target_fingerprint(source: Path | LlamaGen) -> str:
         if tuple(head.shape) != shapes["output.weight"]:
             raise HawkError(f"{source}: output.weight has shape {tuple(head.shape)}, not {shapes['output.weight']}")
     shape = {name: value for name, value in asdict(config).items() if value is not False}  # a new switch is off
-    digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
-    digest.update(head.detach().cpu().to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return fingerprint(shape, [head])
 
 
 def _named_tensor(files: list[Path], name: str) -> Tensor:

@@ -17,12 +17,13 @@ class KVCache:
     """Keys and values `[layers, rows, kv_heads, capacity, head_dim]` and the committed length of each row.
 
     A forward `append`s its new entries behind each row's length without committing them; `keep` commits the entries
-    of one path and forgets the rest.
+    of one path of nodes and forgets the rest. A node is one entry, or those that were `stage`d for it.
     """
 
     keys: Float[Tensor, "layers rows kv_heads capacity d"]
     values: Float[Tensor, "layers rows kv_heads capacity d"]
     lengths: list[int]
+    staged: list[list[list[int]]] | None = None
 
     @classmethod
     def empty(cls, layers: int, rows: int, kv_heads: int, capacity: int, head_dim: int, like: Tensor) -> KVCache:
@@ -66,9 +67,16 @@ class KVCache:
         end = self.reach(n)
         return keys[:, :, :end], values[:, :, :end]
 
+    def stage(self, entries: list[list[list[int]]]) -> None:
+        """Say which appended entries belong to which node, until the next `keep`: `entries[row][node]`, in order."""
+        self.staged = entries
+
     def keep(self, paths: list[list[int]]) -> None:
-        """Commit, for each row, the appended entries at the offsets `paths[row]` (in order); drop the others."""
+        """Commit, for each row, the entries of the nodes `paths[row]` of the forward (in order); drop the others."""
+        staged, self.staged = self.staged, None
         for row, path in enumerate(paths):
+            if staged is not None:
+                path = [entry for node in path for entry in staged[row][node]]
             length = self.lengths[row]
             if path != list(range(len(path))):
                 source = torch.tensor(path, device=self.keys.device) + length

@@ -31,7 +31,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise HawkError(f"there is no file {path}")
     weights = _safetensors(path) if path.suffix == ".safetensors" else _unwrapped(path, _unpickled(path))
-    odd = [name for name, tensor in weights.items() if not tensor.is_floating_point()]
+    odd = [
+        name for name, tensor in weights.items() if tensor.ndim and not tensor.is_floating_point()
+    ]  # a number may count
     if odd:
         raise HawkError(f"{path}: {odd[0]} is {weights[odd[0]].dtype}, weights must be floating-point numbers")
     return weights

@@ -232,12 +232,11 @@ def info(
     as_json: AsJson = False,
 ) -> None:
     """Say what is in a model folder: sizes, grid, defaults, drafters."""
-    from hawk.bundle import load_model
-    from hawk.loading import model_folder
+    from hawk.loading import device_named, load_on, model_folder
     from hawk.report import model_facts
 
     folder = model_folder(model)
-    facts = model_facts(folder, load_model(folder))
+    facts = model_facts(folder, load_on(folder, device_named("cpu"), "bfloat16", None, pack=False))
     table = Table(show_header=False, box=None)
     for name, value in facts.items():
         table.add_row(

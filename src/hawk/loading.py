@@ -8,32 +8,55 @@ import torch
 
 from hawk.bundle import BUNDLED, load_model
 from hawk.errors import HawkError
+from hawk.files import read_json
 from hawk.model import Model
 from hawk.packed import fast_dtype, worth_packing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-FETCHED = ("*.json", "*.safetensors", "*spiece.model", "words.txt", "README.md")
-"""What a model folder can hold, of all that a hub repository may: no pickles and no code."""
+FETCHED = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", "*vqgan.ckpt", "README.md")
+"""What a model folder can hold, of all that a hub repository may: no code, and no pickle but one of tensors alone."""
 
 
-def load_on(folder: Path, place: torch.device, dtype: str, drafter: Path | None) -> Model:
-    """The model in a folder, on a device and laid out for decoding there; `dtype` is a name of `DTYPES`."""
+def load_on(folder: Path, place: torch.device, dtype: str, drafter: Path | None, pack: bool = True) -> Model:
+    """The model in a folder, on a device and (`pack`) laid out for decoding there; `dtype` is a name of `DTYPES`."""
+    if is_checkpoint(folder):
+        return _adapted(folder, place, DTYPES[dtype], drafter)
     mixed = place.type == "cpu" and dtype in ("float32", "bfloat16")
     model = load_model(folder, torch.float32 if mixed else DTYPES[dtype], drafter, text_device=place)
     for module in model.modules:
         module.to(place)
-    if mixed and worth_packing(model.target, DTYPES[dtype]):
+    if pack and mixed and worth_packing(model.target, DTYPES[dtype]):
         model.pack(DTYPES[dtype])
     return model
 
 
-def dtype_named(dtype: str, place: torch.device) -> str:
-    """A name of `DTYPES`; "auto" is bfloat16 on a CPU with matrix units (AMX), and float32 elsewhere."""
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint in transformers' format, and no model folder of ours."""
+    path = folder / "config.json"
+    return path.is_file() and "model_type" in read_json(path)
+
+
+def _adapted(folder: Path, place: torch.device, dtype: torch.dtype, drafter: Path | None) -> Model:
+    try:
+        from hawk.adapter import load_adapted
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
+        raise HawkError(f"{folder} is a transformers checkpoint: pip install 'hawk-t2i[hf]' to draw with it") from error
+    return load_adapted(folder, place, dtype, drafter)
+
+
+def dtype_named(dtype: str, place: torch.device, large: bool = False) -> str:
+    """A name of `DTYPES`; "auto" is bfloat16 on a CPU with matrix units (AMX), and float32 elsewhere.
+
+    Of a `large` model "auto" is bfloat16 on a GPU, too.
+    """
     if dtype not in ("auto", *DTYPES):
         raise HawkError(f"unknown dtype {dtype!r}: choose one of auto, {', '.join(DTYPES)}")
     if dtype != "auto":
         return dtype
-    return "bfloat16" if place.type == "cpu" and fast_dtype() == torch.bfloat16 else "float32"
+    fast = fast_dtype() == torch.bfloat16 if place.type == "cpu" else large
+    return "bfloat16" if fast else "float32"
 
 
 def device_named(device: str) -> torch.device:

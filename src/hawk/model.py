@@ -93,10 +93,6 @@ class Model(Protocol):
         """Images of token grids, in [-1, 1]."""
         ...
 
-    def pack(self, dtype: torch.dtype) -> None:
-        """Lay a frozen float32 model out for decoding on a CPU, its products in `dtype`."""
-        ...
-
     def facts(self) -> dict[str, Any]:
         """What `hawk info` tells of its parts."""
         ...

@@ -25,7 +25,7 @@ from hawk.drafters.parts import DraftParts
 from hawk.drafters.pool import TreeLimits
 from hawk.errors import HawkError
 from hawk.grid import Grid
-from hawk.loading import device_named, dtype_named, load_on, model_folder
+from hawk.loading import device_named, dtype_named, is_checkpoint, load_on, model_folder
 from hawk.model import Condition, Model
 from hawk.relaxed import LOSSY, Relaxation
 from hawk.sampling import SamplingParams
@@ -104,10 +104,12 @@ class HawkPipeline:
             HawkError: no such model, a damaged one, or a device that is not there.
         """
         place = device_named(device)
-        dtype = dtype_named(dtype, place)
         if drafter is not None and not Path(drafter).is_dir():
             raise HawkError(f"no folder of draft heads at {drafter}")
-        loaded = load_on(model_folder(model), place, dtype, None if drafter is None else Path(drafter))
+        dtype_named(dtype, place)  # a wrong name is said before anything is fetched
+        folder = model_folder(model)
+        dtype = dtype_named(dtype, place, large=is_checkpoint(folder))
+        loaded = load_on(folder, place, dtype, None if drafter is None else Path(drafter))
         return cls(loaded, place, dtype)
 
     @property

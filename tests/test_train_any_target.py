@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner, Result
 
 from fixtures import train_together
 from fixtures.tiny_training import GRID as TINY_GRID
@@ -19,6 +20,7 @@ from fixtures.tiny_training import prompts as tiny_prompts
 from fixtures.tiny_training import tiny_target
 from fixtures.tiny_transformers import save, tiny
 from fixtures.train_together import fit_all
+from hawk.cli import app
 from hawk.errors import HawkError
 from hawk.grid import Grid
 from hawk.pipeline import HawkPipeline
@@ -260,3 +262,34 @@ def test_sources_that_will_not_be_there_are_refused(targets: dict[str, Path], tm
     with pytest.raises(HawkError, match="there are none in"):
         train_drafter(trained, WORDS, replace(plan, kinds={"feature": KINDS["feature"]}, sources=None), tmp_path)
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_the_command_writes_a_drafter_that_generate_takes(targets: dict[str, Path], tmp_path: Path) -> None:
+    """`hawk train drafter --target --prompts`, at the least number of images, with a recipe file; and its refusals."""
+    janus, prompts = targets["janus"], tmp_path / "prompts.txt"
+    prompts.write_text("a cat\na red apple\n")
+    (tmp_path / "own.yaml").write_text("heads: {steps: 3, batch_size: 4, horizontal: 1, vertical: 1}")
+    train = ["train", "drafter", "--target", janus, "--out", tmp_path / "run"]
+    how = ["--recipe", tmp_path / "own.yaml", "--target-dtype", "float32", "--dtype", "float32", "--draw-batch", 16]
+    done = command(*train, "--prompts", prompts, *how, "--sources", "horizontal,stale", "--cfg-scale", 2)
+    assert done.exit_code == 0, (done.output, done.exception)
+    drafter = tmp_path / "run" / "drafter"
+    assert json.loads((drafter / "report.json").read_text())["images"] == 64
+    drawn = command("generate", "a cat", "--model", janus, "--drafter", drafter, "--out", tmp_path / "cat.png")
+    assert drawn.exit_code == 0, (drawn.output, drawn.exception)
+    for words, complaint in (
+        ([], "give either --prompts FILE"),
+        (["--prompts", prompts, "--data", tmp_path], "give either --prompts FILE"),
+        (["--prompts", tmp_path / "none.txt"], "cannot read prompts"),
+        (["--prompts", prompts, "--kind", "heads,tails"], "unknown drafter kind 'tails'"),
+        (["--prompts", prompts, "--recipe", "best"], "no recipe 'best'"),
+        (["--prompts", prompts, *how, "--cfg-scale", 3], "was made with cfg_scale=2.0, not 3.0"),
+        (["--prompts", prompts, *how, "--cfg-scale", 2, "--height", 12], "draws 8x8 pixels only"),
+    ):
+        refused = command(*train, *words)
+        assert refused.exit_code == 2, refused.output
+        assert complaint in refused.stderr.splitlines()[-1]
+
+
+def command(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])

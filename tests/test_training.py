@@ -207,7 +207,7 @@ def test_a_drafter_is_trained_into_a_model_folder_part_by_part(tmp_path: Path) -
 
     def train(*kinds: str, run: str = "run", sources: tuple[str, ...] | None = None) -> None:
         trained = Trained.load(folder, torch.device("cpu"), "float32")
-        plan = Plan(dict.fromkeys(kinds, how), 64, SamplingParams(), GRID, sources)
+        plan = Plan(dict.fromkeys(kinds, how), 64, SamplingParams(), GRID, sources, draw_batch=8)
         train_drafter(trained, SpriteCaptions.read(data), plan, tmp_path / run, place)
 
     for kinds in (("heads", "spatial"), ("feature",)):

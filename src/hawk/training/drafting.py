@@ -31,10 +31,14 @@ from hawk.training.loop import Fitted
 from hawk.training.pool import FittedPool, fit_pool
 from hawk.training.recipe import KindRecipe
 from hawk.training.spatial import train_spatial
+from hawk.training.teacher import Prompts
 from hawk.training.texts import Texts
 from hawk.training.world import World
 
 GIGABYTE = 1e9
+
+MEASURED_TOGETHER = 32
+"""Images of one recording of the pool; there are three."""
 
 
 @dataclass(frozen=True)
@@ -116,16 +120,10 @@ def train_drafter(
     if not world.first:
         return None
     losses = {kind: fitted.scalars for kind, fitted in fits.items()}
-    card = None if place else folder / "README.md"
     if plan.kinds.keys() == {"feature"}:
         save_parts(folder, parts, model.fingerprint)
         return f"{folder}: {losses}"
-    drafting = trained.drafting(parts)
-    pooled = plan.sources or sources_of(parts)
-    target = trained.running
-    named = [source_named(name, drafting, target) for name in pooled]
-    unfitted = FusedPool(named, target.draft_head, FusedSettings.unfitted(pooled), parts.left)
-    pool = fit_pool(target, unfitted, unseen, grid, params, first=images, images=min(32, batch))
+    pool = fitted_pool(trained, parts, plan, unseen)
     report: dict[str, Any] = {
         "images": images,
         "minutes": {kind: round(fitted.seconds / 60, 1) for kind, fitted in fits.items()},
@@ -137,8 +135,8 @@ def train_drafter(
     }
     save_parts(folder, replace(parts, fused=pool.settings, left=pool.left), model.fingerprint)
     write_json(folder / "report.json", report)
-    if card is not None:
-        write_bytes(card, drafter_card(model, plan, pool).encode())
+    if place is None:  # a folder of its own; a model has a card
+        write_bytes(folder / "README.md", drafter_card(model, plan, pool).encode())
     return f"{folder}: {pool.quality['fused']}"
 
 
@@ -178,6 +176,16 @@ def fitted_part(
     layer = replace(feature_shape(dim), **recipe.shape)
     feature, fitted = train_feature(target, data, plan.params, layer, recipe.fit, out)
     return replace(parts, feature=feature), fitted
+
+
+def fitted_pool(trained: Trained, parts: DraftParts, plan: Plan, unseen: Prompts) -> FittedPool:
+    """`hawk`'s pool over the trained parts, measured as it will run, on prompts that nothing was drawn for."""
+    drafting, target = trained.drafting(parts), trained.running
+    sources = plan.sources or sources_of(parts)
+    named = [source_named(name, drafting, target) for name in sources]
+    unfitted = FusedPool(named, target.draft_head, FusedSettings.unfitted(sources), parts.left)
+    together = min(MEASURED_TOGETHER, plan.draw_batch)
+    return fit_pool(target, unfitted, unseen, plan.grid, plan.params, first=plan.images, images=together)
 
 
 def sources_of(parts: DraftParts) -> tuple[str, ...]:

@@ -116,9 +116,9 @@ class HawkPipeline:
         parts = self.model.drafting
         return parts and replace(parts, fused=settings_for(parts.fused, self.model.target))
 
-    def condition(self, prompts: Sequence[str]) -> Condition:
-        """The condition of prompts on the model's own grid; `HawkError` for one that it cannot read."""
-        return self.model.condition(prompts, [""] * len(prompts), self.model.grid)
+    def condition(self, prompts: Sequence[str], height: int | None = None, width: int | None = None) -> Condition:
+        """The condition of prompts for images of that size; `HawkError` for what the model cannot read or draw."""
+        return self.model.condition(prompts, [""] * len(prompts), self._grid(height, width))
 
     @torch.no_grad()
     def __call__(

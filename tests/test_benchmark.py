@@ -161,15 +161,17 @@ def test_identical_images_counts_equal_ones(pipe, monkeypatch):
 def test_table_marks_what_the_residual_verifier_keeps(pipe):
     from rich.console import Console
 
-    result = run_benchmark(pipe, ["medusa", "hawk"], PROMPTS[:1])
-    result = dataclasses.replace(
-        result, rows=[*result.rows[:2], dataclasses.replace(result.rows[2], identical_to_ar=0.5)]
-    )
+    result = run_benchmark(pipe, ["medusa", "hawk", "lantern"], PROMPTS[:1])
+    assert [row.lossless for row in result.rows] == [True, True, True, False]
+    halved = dataclasses.replace(result.rows[2], identical_to_ar=0.5)
+    result = dataclasses.replace(result, rows=[*result.rows[:2], halved, result.rows[3]])
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(bench_table(result))
     lines = {line.split()[0]: line for line in console.export_text().splitlines() if line.strip()}
     assert "dist." in lines["medusa"]
     assert "50%" in lines["hawk"]
+    assert "lantern (lossy)" in lines["lantern"]
+    assert "LOSSY" in lines["lantern"]
     assert all(len(line) <= 80 for line in lines.values())
 
 
@@ -192,7 +194,8 @@ def test_suites_name_what_a_model_can_run_and_named_methods_come_first():
     heads = DraftParts(FusedSettings.unfitted(), DraftHeads(HeadsConfig(8)))
     everything = dataclasses.replace(heads, feature=FeatureDrafter(FeatureConfig(8, heads=2)))
     assert bench_methods("peers", None, everything) == (list(METHODS), {})
-    assert bench_methods("peers", None, heads) == ([name for name in METHODS if name != "eagle"], {"eagle": "feature"})
+    missing = {"eagle": "feature", "lantern": "feature"}
+    assert bench_methods("peers", None, heads) == ([name for name in METHODS if name not in missing], missing)
     assert bench_methods("peers", None, None)[0] == ["ar", "sjd", "scd", "scd-maximal", "sjd-pac"]
     assert bench_methods("paper", None, heads)[0] == ["ar", "medusa", "hawk-vertical", "hawk-paper", "hawk"]
     assert bench_methods("peers", " scd, hawk,", None) == (["scd", "hawk"], {})

@@ -107,6 +107,16 @@ def test_settings_reach_the_decoder(saved_model, empty_folder):
     assert (report["method"], report["verifier"], report["dtype"]) == ("hawk-paper", "residual", "bfloat16")
 
 
+def test_what_is_lossy_is_called_so(saved_model, empty_folder):
+    lossy = hawk_command("generate", "cat", "--seed", 1, "-m", saved_model, "--json", "--method", "lantern")
+    report = last_json(lossy)
+    assert (report["method"], report["verifier"], report["lossless"]) == ("lantern", "relaxed", False)
+    assert "LOSSY" in lossy.stdout.splitlines()[0]
+    more = ("--method", "eagle", "--verifier", "traversal")
+    report = last_json(hawk_command("generate", "cat", "--seed", 1, "-m", saved_model, "--json", *more))
+    assert (report["verifier"], report["lossless"]) == ("traversal", True)
+
+
 def test_without_json_the_paths_are_said(saved_model, empty_folder):
     lines = hawk_command("generate", "a cat", "-n", 2, "--seed", 3, "-m", saved_model).stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["a-cat-3.png", "a-cat-4.png"]
@@ -284,6 +294,12 @@ def test_verify_ends_with_1_where_a_proof_fails(saved_model, monkeypatch, holds)
     )  # by dtype
     assert document["checks"][1]["passed"] is True
     assert ("FAILED" in result.stdout) is not holds
+    assert "lossy by design" not in result.stdout
+    drift = losslessness.Check("drift", "lantern", "relaxed", "delta 0.1", "LOSSY: total variation 0.1", True, False)
+    monkeypatch.setattr(losslessness, "prove", lambda: [check, drift])
+    told = hawk_command("verify", "-m", saved_model, "--prompts", 2, code=0 if holds else 1).stdout
+    assert "lossy by design, its drift measured: lantern" in told
+    monkeypatch.setattr(losslessness, "prove", lambda: [check])
     alone = hawk_command("verify", "-m", saved_model, "--prompts", 2, "--json", code=0 if holds else 1)
     assert len(alone.stdout.splitlines()) == 1
 
@@ -333,4 +349,6 @@ def test_version_help_and_unknown_commands():
 
 def test_the_help_of_generate_names_every_method():
     option = next(p for p in typer.main.get_command(app).commands["generate"].params if p.name == "method")
-    assert set(re.findall(r"[a-z-]+", option.help)) - {"or"} == set(METHODS)
+    names, lossy = option.help.split(" or ")
+    assert lossy.startswith("lantern (LOSSY")
+    assert {*re.findall(r"[a-z-]+", names), "lantern"} == set(METHODS)

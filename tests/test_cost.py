@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from hawk.cost import forward_seconds, settings_for
+import hawk.cost
+from hawk.cost import forward_seconds, settings_for, widest_of_the_fast
 from hawk.drafters.pool import FusedSettings
 from hawk.evaluation.tiny import tiny_target
 from hawk.machine import machine_name
@@ -30,3 +31,19 @@ def test_every_width_is_timed():
     seconds = forward_seconds(tiny_target(0), (1, 3, 5), 2)
     assert list(seconds) == [1, 3, 5]
     assert all(value > 0 for value in seconds.values())
+
+
+def test_the_widest_window_of_those_as_fast_is_taken():
+    assert widest_of_the_fast({1: 4.0, 8: 2.0, 16: 2.05, 32: 2.2}) == 16
+    assert widest_of_the_fast({1: 1.0, 8: 2.0}) == 1
+
+
+def test_another_machine_chooses_its_own_window(monkeypatch):
+    settings = FusedSettings.unfitted(("stale",))
+    foreign = replace(settings, measured_on="abacus", tokens_at={1: 1.8, 7: 4.0, 15: 4.4})
+    costs = {"flat": lambda n: 1.0, "steep": lambda n: float(n)}  # seconds of a forward of n nodes
+    chosen = {}
+    for name, cost in costs.items():
+        monkeypatch.setattr(hawk.cost, "forward_seconds", lambda target, widths, n, f=cost: {w: f(w) for w in widths})
+        chosen[name] = settings_for(foreign, tiny_target(0)).refresh
+    assert chosen == {"flat": 15, "steep": 1}

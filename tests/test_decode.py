@@ -192,10 +192,12 @@ def test_joint_refuses_what_cannot_be_enumerated(target, prompt, drafters):
         check_all(target, prompt, target.grid, {"medusa": (drafters["medusa"], "residual")}, [SamplingParams()], SEEDS)
 
 
-@pytest.mark.parametrize("name", ["random-q", "hawk-paper"])
-def test_residual_keeps_the_joint_distribution(name):
+@pytest.mark.parametrize(
+    ("name", "verifier"), [("random-q", "residual"), ("hawk-paper", "residual"), ("eagle", "traversal")]
+)
+def test_drawn_drafts_keep_the_joint_distribution(name, verifier):
     target = tiny_target(3, vocab=3, grid=Grid(3, 2), dim=16)
-    chosen = {name: tiny_drafters(target)[name]}
+    chosen = {name: (tiny_drafters(target, verifier=verifier)[name][0], verifier)}
     prompt, seeds = tiny_prompt(target, 200, alike=True), list(range(200))
     checks = check_all(target, prompt, target.grid, chosen, JOINT_SETTINGS[:1], seeds, rounds=3)
     assert [check.passed for check in checks] == [True, True], checks
@@ -326,8 +328,14 @@ def test_on_step_sees_every_step(target, prompt, known):
 def test_a_verifier_that_the_drafts_cannot_be_verified_by_is_refused(target, prompt, drafters):
     with pytest.raises(HawkError, match="need the verifier coupled, not residual"):
         generate(target, prompt, SMALL, NUMBERED, drafters["hawk"], SEEDS, "residual")
-    with pytest.raises(HawkError, match="unknown verifier 'relaxed'"):
-        generate(target, prompt, SMALL, NUMBERED, drafters["hawk"], SEEDS, "relaxed")
+    with pytest.raises(HawkError, match="unknown verifier 'loose'"):
+        generate(target, prompt, SMALL, NUMBERED, drafters["hawk"], SEEDS, "loose")
+    with pytest.raises(HawkError, match="need the verifier residual or coupled, not traversal"):  # draws are shared
+        generate(target, prompt, SMALL, NUMBERED, drafters["medusa"], SEEDS, "traversal")
+    with pytest.raises(HawkError, match="need the verifier residual or coupled, not traversal"):  # drafts live on
+        generate(target, prompt, SMALL, NUMBERED, drafters["scd-maximal"], SEEDS, "traversal")
+    with pytest.raises(HawkError, match="a relaxation goes with the verifier relaxed"):
+        generate(target, prompt, SMALL, NUMBERED, drafters["lantern"], SEEDS, "relaxed")
 
 
 def test_captions_of_another_shape_are_refused(target):

@@ -36,7 +36,7 @@ LEAVES = frozenset(
         "tree",
     }
 )
-DECODER = LEAVES | {"verify", "decode"}
+DECODER = LEAVES | {"verify", "relaxed", "decode"}
 MODELS = frozenset({"targets", "drafters"})
 PICTURES = frozenset({"contact_sheet", "png"})  # drawn and written for people; know nothing of decoding
 FACES = frozenset(  # a model on disk, and in a person's hands
@@ -49,7 +49,8 @@ TOP = frozenset({"server", "cluster", "cli", "cli_shared", "cli_measure", "cli_t
 MAY_IMPORT: dict[str, frozenset[str]] = {
     **dict.fromkeys(LEAVES, LEAVES),
     "verify": LEAVES,
-    "decode": LEAVES | {"verify"},
+    "relaxed": LEAVES | {"verify"},
+    "decode": LEAVES | {"verify", "relaxed"},
     "targets": LEAVES,
     "drafters": LEAVES | {"verify"},  # `observe` is told the verdicts
     **dict.fromkeys(PICTURES, LEAVES),

@@ -9,12 +9,15 @@ import inspect
 import textwrap
 
 import pytest
+import torch
 
 from hawk import cache, decode, tree, verify
+from hawk.decode import generate
 from hawk.drafters import feature, jacobi, pool
 from hawk.drafters.jacobi import JacobiTree
-from hawk.evaluation.losslessness import check_all, check_law, law_cases
+from hawk.evaluation.losslessness import Check, check_all, check_law, check_tree_law, law_cases
 from hawk.evaluation.tiny import tiny_drafters, tiny_prompt, tiny_target
+from hawk.evaluation.tree_law import tree_cases
 from hawk.grid import Grid
 from hawk.sampling import SamplingParams
 
@@ -63,25 +66,64 @@ def law():
     return [check_law(name, p, cases[name][:2]) for name in chosen]
 
 
-@pytest.mark.parametrize("proof", [seed_exact, joint, stale_joint, law])
+def tree_law():
+    """The exact law of traversal over whole trees, several draws below a node."""
+    p, cases = tree_cases()
+    return [check_tree_law(name, p, cases[name]) for name in ("a chain of three", "two draws from one q, then one")]
+
+
+def half_precision():
+    """What is kept in bfloat16 stands where plain AR has its keys: node d at depth d."""
+    target, kept = tiny_target(0, torch.bfloat16), []
+    drafter, keep = tiny_drafters(target)["random"][0], cache.KVCache.keep
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache.KVCache, "keep", lambda self, paths: kept.extend(paths) or keep(self, paths))
+        generate(target, tiny_prompt(target, 9), target.grid, SamplingParams(), drafter, list(range(9)))
+    straight = all(path == list(range(len(path))) for path in kept)
+    return [Check("kept nodes", "random", "coupled", "bfloat16", f"{len(kept)} paths", straight)]
+
+
+@pytest.mark.parametrize("proof", [seed_exact, joint, stale_joint, law, tree_law, half_precision])
 def test_proofs_are_green_as_long_as_nothing_is_broken(proof):
     assert [check for check in proof() if not check.passed] == []
 
 
-KEEP_IF = "uniform(generator) * q[token] < p[token]"
+KEEP_IF = "uniform(generator) * q[token] < claim(p, token)"
 
 MUTANTS = {
     # the accept rule
-    "accepts always": (verify, "_walk", KEEP_IF, "True", (law, joint)),
-    "never looks at q": (verify, "_walk", KEEP_IF, "uniform(generator) < p[token]", (law,)),
-    "accepts what is likelier than not": (verify, "_walk", KEEP_IF, "q[token] < p[token]", (law,)),
+    "accepts always": (verify, "walk", KEEP_IF, "True", (law, joint)),
+    "never looks at q": (verify, "walk", KEEP_IF, "uniform(generator) < p[token]", (law,)),
+    "accepts what is likelier than not": (verify, "walk", KEEP_IF, "q[token] < p[token]", (law,)),
     "accepts a token for its own sake": (decode, "coupled", "chosen.gather(1, tree.parents)", "chosen", (seed_exact,)),
     "forgets a wrong parent": (decode, "coupled", "& ~right[:, None, :]", "& ~right[:, :, None]", (seed_exact,)),
     # the residual update
-    "no subtraction": (verify, "residual_distribution", "(p - q)", "p", (law, joint)),
+    "no subtraction": (verify, "unclaimed", "(p - q)", "p", (law, joint)),
     "no normalisation": (verify, "residual_distribution", "left / total", "left", (law,)),
-    "tries the next draw against p": (verify, "_walk", "p = left", "pass", (law,)),
+    "tries the next draw against p": (verify, "walk", "p = left", "pass", (law,)),
     "one q for all sources": (pool.CartesianPool, "_grow", "len(rows) + i)", "len(rows))", (joint,)),
+    # traversal
+    "a path's tokens are judged one by one": (
+        verify,
+        "_stops_below",
+        "weight * float(p[token])",
+        "float(p[token])",
+        (tree_law,),
+    ),
+    "the rest is p's, not that of its share": (
+        verify,
+        "_stops_below",
+        "unclaimed(weight * p, q)",
+        "unclaimed(p, q)",
+        (tree_law,),
+    ),
+    "a node weighs the same after a rejection": (
+        verify,
+        "_stops_below",
+        "weight, p = rest / (rest + (1 - weight))",
+        "weight, p = weight",
+        (tree_law,),
+    ),
     "eagle's draft with another node's q": (
         feature.FeatureTree,
         "_grow",
@@ -103,6 +145,15 @@ MUTANTS = {
         "if q is not None and all(t.node != node for t in self.trials.get(parent, [])):",
         (law,),
     ),
+    # what half precision commits
+    "commits whatever is right, wherever its key is": (
+        decode,
+        "coupled_at",
+        "if not half:",
+        "if True:",
+        (half_precision,),
+    ),
+    "calls every node aligned": (verify.Verdict, "aligned", "if node != depth", "if False", (half_precision,)),
     # the noise indexing
     "noise of the node's own position": (decode, "step", "positions + 1)", "positions)", (seed_exact,)),
     "noise one position late": (decode, "coupled_at", "rows(positions)", "rows(positions + 1)", (seed_exact,)),

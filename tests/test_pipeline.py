@@ -257,6 +257,15 @@ def test_many_images_are_many_single_calls(pipe, method):
     assert len({tokens_sha256(tokens) for tokens in together.tokens}) == 4
 
 
+def test_the_lossy_method_says_so_and_others_take_their_verifiers(pipe):
+    assert not pipe("a cat", seed=1, method="lantern").lossless
+    assert pipe("a cat", seed=1, method="lantern", verifier="residual").lossless  # it is eagle then
+    for method in ("medusa", "hawk-paper", "eagle", "sjd"):
+        assert pipe("a cat", seed=1, method=method, verifier="traversal").lossless
+    with pytest.raises(HawkError, match="need the verifier residual or coupled, not traversal"):
+        pipe("a cat", method="sjd-pac", verifier="traversal")
+
+
 def test_output_tells_how_the_images_came_about(pipe):
     output = pipe(["a cat", "a red apple"], seed=1, num_images_per_prompt=2)
     parallel = (output.images, output.stats, output.seeds, output.tokens, output.origins, output.seconds)

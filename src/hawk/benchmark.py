@@ -43,10 +43,12 @@ class MethodRow:
 
     `speedup_vs_ar` is the ratio of the medians, `identical_to_ar` the share of images with the very tokens of AR (the
     residual verifier keeps the distribution, not the tokens), `acceptance_rate` accepted / verified at depths 1, 2, 3.
+    Not `lossless`: it draws from another distribution than AR, so its speed-up is no equal's.
     """
 
     method: str
     verifier: str
+    lossless: bool
     nfe: float
     accept_length: float
     acceptance_rate: list[float]
@@ -176,6 +178,7 @@ def summarise(method: str, trials: Sequence[Trial], plain: Sequence[Trial]) -> M
     return MethodRow(
         method=method,
         verifier=method_named(method).verifier,
+        lossless=method_named(method).lossless,
         nfe=image_forwards / images,
         accept_length=sum(trial.stats.committed for trial in trials) / image_forwards,
         acceptance_rate=acceptance_by_depth([trial.stats for trial in trials]),

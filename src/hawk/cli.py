@@ -140,11 +140,13 @@ def generate(
         str,
         typer.Option(
             "--method",
-            help="hawk, ar, medusa, hawk-vertical, hawk-paper, eagle, sjd, scd, scd-maximal or sjd-pac.",
+            help="hawk, ar, medusa, hawk-vertical, hawk-paper, eagle, sjd, scd, scd-maximal, sjd-pac "
+            "or lantern (LOSSY: not the distribution of plain decoding).",
         ),
     ] = "hawk",
     verifier: Annotated[
-        str | None, typer.Option("--verifier", help="coupled or residual (default: the method's own).")
+        str | None,
+        typer.Option("--verifier", help="coupled, residual, traversal or relaxed (LOSSY); default: the method's own."),
     ] = None,
     num_draft_tokens: DraftTokens = None,
     window: Window = None,
@@ -266,4 +268,6 @@ def data_build(
 
 def _said(path: Path, output: PipelineOutput) -> str:
     nfe, length = output.nfe, output.accept_length
-    return f"{path}  seed {output.seeds[0]}, {output.seconds[0]:.2f} s, NFE {nfe:.0f}, accept length {length:.2f}"
+    lossy = "" if output.lossless else ", LOSSY: not distributed as plain decoding's"
+    line = f"{path}  seed {output.seeds[0]}, {output.seconds[0]:.2f} s, NFE {nfe:.0f}, accept length {length:.2f}"
+    return line + lossy

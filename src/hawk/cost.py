@@ -13,10 +13,11 @@ from hawk.machine import machine_name, synchronize
 from hawk.model import ImageTarget
 
 WIDTHS = (1, 4, 8, 16)
+"""Nodes of the forwards that are timed, beside those of the windows to choose from."""
 
 
 def settings_for(settings: FusedSettings, target: ImageTarget) -> FusedSettings:
-    """The pool's settings with the node cost of this machine; those measured here already are taken as they are.
+    """The pool's settings with the node cost and the window of this machine; those measured here are taken as they are.
 
     Times a few forwards (a fraction of a second). Everything of a step that is no forward is taken to be in the same
     proportion to it as where the pool was fitted.
@@ -24,10 +25,23 @@ def settings_for(settings: FusedSettings, target: ImageTarget) -> FusedSettings:
     here = machine_name(target.device, target.dtype)
     if settings.measured_on in ("", here):
         return settings
-    seconds = forward_seconds(target, WIDTHS, 5)
+    widths = sorted({*WIDTHS, *(reach + 1 for reach in settings.tokens_at)})
+    seconds = forward_seconds(target, tuple(widths), 5)
     slope, intercept = statistics.linear_regression(list(seconds), list(seconds.values()))
     step = max(intercept + slope, 1e-9) * settings.step_over_forward
-    return replace(settings, node_cost=max(slope, 0.0) / step, measured_on=here)
+    refresh = settings.refresh
+    if refresh and settings.tokens_at:
+        refresh = widest_of_the_fast({reach: seconds[reach + 1] / n for reach, n in settings.tokens_at.items()})
+    return replace(settings, node_cost=max(slope, 0.0) / step, refresh=refresh, measured_on=here)
+
+
+def widest_of_the_fast(seconds: dict[int, float], as_fast: float = 1.05) -> int:
+    """The widest window among those as fast as the fastest (within 3 %): it takes the fewest forwards.
+
+    `seconds` a token, or an image, for each window.
+    """
+    most = 1.03 * min(seconds.values())
+    return max(reach for reach, time in seconds.items() if time <= most)
 
 
 @torch.inference_mode()

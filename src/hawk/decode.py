@@ -18,9 +18,10 @@ from hawk.cache import KVCache, Prefilled
 from hawk.canvas import RECOVERED, Canvas
 from hawk.errors import HawkError
 from hawk.grid import Grid
+from hawk.relaxed import LOSSY, Relaxation, relaxed
 from hawk.sampling import Randomness, SamplingParams, guide, log_probs
 from hawk.tree import DraftTree, TreeBuilder, batch_trees
-from hawk.verify import Scored, Verdict, Verifier, coupled, residual
+from hawk.verify import LOSSLESS, Scored, Verdict, Verifier, coupled, residual, traversal
 
 
 @runtime_checkable
@@ -73,7 +74,7 @@ class NoDrafter:
     """Plain AR decoding: the tree is the root alone."""
 
     max_nodes: int = 1
-    lossless_with: tuple[str, ...] = ("coupled", "residual")
+    lossless_with: tuple[str, ...] = LOSSLESS
 
     def start(self, canvas: Canvas, params: SamplingParams, randomness: Randomness) -> None:
         """Nothing to remember."""
@@ -164,17 +165,16 @@ def generate(
     seeds: list[int],
     verifier: str = "coupled",
     on_step: OnStep | None = None,
+    relaxation: Relaxation | None = None,
 ) -> Generation:
     """Draw one image for each seed (`prompt` holds as many rows).
 
-    Raises `HawkError` for an unknown verifier or one that the drafter's drafts cannot be verified by.
+    `relaxation` is for the verifier "relaxed", the only one that is lossy, and for no other. Raises `HawkError` for an
+    unknown verifier or one that the drafter's drafts cannot be verified by.
     """
-    if verifier not in ("coupled", "residual"):
-        raise HawkError(f"unknown verifier {verifier!r}: choose coupled or residual")
-    if verifier not in drafter.lossless_with:
-        raise HawkError(f"this drafter's drafts need the verifier {' or '.join(drafter.lossless_with)}, not {verifier}")
+    check_verifier(verifier, drafter, relaxation)
     with torch.inference_mode():
-        state = begin(target, prompt, grid, params, drafter, seeds, verifier)
+        state = begin(target, prompt, grid, params, drafter, seeds, verifier, relaxation)
         names: tuple[str, ...] = ()
         while not state.canvas.done:
             names = step(state, target, drafter) or names
@@ -184,8 +184,25 @@ def generate(
     return Generation(canvas.tokens.clone(), canvas.origins.clone(), names, state.stats)
 
 
+def check_verifier(verifier: str, drafter: Drafter, relaxation: Relaxation | None) -> None:
+    """Raise `HawkError` unless these drafts can be verified so. Relaxed verification needs what `residual` needs."""
+    if verifier not in (*LOSSLESS, *LOSSY):
+        raise HawkError(f"unknown verifier {verifier!r}: choose one of {', '.join(LOSSLESS)}, or (lossy) relaxed")
+    if ("residual" if verifier in LOSSY else verifier) not in drafter.lossless_with:
+        raise HawkError(f"this drafter's drafts need the verifier {' or '.join(drafter.lossless_with)}, not {verifier}")
+    if (relaxation is not None) != (verifier in LOSSY):
+        raise HawkError("a relaxation goes with the verifier relaxed, and with no other")
+
+
 def begin(
-    target: Target, prompt: Any, grid: Grid, params: SamplingParams, drafter: Drafter, seeds: list[int], verifier: str
+    target: Target,
+    prompt: Any,
+    grid: Grid,
+    params: SamplingParams,
+    drafter: Drafter,
+    seeds: list[int],
+    verifier: str,
+    relaxation: Relaxation | None = None,
 ) -> DecodeState:
     """Read the prompts and draw the first token of every image."""
     prefilled = target.prefill(prompt, params.guided, grid.size + drafter.max_nodes)
@@ -194,7 +211,7 @@ def begin(
     randomness = Randomness.from_seeds(seeds, grid.size, target.vocab_size, like)
     canvas = Canvas.blank(grid, hidden)
     half = prefilled.cache.keys.dtype in (torch.bfloat16, torch.float16)
-    bound = partial(coupled_at, randomness, half) if verifier == "coupled" else partial(residual_at, randomness)
+    bound = bind(verifier, randomness, half, relaxation)
     memory = drafter.start(canvas, params, randomness)
     stats = Stats(images=len(seeds))
     state = DecodeState(canvas, prefilled.cache, prefilled.padding, params, bound, memory, stats)
@@ -277,6 +294,15 @@ def root_tree(canvas: Canvas) -> DraftTree:
     return batch_trees([TreeBuilder.rooted(int(root)) for root in roots], (), device=canvas.tokens.device)
 
 
+def bind(verifier: str, randomness: Randomness, half: bool, relaxation: Relaxation | None) -> Verifier:
+    """The verifier of a name, bound to its randomness; `half`: see `coupled_at`."""
+    if verifier == "coupled":
+        return partial(coupled_at, randomness, half)
+    if relaxation is not None:
+        return partial(drawn_at, partial(relaxed, relaxation=relaxation), randomness)
+    return partial(drawn_at, {"residual": residual, "traversal": traversal}[verifier], randomness)
+
+
 def coupled_at(
     randomness: Randomness,
     half: bool,
@@ -295,11 +321,16 @@ def coupled_at(
     return [verdict.aligned(tokens) for verdict, tokens in zip(verdicts, tree.tokens.tolist(), strict=True)]
 
 
-def residual_at(
-    randomness: Randomness, tree: DraftTree, ancestors: Tensor, scores: Tensor, positions: Int[Tensor, "b n"]
+def drawn_at(
+    verify: Callable[[DraftTree, Tensor, list[torch.Generator]], list[Verdict]],
+    randomness: Randomness,
+    tree: DraftTree,
+    ancestors: Tensor,
+    scores: Tensor,
+    positions: Int[Tensor, "b n"],
 ) -> list[Verdict]:
-    """The residual verifier with each image's own uniforms."""
-    return residual(tree, scores, randomness.generators)
+    """A verifier of drawn drafts with each image's own uniforms."""
+    return verify(tree, scores, randomness.generators)
 
 
 def wide(tensor: Tensor) -> torch.dtype:

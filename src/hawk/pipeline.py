@@ -27,7 +27,9 @@ from hawk.errors import HawkError
 from hawk.grid import Grid
 from hawk.loading import device_named, dtype_named, is_checkpoint, load_on, model_folder
 from hawk.model import Condition, Model
+from hawk.relaxed import LOSSY, Relaxation
 from hawk.sampling import SamplingParams
+from hawk.verify import LOSSLESS
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 MAX_SEED = 2**63 - 1
@@ -56,6 +58,11 @@ class PipelineOutput:
     grid: Grid
     params: SamplingParams
     verifier: str
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the images are distributed as plain AR's."""
+        return self.verifier in LOSSLESS
 
     @property
     def nfe(self) -> float:
@@ -116,6 +123,12 @@ class HawkPipeline:
         parts = self.model.drafting
         return parts and replace(parts, fused=settings_for(parts.fused, self.model.target))
 
+    @cached_property
+    def relaxation(self) -> Relaxation:
+        """Which tokens look alike to the target, for the lossy verifier."""
+        target = self.model.target
+        return Relaxation.between(target.embed(torch.arange(target.vocab_size, device=target.device)))
+
     def condition(self, prompts: Sequence[str], height: int | None = None, width: int | None = None) -> Condition:
         """The condition of prompts for images of that size; `HawkError` for what the model cannot read or draw."""
         return self.model.condition(prompts, [""] * len(prompts), self._grid(height, width))
@@ -152,7 +165,7 @@ class HawkPipeline:
                 image; None draws one.
             generator: in place of `seed`: one to draw all seeds from, or one for each image.
             method: a name of `hawk.drafters.methods.METHODS`.
-            verifier: "coupled" or "residual"; None is the method's own.
+            verifier: "coupled", "residual", "traversal", or "relaxed" (lossy); None is the method's own.
             num_draft_tokens, window: most drafts verified in a forward, and how many positions ahead they may reach;
                 None is the method's own.
             height, width: in pixels; None is what the model was trained for.
@@ -172,8 +185,9 @@ class HawkPipeline:
             raise HawkError("a negative prompt has no effect at guidance_scale 1: raise the scale or leave it out")
         grid = self._grid(height, width)
         chosen = method_named(method)
-        drafter = self._drafter(chosen, TreeLimits(num_draft_tokens, window))
         verifier = chosen.verifier if verifier is None else verifier
+        drafter = self._drafter(chosen, TreeLimits(num_draft_tokens, window), verifier)
+        relaxation = self.relaxation if verifier in LOSSY else None
         if output_type not in OUTPUT_TYPES:
             raise HawkError(f"unknown output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
         if batch_size < 1:
@@ -189,8 +203,8 @@ class HawkPipeline:
             rows = slice(start, start + batch_size)
             started = time.perf_counter()
             on_step = self._on_step(callback_on_step_end, start * grid.size)
-            condition = conditions.rows(rows)
-            drawn.append(generate(self.model.target, condition, grid, params, drafter, seeds[rows], verifier, on_step))
+            asked = conditions.rows(rows), grid, params, drafter, seeds[rows], verifier, on_step, relaxation
+            drawn.append(generate(self.model.target, *asked))
             codes = drawn[-1].tokens.unflatten(1, (grid.height, grid.width))
             pixels.append(self.model.pixels(codes).cpu())
             share = (time.perf_counter() - started) / len(codes)
@@ -247,12 +261,12 @@ class HawkPipeline:
         self.model.check_grid(grid)
         return grid
 
-    def _drafter(self, method: Method, limits: TreeLimits) -> Drafter:
-        """The drafter of a method; `HawkError` where what it needs is not trained."""
+    def _drafter(self, method: Method, limits: TreeLimits, verifier: str) -> Drafter:
+        """The drafter of a method for a verifier; `HawkError` where what it needs is not trained."""
         if method.name == "ar":
             return NoDrafter()
         parts = self.priced if method.name == "hawk" else self.model.drafting
-        return build_drafter(method, parts, self.model.target, limits)
+        return build_drafter(method, parts, self.model.target, limits, verifier)
 
     def _on_step(self, callback: OnStepEnd | None, before: int) -> Callable[[Canvas, Stats], None] | None:
         """The decoder's callback for a batch that `before` committed tokens precede."""

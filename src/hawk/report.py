@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from hawk import __version__
-from hawk.benchmark import DEPTHS, BenchResult
+from hawk.benchmark import DEPTHS, BenchResult, MethodRow
+from hawk.drafters.methods import method_named
 from hawk.drafters.parts import DraftParts
 from hawk.model import Model
 from hawk.pipeline import HawkPipeline, PipelineOutput, tokens_sha256
@@ -24,7 +25,8 @@ def image_settings(pipe: HawkPipeline, output: PipelineOutput) -> dict[str, Any]
     """What decides an image beside prompt, seed, model and method."""
     cell = pipe.model.cell
     size = {"height": output.grid.height * cell, "width": output.grid.width * cell}
-    return {**asdict(output.params), **size, "verifier": output.verifier, "dtype": pipe.dtype}
+    verified = {"verifier": output.verifier, "lossless": output.lossless}
+    return {**asdict(output.params), **size, **verified, "dtype": pipe.dtype}
 
 
 def image_metadata(
@@ -68,6 +70,8 @@ def bench_table(result: BenchResult) -> Table:
     environment = result.environment
     where = f"{environment['processor']}, {environment['threads']} threads, {environment['dtype']}"
     caption = "dist.: the residual verifier keeps the distribution, not the tokens of a seed"
+    if not all(row.lossless for row in result.rows):
+        caption += "; LOSSY: it does not keep the distribution"
     title = f"{environment['model']} on {where}"
     table = Table(
         title=title,
@@ -93,17 +97,24 @@ def bench_table(result: BenchResult) -> Table:
     for row in result.rows:
         rates = " ".join(f"{rate:.2f}".lstrip("0") for rate in row.acceptance_rate[:DEPTHS]) or "-"
         table.add_row(
-            row.method,
+            method_named(row.method).label,
             "-" if row.method == "ar" else row.verifier,
             f"{row.nfe:.1f}",
             f"{row.accept_length:.2f}",
             rates,
             f"{row.seconds_per_image:.2f}",
             f"{row.speedup_vs_ar:.2f}x",
-            f"{row.identical_to_ar:.0%}" if row.verifier == "coupled" else "dist.",
+            same_as_ar(row),
             f"{row.ms_per_forward:.1f}",
         )
     return table
+
+
+def same_as_ar(row: MethodRow) -> str:
+    """What a method keeps of plain AR: the share of equal images, the distribution, or neither."""
+    if not row.lossless:
+        return "LOSSY"
+    return f"{row.identical_to_ar:.0%}" if row.verifier == "coupled" else "dist."
 
 
 def scaling_table(result: ScalingResult) -> Table:
@@ -124,7 +135,8 @@ def checks_table(checks: list[Check]) -> Table:
     for head in ("check", "method", "verifier", "settings", "measured", "result"):
         table.add_column(head)
     for check in checks:
-        result = "[green]ok[/green]" if check.passed else "[bold red]FAILED[/bold red]"
+        kept = "[green]ok[/green]" if check.lossless else "[yellow]lossy[/yellow]"
+        result = kept if check.passed else "[bold red]FAILED[/bold red]"
         table.add_row(check.name, check.method, check.verifier, check.settings, check.measured, result)
     return table
 

@@ -44,6 +44,10 @@ class DraftTree:
         """Nodes per image, root and padding included."""
         return self.tokens.shape[1]
 
+    def draws(self, row: int, node: int) -> list[Trial]:
+        """The draws below a node of one image, in the order they are tried."""
+        return self.trials[row].get(node, []) if self.trials else []
+
     def deepest(self, row: int) -> int:
         """Depth of an image's deepest node; the root's is 0."""
         depths = [0]

@@ -112,7 +112,7 @@ class FeatureTree:
     embeddings: Embeddings
     head: OutputHead
     draws: tuple[int, ...] = (2, 1, 1, 1)
-    lossless_with: tuple[str, ...] = ("residual", "coupled")
+    lossless_with: tuple[str, ...] = ("residual", "traversal", "coupled")
 
     @property
     def max_nodes(self) -> int:

@@ -39,7 +39,10 @@ class JacobiMemory:
 
 @dataclass
 class JacobiTree:
-    """A chain of `window` drafts; at its first `depth` positions `branching` candidates each, multiplied to a tree."""
+    """A chain of `window` drafts; at its first `depth` positions `branching` candidates each, multiplied to a tree.
+
+    Not for `traversal`, which rejects drafts past the frontier too: those live on here, as drawn from their q.
+    """
 
     vocab: int
     window: int = 16

@@ -17,6 +17,7 @@ from hawk.drafters.source import Source
 from hawk.drafters.spatial import SpatialSource
 from hawk.drafters.stale import StaleSource
 from hawk.errors import HawkError
+from hawk.verify import LOSSLESS
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,16 @@ class Method:
     summary: str
     window: int = 0
 
+    @property
+    def lossless(self) -> bool:
+        """Whether its own verifier keeps the target's distribution."""
+        return self.verifier in LOSSLESS
+
+    @property
+    def label(self) -> str:
+        """Its name for people, who are to know which one is lossy."""
+        return self.name if self.lossless else f"{self.name} (lossy)"
+
 
 JACOBI = ("stale",)
 
@@ -44,6 +55,7 @@ METHODS = {
         Method("hawk-vertical", "residual", HEAD_SOURCES[1:], "vertical heads only, Cartesian tree"),
         Method("hawk-paper", "residual", HEAD_SOURCES, "both kinds of heads, Cartesian tree (arXiv 2510.25739)"),
         Method("eagle", "residual", ("feature",), "a decoder layer on the target's states (arXiv 2401.15077)"),
+        Method("lantern", "relaxed", ("feature",), "LOSSY: eagle with relaxed acceptance (arXiv 2410.03355)"),
         Method("sjd", "residual", JACOBI, "speculative Jacobi decoding, no drafter (arXiv 2410.01699)", 16),
         Method("scd", "coupled", JACOBI, "Jacobi decoding coupled by its noise, no drafter (arXiv 2510.24211)", 16),
         Method("scd-maximal", "residual", JACOBI, "the same, coupled maximally, without shared noise", 16),
@@ -83,10 +95,17 @@ class DraftedTarget(Protocol):
 
 
 def build_drafter(
-    method: Method, parts: DraftParts | None, target: DraftedTarget, limits: TreeLimits | None = None
+    method: Method,
+    parts: DraftParts | None,
+    target: DraftedTarget,
+    limits: TreeLimits | None = None,
+    verifier: str | None = None,
 ) -> CartesianPool | FusedPool | FeatureTree | JacobiTree:
-    """The drafter of any method but `ar`; `HawkError` where a part is missing that it needs."""
-    limits = limits or TreeLimits()
+    """The drafter of any method but `ar`; `HawkError` where a part is missing that it needs.
+
+    `verifier` (None: the method's own) is what its drafts must carry enough for, where the drafter has a choice.
+    """
+    limits, own_draws = limits or TreeLimits(), verifier == "traversal"
     if method.name in JACOBI_TREES:
         tree = replace(JACOBI_TREES[method.name], vocab=target.vocab_size, window=limits.window or method.window)
         return tree.within(limits.num_draft_tokens)
@@ -95,13 +114,13 @@ def build_drafter(
         jacobi: list[Source] = [StaleSource(target.vocab_size, window)]
         if method.verifier == "coupled":
             return FusedPool(jacobi, target.draft_head, chain_of_one_source(method.sources, window))
-        return CartesianPool(jacobi, target.draft_head, depth=window, max_nodes=window + 1)
+        return CartesianPool(jacobi, target.draft_head, depth=window, max_nodes=window + 1, own_draws=own_draws)
     if parts is None:
         raise HawkError(
             f"method {method.name!r} needs a trained drafter, which this model has not: train one with `hawk train "
             "drafter --kind heads`, or choose one of ar, sjd, scd, sjd-pac"
         )
-    if method.name == "eagle":
+    if method.sources == ("feature",):
         return FeatureTree(needed(parts.feature, "feature"), target.embed, target.draft_head, draws_within(limits))
     if method.name == "hawk":
         sources = [source_named(name, parts, target) for name in parts.fused.sources]
@@ -109,7 +128,7 @@ def build_drafter(
     sources = [source_named(name, parts, target) for name in method.sources if not beyond(name, parts)]
     nodes = CartesianPool.max_nodes if limits.num_draft_tokens is None else limits.num_draft_tokens + 1
     depth, draws = limits.window or CartesianPool.depth, 2 if len(sources) == 1 else 1
-    return CartesianPool(sources, target.draft_head, depth=depth, draws=draws, max_nodes=nodes)
+    return CartesianPool(sources, target.draft_head, depth, draws, nodes, own_draws)
 
 
 def lacking(method: Method, parts: DraftParts | None) -> str | None:

@@ -121,14 +121,20 @@ class SourceDraft:
 class CartesianPool(Pool):
     """The paper's pool and tree: at each depth every source draws `draws` candidates, the depths are multiplied.
 
-    A depth's draws are shared by all branches (parallel heads do not see the branch). Nodes beyond `max_nodes` are
-    left out depth by depth, a choice that does not look at the tokens drawn.
+    A depth's draws are shared by all branches (parallel heads do not see the branch), or with `own_draws` each branch
+    has its own: `traversal` needs that, to the other verifiers it is all one. Nodes beyond `max_nodes` are left out
+    depth by depth, a choice that looks at the tokens of earlier depths only.
     """
 
     depth: int = 3
     draws: int = 1
     max_nodes: int = 32
-    lossless_with: tuple[str, ...] = ("residual", "coupled")
+    own_draws: bool = False
+
+    @property
+    def lossless_with(self) -> tuple[str, ...]:
+        """The verifiers that its drafts carry enough for."""
+        return ("residual", "traversal", "coupled") if self.own_draws else ("residual", "coupled")
 
     def propose(self, memory: PoolMemory, canvas: Canvas) -> DraftTree:
         """One tree for each image, with every draw's q."""
@@ -148,17 +154,25 @@ class CartesianPool(Pool):
         drafts = self.drafts(memory, canvas, row, window)
         for offset in range(window):
             pool = [(d.source, d.log_q[offset - d.first].exp()) for d in drafts if d.first <= offset < d.end]
-            trials = [
-                (int(token), source, len(rows) + i)
-                for i, (source, q) in enumerate(pool)
-                for token in torch.multinomial(q.double(), self.draws, replacement=True, generator=generator)
+            width = len(level) * len(pool) * self.draws
+            if not pool or width > room:
+                break
+            room -= width
+            branches = len(level) if self.own_draws else 1
+            drawn = [
+                torch.multinomial(q.double(), branches * self.draws, replacement=True, generator=generator)
+                .view(branches, -1)
+                .expand(len(level), -1)
+                for _, q in pool
+            ]
+            below = [
+                builder.add(parent, token, source, len(rows) + i)
+                for branch, parent in enumerate(level)
+                for i, (source, _) in enumerate(pool)
+                for token in drawn[i][branch].tolist()
             ]
             rows += [q for _, q in pool]
-            if not trials or len(level) * len(trials) > room:
-                break
-            room -= len(level) * len(trials)
-            level = [builder.add(parent, token, source, q) for parent in level for token, source, q in trials]
-            level = list(dict.fromkeys(level))
+            level = list(dict.fromkeys(below))
         return builder, torch.stack(rows) if rows else torch.empty(0, memory.randomness.noise.vocab)
 
 
@@ -185,8 +199,9 @@ class FusedSettings:
     log q + g; `edges` split it into bins). `node_cost` is what one more node adds to the time of a step, as a share of
     a step without drafts: a tree grows while that raises the tokens expected per time. Its first branch then goes on to
     `refresh` positions past the frontier, whatever its chance: what the target says there, too early, makes the coming
-    drafts (window refresh, as in Jacobi decoding). The node cost was measured on the machine
-    `measured_on` ("": wherever it is), where such a step took `step_over_forward` times as long as its bare forward.
+    drafts (window refresh, as in Jacobi decoding). `tokens_at[reach]` is what a step commits where all its drafts are
+    one branch of that reach. The node cost was measured on the machine `measured_on` ("": wherever it is), where a step
+    without drafts took `step_over_forward` times as long as its bare forward.
     `sources` are the names of the pool's sources, in their order.
     """
 
@@ -200,6 +215,7 @@ class FusedSettings:
     node_cost: float = 0.03
     measured_on: str = ""
     step_over_forward: float = 1.5
+    tokens_at: dict[int, float] = field(default_factory=dict)
 
     def rates(self, lead: float) -> tuple[float, ...]:
         """Chance of each rank at a depth whose first candidate leads by `lead`."""

@@ -21,7 +21,7 @@ from hawk.model import ImageTarget
 from hawk.sampling import Randomness, SamplingParams
 from hawk.targets.llamagen import CaptionPrompt, LlamaGen, LlamaGenConfig
 from hawk.tree import DraftTree, TreeBuilder, batch_trees
-from hawk.verify import Scored
+from hawk.verify import LOSSLESS, Scored
 
 
 def tiny_target(
@@ -77,7 +77,7 @@ class RandomDrafter:
     carries_q: bool = False
     max_nodes: int = 12
     depth: int = 4
-    lossless_with: tuple[str, ...] = ("coupled", "residual")
+    lossless_with: tuple[str, ...] = LOSSLESS
 
     def start(self, canvas: Canvas, params: SamplingParams, randomness: Randomness) -> list[torch.Generator]:
         """Each image's own generator, so that its trees do not depend on its neighbours."""
@@ -108,8 +108,8 @@ class RandomDrafter:
         return builder, qs
 
 
-def tiny_drafters(target: ImageTarget, seed: int = 0) -> dict[str, tuple[Drafter, str]]:
-    """Every drafter by name with the verifier of its method.
+def tiny_drafters(target: ImageTarget, seed: int = 0, verifier: str | None = None) -> dict[str, tuple[Drafter, str]]:
+    """Every drafter by name with the verifier of its method; made for `verifier` where it has a choice.
 
     The heads are random and strong: each source's q is far from p and from the others', so that confusing them shows.
     """
@@ -134,5 +134,5 @@ def tiny_drafters(target: ImageTarget, seed: int = 0) -> dict[str, tuple[Drafter
     }
     for name, method in METHODS.items():
         if name != "ar":
-            drafters[name] = (build_drafter(method, parts, target), method.verifier)
+            drafters[name] = (build_drafter(method, parts, target, verifier=verifier), method.verifier)
     return drafters

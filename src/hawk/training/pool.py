@@ -19,17 +19,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hawk.canvas import Canvas
-from hawk.cost import forward_seconds
-from hawk.decode import Target, generate
+from hawk.cost import forward_seconds, widest_of_the_fast
+from hawk.decode import Stats, Target, generate
 from hawk.drafters.left import LeftFactor
 from hawk.drafters.pool import LEAST_LOG_Q, FusedPool, FusedSettings, PoolMemory, SourceDraft, pattern_key
 from hawk.grid import Grid
 from hawk.machine import machine_name
+from hawk.model import ImageTarget
 from hawk.sampling import GumbelNoise, Randomness, SamplingParams, log_probs
-from hawk.targets.llamagen import LlamaGen
 from hawk.training.drafter import Prompts
 from hawk.tree import DraftTree
 from hawk.verify import Scored
+
+REACHES = (1, 7, 15, 23, 31, 47)
+"""Windows whose speed is measured: with the root, rows that fill the tiles of matrix units."""
 
 LIKELY = 2
 """Ranks among which a tree's nodes mostly are."""
@@ -137,13 +140,17 @@ def record_drafts(
 def fit_weights(data: PoolData, steps: int = 60) -> Weights:
     """Weights of the log-linear pool by pattern and offset: those that keep the most mass, sum of min(p, q).
 
-    Fitted where a pattern occurs; elsewhere it takes those of the offset before, or equal ones.
+    A source alone is taken at its word. Fitted where a pattern occurs; elsewhere it takes those of the offset before,
+    or equal ones.
     """
     sources, _, offsets, _ = data.log_q.shape
     occur = [Counter(map(tuple, data.present[:, :, offset].T.tolist())) for offset in range(offsets)]
     patterns = [c for size in range(1, sources + 1) for c in combinations(range(sources), size)]
     table: Weights = {}
     for pattern in tqdm(patterns, desc="weights", unit="pattern"):
+        if len(pattern) == 1:
+            table[pattern_key(pattern)] = ((1.0,),)
+            continue
         flags = tuple(k in pattern for k in range(sources))
         rows: list[tuple[float, ...]] = []
         last = max((offset for offset in range(offsets) if occur[offset][flags]), default=0)
@@ -281,7 +288,7 @@ class FittedPool:
 
 
 def fit_pool(
-    target: LlamaGen,
+    target: ImageTarget,
     pool: FusedPool,
     prompts: Prompts,
     grid: Grid,
@@ -312,35 +319,45 @@ def fit_pool(
     left = factor if kept else None
     edges, rate = measure_acceptance(unseen, settings.weights, first, factor=left)
     quality = draft_quality(recorded(2, settings), pool.source_names, settings.weights, first, factor)
-    priced = measure_cost(target, FusedPool(pool.sources, pool.head, settings), prompts(first, 1), grid, params)
+    pool = FusedPool(pool.sources, pool.head, settings, left)
+    priced = measure_cost(target, pool, prompts(first, 6), grid, params, list(range(first, first + 6)))
     return FittedPool(replace(priced, edges=edges, rate=rate), left, quality)
 
 
 def measure_cost(
-    target: LlamaGen, pool: FusedPool, prompt: Any, grid: Grid, params: SamplingParams, repeats: int = 3
+    target: ImageTarget, pool: FusedPool, prompt: Any, grid: Grid, params: SamplingParams, seeds: list[int]
 ) -> FusedSettings:
-    """The pool's settings with the cost of a node on this machine.
+    """The pool's settings with the cost of a node on this machine, what windows commit, and the best window.
 
-    From whole steps, drafting and verifying included, with trees held at 2, 9 and 17 nodes; medians of `repeats` runs,
-    by turns.
+    From whole steps, drafting and verifying included, with windows of `REACHES` drafts and no tree beside them, on an
+    image for each seed, by turns. A pool that refreshes no window keeps none.
     """
-    nodes: dict[int, list[float]] = {most: [] for most in (2, 9, 17)}
-    seconds: dict[int, list[float]] = {most: [] for most in nodes}
-    for _ in range(repeats):
-        for most in nodes:
-            fixed = replace(pool.settings, max_nodes=most, window=most, node_cost=0.0)
+    settings = pool.settings
+    reaches = [reach for reach in REACHES if reach < grid.size]
+    steps: dict[int, list[Stats]] = {reach: [] for reach in reaches}
+    seconds: dict[int, list[float]] = {reach: [] for reach in reaches}
+    for i, seed in enumerate(tqdm(seeds, desc="windows", unit="image")):
+        for reach in reaches:
+            drafter = FusedPool(pool.sources, pool.head, replace(settings, max_nodes=1, refresh=reach), pool.left)
             started = time.perf_counter()
-            stats = generate(target, prompt, grid, params, FusedPool(pool.sources, pool.head, fixed), [0]).stats
-            seconds[most].append((time.perf_counter() - started) / stats.nfe)
-            nodes[most].append(stats.nodes / stats.nfe)
-    medians = [[statistics.median(runs) for runs in table.values()] for table in (nodes, seconds)]
-    slope, base = statistics.linear_regression(*medians)
+            stats = generate(target, prompt.rows(slice(i, i + 1)), grid, params, drafter, [seed]).stats
+            seconds[reach].append(time.perf_counter() - started)
+            steps[reach].append(stats)
+    nodes = [statistics.median(stats.nodes / stats.nfe for stats in steps[reach]) for reach in reaches]
+    per_step = [
+        statistics.median(t / stats.nfe for t, stats in zip(seconds[reach], steps[reach], strict=True))
+        for reach in reaches
+    ]
+    slope, base = statistics.linear_regression(nodes, per_step)
     forward = forward_seconds(target, (1,), 9)[1]
+    window = widest_of_the_fast({reach: sum(seconds[reach]) for reach in reaches})
     return replace(
-        pool.settings,
+        settings,
         node_cost=round(max(slope, 0.0) / (base + slope), 4),
+        refresh=window if settings.refresh else 0,
         measured_on=machine_name(target.device, target.dtype),
         step_over_forward=round((base + slope) / forward, 3),
+        tokens_at={reach: round(statistics.mean(s.accept_length for s in steps[reach]), 2) for reach in reaches},
     )
 
 

@@ -1,0 +1,157 @@
+"""Traversal: that it is lossless on every kind of tree, where it is not, and that it keeps more than residual does."""
+
+from math import prod
+
+import pytest
+import torch
+
+from hawk import verify
+from hawk.decode import generate
+from hawk.evaluation.losslessness import LAW_TOLERANCE
+from hawk.evaluation.tiny import tiny_drafters, tiny_prompt, tiny_target
+from hawk.evaluation.tree_law import TreeLaw, exact_traversal, joint_of, random_continuation, tree_cases
+from hawk.sampling import SamplingParams
+from hawk.tree import TreeBuilder, batch_trees
+from hawk.verify import draft_distribution, residual_distribution, stops, traversal
+
+F64 = torch.float64
+
+
+def residual_keeps(drawn, p):
+    """How many drafts residual verification keeps of a tree, on average over its uniforms."""
+    tree, scores = drawn.tree, drawn.scores(p)
+
+    def below(node):
+        ahead, kept, reached = scores[node].exp(), 0.0, 1.0
+        for draw in tree.draws(0, node):
+            q, token = draft_distribution(tree, 0, draw, ahead), int(tree.tokens[0, draw.node])
+            left = residual_distribution(ahead, q)
+            chance = 1.0 if left is None else min(1.0, float(ahead[token] / q[token]))
+            kept += reached * chance * (1 + below(draw.node))
+            reached *= 1 - chance
+            if reached == 0:
+                break
+            ahead = left
+        return kept
+
+    return below(0)
+
+
+def residual_length(p, drafts):
+    return sum(drawn.chance * residual_keeps(drawn, p) for drawn in drafts.trees())
+
+
+def mixed(p, other):
+    """A drafter that is half right."""
+    return lambda path, draw: 0.5 * p(path) + 0.5 * other(path)
+
+
+# --- lossless
+
+
+@pytest.mark.parametrize("case", tree_cases()[1])
+def test_the_law_of_every_kind_of_tree_is_the_targets(case):
+    p, cases = tree_cases(seed=20)
+    law = exact_traversal(p, cases[case]).law
+    torch.testing.assert_close(law, joint_of(p, law.dim()), rtol=0, atol=LAW_TOLERANCE)
+
+
+def test_draws_that_branches_share_are_refused_for_a_reason():
+    """In a Cartesian tree a rejected path tells what its neighbour's drafts are: they no longer follow their q."""
+    p, other = random_continuation(2, 3), random_continuation(3, 3)
+
+    def flat(path, draw):
+        return mixed(p, other)((0,) * len(path), draw)
+
+    own = exact_traversal(p, TreeLaw((3, 1), flat)).law
+    shared = exact_traversal(p, TreeLaw((3, 1), flat, shared=True)).law
+    joint = joint_of(p, 3)
+    assert float((own - joint).abs().sum() / 2) < LAW_TOLERANCE
+    assert float((shared - joint).abs().sum() / 2) > 0.01
+
+
+def test_drafts_that_live_on_are_refused_for_a_reason():
+    """Traversal rejects drafts past the frontier too: they no longer follow the q of a Jacobi window."""
+    p, other = random_continuation(0, 3), random_continuation(1, 3)
+    q = mixed(p, other)
+    rejected = torch.zeros(3, 3, dtype=F64)
+    for drawn in TreeLaw((1, 1), q).trees():
+        *above, _ = stops(drawn.tree, 0, drawn.scores(p))
+        rejected[drawn.paths[-1]] += drawn.chance * prod(1 - stop.chance for stop in above)
+    told = rejected.sum(1).argmax().item()
+    drift = float((rejected[told] / rejected[told].sum() - q((told,), 0)).abs().sum() / 2)
+    assert drift > 0.05
+
+
+# --- how much it keeps
+
+
+@pytest.mark.parametrize(("draws", "least"), [((1, 1, 1), 0.03), ((2, 1), 0.008), ((2, 2), 0.0)])
+def test_it_keeps_no_fewer_drafts_than_residual(draws, least):
+    """On the same drafts, exactly: on a chain for every p and q (a theorem), on these trees for all that were tried."""
+    gains = []
+    for seed in range(8):
+        vocab = 2 if draws == (2, 2) else 3
+        p, other = random_continuation(2 * seed, vocab), random_continuation(2 * seed + 1, vocab)
+        drafts = TreeLaw(draws, mixed(p, other))
+        kept, known = exact_traversal(p, drafts).kept, residual_length(p, drafts)
+        assert kept >= known - 1e-12
+        gains.append((kept + 1) / (known + 1) - 1)
+    assert sum(gains) / len(gains) > least
+
+
+def test_the_weight_of_a_path_is_that_of_its_tokens_together(monkeypatch):
+    """p / q is 1/2, then 4/3: one by one the pair is kept with 1/2, together with 2/3."""
+    builder = TreeBuilder.rooted(0)
+    builder.add(builder.add(0, 0, 0, q=0), 0, 0, q=1)
+    q = torch.tensor([[1.0, 0.0], [0.75, 0.25]], dtype=F64)
+    tree = batch_trees([builder], ("a",), [q])
+    scores = torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.5, 0.5]], dtype=F64).log()
+    found = list(stops(tree, 0, scores))
+    assert [stop.path for stop in found] == [[0, 1, 2], [0]]
+    assert found[0].chance == pytest.approx(2 / 3)
+    assert found[-1].chance == 1
+    assert found[-1].p.tolist() == pytest.approx([0, 1])
+    for number, path in ((0.66, [0, 1, 2]), (0.67, [0])):
+        monkeypatch.setattr(verify, "uniform", lambda generator, number=number: number)
+        assert traversal(tree, scores[None], [torch.Generator()])[0].path == path
+
+
+def test_a_token_drawn_again_is_hopeless_and_a_draft_from_p_certain():
+    builder = TreeBuilder.rooted(0)
+    for _ in range(2):
+        builder.add(0, 0, 0, q=0)
+    tree = batch_trees([builder], ("a",), [torch.tensor([[0.8, 0.1, 0.1]], dtype=F64)])
+    scores = torch.tensor([[0.4, 0.3, 0.3], [1 / 3, 1 / 3, 1 / 3]], dtype=F64).log()
+    assert [stop.path for stop in stops(tree, 0, scores)] == [[0, 1], [0]]
+    same = tree.q[0][0].log().expand(2, 3)
+    assert next(stops(tree, 0, same)).chance == 1
+
+
+def test_it_needs_the_draws():
+    builder = TreeBuilder.rooted(0)
+    builder.add(0, 1, 0)
+    with pytest.raises(ValueError, match="draws and distributions"):
+        traversal(batch_trees([builder], ("a",)), torch.zeros(1, 2, 3), [torch.Generator()])
+
+
+def test_drafters_say_where_it_may_be_used():
+    """Wherever drafts are drawn, each branch has its own, and none outlives its step."""
+    drafters = tiny_drafters(tiny_target(0), verifier="traversal")
+    able = {name for name, (drafter, _) in drafters.items() if "traversal" in drafter.lossless_with}
+    assert able == {"random", "random-q", "medusa", "hawk-vertical", "hawk-paper", "eagle", "lantern", "sjd"}
+
+
+def test_own_draws_of_a_cartesian_tree_are_drawn_for_each_branch():
+    target = tiny_target(0)
+    pool, _ = tiny_drafters(target, verifier="traversal")["medusa"]
+    trees = []
+    grow = pool.propose
+    pool.propose = lambda *asked: trees.append(grow(*asked)) or trees[-1]
+    generate(target, tiny_prompt(target, 3), target.grid, SamplingParams(), pool, [1, 2, 3], "traversal")
+    differing = 0
+    for tree in trees:
+        for row, trials in enumerate(tree.trials):
+            pairs = [[int(tree.tokens[row, t.node]) for t in trials[n]] for n in (1, 2) if n in trials]
+            differing += len(pairs) == 2 and pairs[0] != pairs[1]
+    assert differing

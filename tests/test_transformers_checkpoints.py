@@ -99,6 +99,10 @@ def test_the_command_line_draws_and_tells(folders, empty_folder):
     report = json.loads(drawn.stdout.splitlines()[-1])
     assert Path(report["path"]).is_file()
     assert (report["model"], report["cfg_scale"]) == ("janus", 5.0)
+    smaller = ["generate", "a red apple", "--model", str(folders["lumina"]), "--method", "scd", "--dtype", "float32"]
+    assert runner.invoke(app, smaller).exit_code == 2, "the tiny vocabulary has no word for its own 48 rows"
+    drawn = runner.invoke(app, [*smaller, "--height", "8", "--width", "8"])
+    assert drawn.exit_code == 0, drawn.output
 
 
 def test_a_drafter_folder_loads_for_its_target_alone(folders, tmp_path):

@@ -135,7 +135,8 @@ def run_benchmark(
     settings = dict(overrides or {})
     jobs = [(prompt, seed) for prompt in prompts for seed in range(seeds)]
     batches = [jobs[start : start + batch] for start in range(0, len(jobs), batch)]
-    pipe.condition(prompts)  # a bad prompt fails before an hour of measuring
+    size = {side: settings[side] for side in ("height", "width") if side in settings}
+    pipe.condition(prompts, **size)  # a bad prompt fails before an hour of measuring
     for name in names:
         measure(pipe, name, batches[0], settings)
     trials: dict[str, list[Trial]] = {name: [] for name in names}

@@ -182,7 +182,7 @@ def generate(
     target = None if out is None else Path(out)
     places = [picture_path(target, prompt, s, len(wanted), folder) for prompt, s in zip(wanted, seeds, strict=True)]
     pipe = load_pipeline(model, device, dtype, drafter, threads)
-    pipe.condition(prompts)  # a bad prompt fails before the first image is drawn
+    pipe.condition(prompts, height, width)  # a bad prompt fails before the first image is drawn
     reports: list[dict[str, Any]] = []
     said: list[str] = []
     try:

@@ -128,9 +128,9 @@ class HawkPipeline:
         target = self.model.target
         return Relaxation.between(target.embed(torch.arange(target.vocab_size, device=target.device)))
 
-    def condition(self, prompts: Sequence[str]) -> Condition:
-        """The condition of prompts on the model's own grid; `HawkError` for one that it cannot read."""
-        return self.model.condition(prompts, [""] * len(prompts), self.model.grid)
+    def condition(self, prompts: Sequence[str], height: int | None = None, width: int | None = None) -> Condition:
+        """The condition of prompts for images of that size; `HawkError` for what the model cannot read or draw."""
+        return self.model.condition(prompts, [""] * len(prompts), self._grid(height, width))
 
     @torch.no_grad()
     def __call__(

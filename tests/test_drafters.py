@@ -492,6 +492,7 @@ def test_methods_are_built_from_what_they_say():
         "medusa",
         "hawk-vertical",
         "hawk-paper",
+        "hawk-spatial",
         "eagle",
         "lantern",
         "sjd",
@@ -503,7 +504,8 @@ def test_methods_are_built_from_what_they_say():
     target = tiny_target(0)
     dim = target.config.dim
     feature = FeatureDrafter(FeatureConfig(dim, heads=2))
-    parts = DraftParts(FusedSettings.unfitted(), DraftHeads(HeadsConfig(dim)), feature=feature)
+    spatial = SpatialDrafter(SpatialConfig(dim))
+    parts = DraftParts(FusedSettings.unfitted(), DraftHeads(HeadsConfig(dim)), spatial, feature=feature)
     names = {}
     for name, method in METHODS.items():
         if name != "ar":
@@ -521,6 +523,7 @@ def test_methods_are_built_from_what_they_say():
         "scd-maximal": None,
         "sjd-pac": None,
         "hawk": ("horizontal", "vertical-1", "vertical-2"),
+        "hawk-spatial": ("spatial",),
     }
     assert [name for name, method in METHODS.items() if not method.lossless] == ["lantern"]
     assert "LOSSY" in METHODS["lantern"].summary
@@ -530,7 +533,7 @@ def test_methods_are_built_from_what_they_say():
 
 def test_a_method_without_its_parts_is_refused():
     target = tiny_target(0)
-    for name in ("medusa", "hawk"):
+    for name in ("medusa", "eagle"):
         with pytest.raises(HawkError, match=f"method '{name}' needs a trained drafter"):
             build_drafter(METHODS[name], None, target)
     wants_spatial = DraftParts(FusedSettings.unfitted(("spatial",)))
@@ -541,6 +544,7 @@ def test_a_method_without_its_parts_is_refused():
     with pytest.raises(HawkError, match="no draft heads"):
         build_drafter(METHODS["medusa"], wants_spatial, target)
     assert build_drafter(METHODS["scd"], None, target).source_names == ("stale",)
+    assert build_drafter(METHODS["hawk"], None, target).source_names == ("stale",)
 
 
 def test_heads_are_saved_loaded_and_refused_for_another_target(tmp_path):

@@ -119,7 +119,7 @@ def test_a_pattern_that_never_occurs_has_weights_all_the_same() -> None:
     data.present[1, :, 1] = False  # the second source speaks of the first position only
     weights = fit_weights(data)
     assert weights["1"] == ((1.0,),)
-    assert len(weights["0"]) == 2
+    assert weights["0"] == ((1.0,),), "a source alone is taken at its word"
     assert len(weights["0,1"]) == 1
 
 

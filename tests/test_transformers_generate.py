@@ -102,7 +102,14 @@ def test_a_drafter_folder_is_used(tmp_path):
     ours = {"custom_generate": hawk.hawk_generate, "method": "hawk", **size}
     assert torch.equal(one.hf.generate(**arguments, do_sample=False, drafter=tmp_path, **ours), expected)
     with pytest.raises(HawkError, match="needs a trained drafter"):
-        one.hf.generate(**arguments, do_sample=False, **ours)
+        one.hf.generate(**arguments, do_sample=False, **{**ours, "method": "medusa"})
+
+
+def test_hawk_needs_no_training():
+    one = tiny("emu3")
+    arguments, size = call(one, [""] * 3), {"height": one.grid.height, "width": one.grid.width}
+    ours = one.hf.generate(**arguments, do_sample=False, custom_generate=hawk.hawk_generate, method="hawk", **size)
+    assert torch.equal(ours, one.hf.generate(**arguments, do_sample=False))
 
 
 def test_what_has_no_counterpart_is_refused():

@@ -139,7 +139,17 @@ def test_drafters_say_where_it_may_be_used():
     """Wherever drafts are drawn, each branch has its own, and none outlives its step."""
     drafters = tiny_drafters(tiny_target(0), verifier="traversal")
     able = {name for name, (drafter, _) in drafters.items() if "traversal" in drafter.lossless_with}
-    assert able == {"random", "random-q", "medusa", "hawk-vertical", "hawk-paper", "eagle", "lantern", "sjd"}
+    assert able == {
+        "random",
+        "random-q",
+        "medusa",
+        "hawk-vertical",
+        "hawk-paper",
+        "hawk-spatial",
+        "eagle",
+        "lantern",
+        "sjd",
+    }
 
 
 def test_own_draws_of_a_cartesian_tree_are_drawn_for_each_branch():

@@ -140,7 +140,7 @@ def generate(
         str,
         typer.Option(
             "--method",
-            help="hawk, ar, medusa, hawk-vertical, hawk-paper, eagle, sjd, scd, scd-maximal, sjd-pac "
+            help="hawk, ar, medusa, hawk-vertical, hawk-paper, hawk-spatial, eagle, sjd, scd, scd-maximal, sjd-pac "
             "or lantern (LOSSY: not the distribution of plain decoding).",
         ),
     ] = "hawk",

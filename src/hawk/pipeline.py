@@ -130,7 +130,7 @@ class HawkPipeline:
 
     def condition(self, prompts: Sequence[str], height: int | None = None, width: int | None = None) -> Condition:
         """The condition of prompts for images of that size; `HawkError` for what the model cannot read or draw."""
-        return self.model.condition(prompts, [""] * len(prompts), self._grid(height, width))
+        return self.model.condition(prompts, [""] * len(prompts), grid_of(self.model, height, width))
 
     @torch.no_grad()
     def __call__(

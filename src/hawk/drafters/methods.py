@@ -54,15 +54,20 @@ METHODS = {
         Method("medusa", "residual", HEAD_SOURCES[:1], "horizontal heads only, Cartesian tree (arXiv 2401.10774)"),
         Method("hawk-vertical", "residual", HEAD_SOURCES[1:], "vertical heads only, Cartesian tree"),
         Method("hawk-paper", "residual", HEAD_SOURCES, "both kinds of heads, Cartesian tree (arXiv 2510.25739)"),
+        Method("hawk-spatial", "residual", ("spatial",), "the spatial drafter only, Cartesian tree"),
         Method("eagle", "residual", ("feature",), "a decoder layer on the target's states (arXiv 2401.15077)"),
         Method("lantern", "relaxed", ("feature",), "LOSSY: eagle with relaxed acceptance (arXiv 2410.03355)"),
         Method("sjd", "residual", JACOBI, "speculative Jacobi decoding, no drafter (arXiv 2410.01699)", 16),
         Method("scd", "coupled", JACOBI, "Jacobi decoding coupled by its noise, no drafter (arXiv 2510.24211)", 16),
         Method("scd-maximal", "residual", JACOBI, "the same, coupled maximally, without shared noise", 16),
         Method("sjd-pac", "residual", JACOBI, "maximal coupling, a tree at the frontier (arXiv 2603.18599)", 16),
-        Method("hawk", "coupled", HEAD_SOURCES, "all sources fused, best-first tree, coupled verification (default)"),
+        Method("hawk", "coupled", JACOBI, "fused sources, best-first tree, refreshed window (default)"),
     )
 }
+
+
+UNTRAINED = DraftParts(FusedSettings.unfitted(JACOBI))
+"""What `hawk` drafts with where nothing is trained: the target's own early guesses, and the row above before them."""
 
 
 JACOBI_TREES = {
@@ -115,16 +120,17 @@ def build_drafter(
         if method.verifier == "coupled":
             return FusedPool(jacobi, target.draft_head, chain_of_one_source(method.sources, window))
         return CartesianPool(jacobi, target.draft_head, depth=window, max_nodes=window + 1, own_draws=own_draws)
+    if method.name == "hawk":
+        parts = parts or UNTRAINED
+        sources = [source_named(name, parts, target) for name in parts.fused.sources]
+        return FusedPool(sources, target.draft_head, parts.fused.limited(limits), parts.left)
     if parts is None:
         raise HawkError(
             f"method {method.name!r} needs a trained drafter, which this model has not: train one with `hawk train "
-            "drafter --kind heads`, or choose one of ar, sjd, scd, sjd-pac"
+            "drafter --kind heads`, or choose one of ar, sjd, scd, sjd-pac, hawk"
         )
     if method.sources == ("feature",):
         return FeatureTree(needed(parts.feature, "feature"), target.embed, target.draft_head, draws_within(limits))
-    if method.name == "hawk":
-        sources = [source_named(name, parts, target) for name in parts.fused.sources]
-        return FusedPool(sources, target.draft_head, parts.fused.limited(limits), parts.left)
     sources = [source_named(name, parts, target) for name in method.sources if not beyond(name, parts)]
     nodes = CartesianPool.max_nodes if limits.num_draft_tokens is None else limits.num_draft_tokens + 1
     depth, draws = limits.window or CartesianPool.depth, 2 if len(sources) == 1 else 1
@@ -135,6 +141,7 @@ def lacking(method: Method, parts: DraftParts | None) -> str | None:
     """The kind of drafter that a method needs and a model has not; None where it can run."""
     if method.name == "ar" or method.window:
         return None
+    parts = parts or (UNTRAINED if method.name == "hawk" else None)
     if parts is None:
         return "heads"
     trained = {"heads": parts.heads, "spatial": parts.spatial, "feature": parts.feature}

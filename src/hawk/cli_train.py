@@ -142,7 +142,7 @@ def train_drafter_command(
     ] = "heads",
     recipe: Annotated[str, typer.Option("--recipe", help="hawk, paper, or a YAML file of your own.")] = "hawk",
     sources: Annotated[
-        str | None, typer.Option("--sources", help="Sources of hawk's pool, with commas (default: all trained).")
+        str | None, typer.Option("--sources", help="Sources of hawk's pool, with commas (default: the fastest).")
     ] = None,
     images: Annotated[
         int | None,

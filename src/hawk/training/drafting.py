@@ -45,7 +45,7 @@ MEASURED_TOGETHER = 32
 class Plan:
     """What to train a drafter of, and on what.
 
-    `kinds` names how each kind is fitted. `sources` are those of `hawk`'s pool, None all that are trained. `images`
+    `kinds` names how each kind is fitted. `sources` are those of `hawk`'s pool, None the fastest. `images`
     grids of `grid` are drawn with `params`, `draw_batch` at a time; `cache_gb` (10^9 bytes) is the disk that the
     target's states on them may take.
     """
@@ -179,19 +179,31 @@ def fitted_part(
 
 
 def fitted_pool(trained: Trained, parts: DraftParts, plan: Plan, unseen: Prompts) -> FittedPool:
-    """`hawk`'s pool over the trained parts, measured as it will run, on prompts that nothing was drawn for."""
+    """`hawk`'s pool over the trained parts, measured as it will run, on prompts that nothing was drawn for.
+
+    Without sources in the plan: the faster of the target's early guesses alone and of these with all that is trained.
+    """
     drafting, target = trained.drafting(parts), trained.running
-    sources = plan.sources or sources_of(parts)
-    named = [source_named(name, drafting, target) for name in sources]
-    unfitted = FusedPool(named, target.draft_head, FusedSettings.unfitted(sources), parts.left)
     together = min(MEASURED_TOGETHER, plan.draw_batch)
-    return fit_pool(target, unfitted, unseen, plan.grid, plan.params, first=plan.images, images=together)
+
+    def fitted(sources: tuple[str, ...]) -> FittedPool:
+        named = [source_named(name, drafting, target) for name in sources]
+        left = parts.left if "spatial" in sources else None  # it is trained beside the spatial drafter
+        unfitted = FusedPool(named, target.draft_head, FusedSettings.unfitted(sources), left)
+        return fit_pool(target, unfitted, unseen, plan.grid, plan.params, first=plan.images, images=together)
+
+    candidates = [plan.sources] if plan.sources else [EARLY_GUESSES, sources_of(parts)]
+    return min((fitted(sources) for sources in candidates), key=lambda pool: pool.seconds)
+
+
+EARLY_GUESSES = ("stale",)
+"""What a pool drafts from where nothing trained pays."""
 
 
 def sources_of(parts: DraftParts) -> tuple[str, ...]:
-    """Sources of a pool of all that is trained; the target's stale word goes with a spatial drafter."""
+    """Sources of a pool of all that is trained, and the target's early guesses."""
     heads = head_sources(parts.heads.config) if parts.heads else ()
-    return (*heads, *(("spatial", "stale") if parts.spatial else ()))
+    return (*heads, *(("spatial",) if parts.spatial else ()), *EARLY_GUESSES)
 
 
 def head_sources(shape: HeadsConfig) -> tuple[str, ...]:

@@ -282,10 +282,11 @@ def draft_quality(
 class FittedPool:
     """How `hawk` fuses heads, what it knows of left neighbours, and how good its drafts are (`draft_quality`).
 
-    `left` is None where the factor kept no more mass on held-out images.
+    `left` is None where the factor kept no more mass on held-out images. `seconds` is what an image takes with it.
     """
 
     settings: FusedSettings
+    seconds: float
     left: LeftFactor | None
     quality: dict[str, dict[int, dict[str, float]]]
 
@@ -324,12 +325,20 @@ def fit_pool(
     quality = draft_quality(recorded(2, settings), pool.source_names, settings.weights, first, factor)
     pool = FusedPool(pool.sources, pool.head, settings, left)
     priced = measure_cost(target, pool, prompts(first, 6), grid, params, list(range(first, first + 6)))
-    return FittedPool(replace(priced, edges=edges, rate=rate), left, quality)
+    return FittedPool(replace(priced.settings, edges=edges, rate=rate), priced.seconds, left, quality)
+
+
+@dataclass(frozen=True)
+class Priced:
+    """Settings that know the cost of a node on this machine, and the mean seconds an image in their window."""
+
+    settings: FusedSettings
+    seconds: float
 
 
 def measure_cost(
     target: ImageTarget, pool: FusedPool, prompt: Any, grid: Grid, params: SamplingParams, seeds: list[int]
-) -> FusedSettings:
+) -> Priced:
     """The pool's settings with the cost of a node on this machine, what windows commit, and the best window.
 
     From whole steps, drafting and verifying included, with windows of `REACHES` drafts and no tree beside them, on an
@@ -354,7 +363,7 @@ def measure_cost(
     slope, base = statistics.linear_regression(nodes, per_step)
     forward = forward_seconds(target, (1,), 9)[1]
     window = widest_of_the_fast({reach: sum(seconds[reach]) for reach in reaches})
-    return replace(
+    known = replace(
         settings,
         node_cost=round(max(slope, 0.0) / (base + slope), 4),
         refresh=window if settings.refresh else 0,
@@ -362,6 +371,7 @@ def measure_cost(
         step_over_forward=round((base + slope) / forward, 3),
         tokens_at={reach: round(statistics.mean(s.accept_length for s in steps[reach]), 2) for reach in reaches},
     )
+    return Priced(known, statistics.mean(seconds[window]))
 
 
 def weigh_left(data: PoolData, weights: Weights, factor: LeftFactor) -> LeftFactor:

@@ -26,6 +26,7 @@ from hawk.drafters.heads import DraftHeads, HeadsConfig
 from hawk.drafters.methods import METHODS
 from hawk.drafters.parts import DraftParts
 from hawk.drafters.pool import FusedSettings
+from hawk.drafters.spatial import SpatialConfig, SpatialDrafter
 from hawk.machine import cpu_model
 from hawk.prompts import BENCH_PROMPTS
 from hawk.report import bench_table
@@ -192,11 +193,12 @@ def test_importing_hawk_is_quick():
 
 def test_suites_name_what_a_model_can_run_and_named_methods_come_first():
     heads = DraftParts(FusedSettings.unfitted(), DraftHeads(HeadsConfig(8)))
-    everything = dataclasses.replace(heads, feature=FeatureDrafter(FeatureConfig(8, heads=2)))
+    feature, spatial = FeatureDrafter(FeatureConfig(8, heads=2)), SpatialDrafter(SpatialConfig(8, width=16, heads=2))
+    everything = dataclasses.replace(heads, feature=feature, spatial=spatial)
     assert bench_methods("peers", None, everything) == (list(METHODS), {})
-    missing = {"eagle": "feature", "lantern": "feature"}
+    missing = {"hawk-spatial": "spatial", "eagle": "feature", "lantern": "feature"}
     assert bench_methods("peers", None, heads) == ([name for name in METHODS if name not in missing], missing)
-    assert bench_methods("peers", None, None)[0] == ["ar", "sjd", "scd", "scd-maximal", "sjd-pac"]
+    assert bench_methods("peers", None, None)[0] == ["ar", "sjd", "scd", "scd-maximal", "sjd-pac", "hawk"]
     assert bench_methods("paper", None, heads)[0] == ["ar", "medusa", "hawk-vertical", "hawk-paper", "hawk"]
     assert bench_methods("peers", " scd, hawk,", None) == (["scd", "hawk"], {})
     with pytest.raises(HawkError, match="unknown suite 'all': choose one of paper, peers"):

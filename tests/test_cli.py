@@ -165,7 +165,6 @@ def test_bad_calls_of_generate_end_with_one_line_and_write_nothing(saved_model, 
         (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
         (lambda f: (f / "target.safetensors").write_bytes(b"x" * 100), "damaged or cut short"),
         (lambda f: (f / "tokenizer.safetensors").unlink(), "is missing"),
-        (lambda f: shutil.rmtree(f / "drafters"), "hawk train drafter --kind heads"),
     ],
 )
 def test_a_damaged_model_ends_with_one_line(model_copy, empty_folder, damage, message):

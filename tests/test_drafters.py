@@ -398,7 +398,11 @@ def test_a_callers_limits_bound_the_tree():
     target = tiny_target(0, torch.float32)
     dim = target.config.dim
     feature = FeatureDrafter(FeatureConfig(dim, heads=2))
-    parts = DraftParts(FusedSettings.unfitted(), DraftHeads(HeadsConfig(dim)), feature=feature)
+    spatial = SpatialDrafter(SpatialConfig(dim)).requires_grad_(False)
+    parts = DraftParts(FusedSettings.unfitted(), DraftHeads(HeadsConfig(dim)), spatial, feature=feature)
+    early = build_drafter(METHODS["hawk"], None, target, TreeLimits(num_draft_tokens=2))
+    assert early.max_nodes == 3
+    assert generate(target, tiny_prompt(target, 1), target.grid, FREE, early, [1]).stats.nodes > 12, "it does draft"
     for name, method in METHODS.items():
         if name != "ar":
             for limits in (TreeLimits(num_draft_tokens=2, window=2), TreeLimits(num_draft_tokens=2)):

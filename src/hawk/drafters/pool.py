@@ -223,11 +223,12 @@ class FusedSettings:
 
     def limited(self, limits: TreeLimits) -> FusedSettings:
         """The same settings under a caller's limits."""
-        nodes, refresh = self.max_nodes, self.refresh
-        if limits.num_draft_tokens is not None:
-            nodes, refresh = limits.num_draft_tokens + 1, 0
-        if limits.window is not None:
-            refresh = min(refresh, limits.window)
+        nodes, refresh, most = self.max_nodes, self.refresh, limits.num_draft_tokens
+        if limits.window is not None and refresh:
+            refresh = limits.window
+        if most is not None:  # the window first: without it the target's early guesses run dry
+            refresh = min(refresh, most)
+            nodes = most + 1 - refresh
         return replace(self, max_nodes=nodes, refresh=refresh, window=limits.window or self.window)
 
     def layout(self, drafts: list[SourceDraft]) -> list[Float[Tensor, "n 1"]]:

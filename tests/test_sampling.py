@@ -200,3 +200,20 @@ def test_the_uniforms_of_an_image_follow_from_its_seed_alone():
     first = Randomness.from_seeds([1, 2], 4, 3, like).generators[1]
     second = Randomness.from_seeds([2], 9, 7, like).generators[0]
     assert torch.equal(torch.rand(5, generator=first), torch.rand(5, generator=second))
+
+
+def test_noise_is_the_same_in_any_order_though_little_of_it_is_held():
+    seeds, positions, vocab = [3, 9], 700, 5
+    whole = torch.stack([torch.from_numpy(gumbel_rows(seed, 0, positions, vocab)) for seed in seeds])
+    noise = GumbelNoise(seeds, positions, vocab, whole)
+    for first, second in [(0, 3), (60, 90), (500, 640), (620, 699), (10, 12), (699, 300)]:
+        asked = torch.tensor([[first, first + 1], [second, second + 2]])
+        expected = torch.stack([row[at.clamp(max=positions - 1)] for row, at in zip(whole, asked, strict=True)])
+        assert torch.equal(noise.rows(asked), expected)
+        assert torch.equal(noise.window(1, second, 1), whole[1, second : second + 1])
+        assert torch.equal(noise.window(0, 40, 30), whole[0, 40:70])
+    frontier = GumbelNoise(seeds, positions, vocab, whole)
+    for start in range(0, positions - 32, 7):
+        frontier.window(1, start + 5, 32)
+        frontier.rows(torch.arange(start, start + 32).expand(2, 32))
+    assert frontier._held.shape[1] <= 200, "what lies behind the frontier is forgotten"

@@ -86,34 +86,56 @@ NOISE_BLOCK = 16
 """Positions whose noise is drawn at once."""
 
 
+HELD = 8 * NOISE_BLOCK
+"""Positions whose noise is held at a time, unless more are asked for together."""
+
+
 class GumbelNoise:
     """All randomness of a batch of images: `g[position, token]`, standard Gumbel, a function of each image's seed.
 
     Rows come from a counter-based generator keyed by (seed, position), so that they depend neither on the device nor
-    on the batch nor on the order in which positions are asked for. They are drawn when first asked for.
+    on the batch nor on the order in which positions are asked for. They are drawn when first asked for; those behind
+    every image's frontier are forgotten when room is needed (and drawn again if ever asked for).
     """
 
     def __init__(self, seeds: list[int], positions: int, vocab: int, like: Tensor) -> None:
-        self.seeds, self.vocab = seeds, vocab
-        self._table = torch.empty((len(seeds), positions, vocab), dtype=like.dtype, device=like.device)
-        self._drawn = 0
+        self.seeds, self.positions, self.vocab = seeds, positions, vocab
+        self._held = torch.empty((len(seeds), min(positions, HELD), vocab), dtype=like.dtype, device=like.device)
+        self._first = self._drawn = 0  # the positions that are held
+        self._frontier = 0  # of the slowest image
 
     def rows(self, positions: Int[Tensor, "b n"]) -> Float[Tensor, "b n vocab"]:
         """Noise of each image at its positions; those past the end repeat the last (no token is ever chosen there)."""
-        positions = positions.clamp(max=self._table.shape[1] - 1)
-        self._draw(int(positions.max()) + 1)
-        return self._table[torch.arange(len(self.seeds), device=positions.device)[:, None], positions]
+        positions = positions.clamp(max=self.positions - 1)
+        self._frontier = int(positions.min())
+        self._hold(self._frontier, int(positions.max()) + 1)
+        images = torch.arange(len(self.seeds), device=positions.device)[:, None]
+        return self._held[images, positions - self._first]
 
     def window(self, row: int, start: int, count: int) -> Float[Tensor, "count vocab"]:
         """Noise of one image at the positions `start` .. `start + count - 1`."""
-        self._draw(start + count)
-        return self._table[row, start : start + count]
+        if count:
+            self._hold(min(start, self._frontier), start + count)
+        return self._held[row, start - self._first :][:count] if count else self._held[row, :0]
 
-    def _draw(self, until: int) -> None:
-        while self._drawn < until:
-            first, count = self._drawn, min(NOISE_BLOCK, self._table.shape[1] - self._drawn)
+    def _hold(self, start: int, until: int) -> None:
+        """Hold the positions `start` .. `until - 1`; those before them may be forgotten."""
+        if start < self._first:
+            self._first = self._drawn = start - start % NOISE_BLOCK
+        if until <= self._drawn:
+            return
+        end = min(until + -until % NOISE_BLOCK, self.positions)
+        if end - self._first > self._held.shape[1]:
+            first = min(start - start % NOISE_BLOCK, self._drawn)
+            kept = self._held[:, first - self._first : self._drawn - self._first].clone()
+            if end - first > self._held.shape[1]:
+                self._held = kept.new_empty(len(self.seeds), end - first, self.vocab)
+            self._held[:, : kept.shape[1]], self._first = kept, first
+        while self._drawn < end:
+            at, count = self._drawn - self._first, min(NOISE_BLOCK, self.positions - self._drawn)
             for row, seed in enumerate(self.seeds):
-                self._table[row, first : first + count] = torch.from_numpy(gumbel_rows(seed, first, count, self.vocab))
+                drawn = torch.from_numpy(gumbel_rows(seed, self._drawn, count, self.vocab))
+                self._held[row, at : at + count] = drawn
             self._drawn += count
 
 

@@ -259,7 +259,7 @@ LlamaGen text to image (arXiv 2406.06525), made into a Hawk model folder by `haw
 
     from hawk import HawkPipeline
     pipe = HawkPipeline.from_pretrained("path/to/this/folder")
-    pipe("a red fox in snow", method="scd").images[0].save("fox.png")
+    pipe("a red fox in snow").images[0].save("fox.png")
 
 The weights stay under the licence that their authors published them under.
 """

@@ -74,7 +74,7 @@ def hawk_generate(
     generation_config: Any,
     height: int,
     width: int,
-    method: str = "scd",
+    method: str = "hawk",
     drafter: str | Path | None = None,
     family: Literal["chameleon", "lumina"] | None = None,
     seed: int = 0,

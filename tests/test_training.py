@@ -216,7 +216,7 @@ def test_a_drafter_is_trained_into_a_model_folder_part_by_part(tmp_path: Path) -
         assert parts is not None
         assert parts.spatial is not None
         assert (parts.feature is not None) == ("feature" in kinds)
-        assert parts.fused.sources == (*HEAD_SOURCES, "spatial", "stale")
+        assert parts.fused.sources in (("stale",), (*HEAD_SOURCES, "spatial", "stale"))  # the faster of two
         assert parts.fused.measured_on
     assert json.loads((place / "report.json").read_text())["images"] == 64
     train("heads", sources=("horizontal", "stale"))

@@ -179,6 +179,15 @@ def test_a_truncated_file_is_refused(folder):
     refused(folder, "damaged or cut short")
 
 
+def test_an_empty_single_file_is_refused_beside_whole_shards(folder):
+    """transformers reads the single file first."""
+    whole = (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    places = dict.fromkeys(load_file(whole), whole.name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    (folder / "model.safetensors").write_bytes(b"")
+    refused(folder, "damaged or cut short")
+
+
 def test_a_missing_a_foreign_and_a_misshapen_weight_are_refused(folder):
     whole = load_file(folder / "model.safetensors")
     head = next(name for name in whole if "generation_head.vision_head.weight" in name)

@@ -68,10 +68,13 @@ def read_tokenizer(folder: Path) -> Any:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, by its index where there is one; `HawkError` where one is missing."""
+    """The safetensors files that transformers reads of a checkpoint: the single one, or else those of its index.
+
+    `HawkError` where one is missing.
+    """
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
     if not (folder / INDEX).is_file():
-        if (folder / SINGLE).is_file():
-            return [folder / SINGLE]
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
         if pickled:
             raise HawkError(f"{folder} holds pickled weights only ({pickled[0]}): convert them to safetensors first")

@@ -21,7 +21,7 @@ from hawk.drafters.spatial import SpatialConfig
 from hawk.errors import HawkError
 from hawk.files import write_bytes, write_json
 from hawk.grid import Grid
-from hawk.loading import DTYPES, laid_out, load_on, mixes
+from hawk.loading import DTYPES, laid_out, load_on
 from hawk.model import Condition, ImageTarget, Model
 from hawk.sampling import SamplingParams
 from hawk.training.drafter import copy_baselines, train_heads
@@ -79,8 +79,9 @@ class Trained:
     def drafting(self, parts: DraftParts) -> DraftParts:
         """Parts as they will run beside it."""
         copy = deepcopy(parts)
+        embedded = self.running.embed(torch.zeros(1, dtype=torch.long, device=self.place))
         for part in copy.modules:
-            part.to(self.place, torch.float32 if mixes(self.place, self.dtype) else DTYPES[self.dtype])
+            part.to(self.place, embedded.dtype)  # of the target's states
             part.eval().requires_grad_(False)
         if self.running is not self.bare.target:
             copy.pack(DTYPES[self.dtype])

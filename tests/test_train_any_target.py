@@ -270,7 +270,7 @@ def test_the_command_writes_a_drafter_that_generate_takes(targets: dict[str, Pat
     prompts.write_text("a cat\na red apple\n")
     (tmp_path / "own.yaml").write_text("heads: {steps: 3, batch_size: 4, horizontal: 1, vertical: 1}")
     train = ["train", "drafter", "--target", janus, "--out", tmp_path / "run"]
-    how = ["--recipe", tmp_path / "own.yaml", "--target-dtype", "float32", "--dtype", "float32", "--draw-batch", 16]
+    how = ["--recipe", tmp_path / "own.yaml", "--target-dtype", "bfloat16", "--dtype", "float32", "--draw-batch", 16]
     done = command(*train, "--prompts", prompts, *how, "--sources", "horizontal,stale", "--cfg-scale", 2)
     assert done.exit_code == 0, (done.output, done.exception)
     drafter = tmp_path / "run" / "drafter"

@@ -29,7 +29,7 @@ from hawk.sampling import SamplingParams
 from hawk.targets.families import Chameleon, Emu3, Family, Janus, Lumina
 from hawk.targets.pretrained import read_model, read_tokenizer
 from hawk.targets.transformers import TokenPrompt, TransformersTarget
-from hawk.targets.vqgan import VQGAN, VQGANConfig, own_key
+from hawk.targets.vqgan import VQGAN, VQGANConfig, decoding_weights
 
 VQGAN_FILES = ("vqgan.safetensors", "vqgan.ckpt", "tokenizer/vqgan.safetensors", "tokenizer/vqgan.ckpt")
 ARCHITECTURES = {
@@ -215,14 +215,11 @@ def read_vqgan(path: Path, config: Any) -> VQGAN:
         attention_levels=(),
         unit_codes=False,
     )
-    tensors = read_checkpoint(path)
+    weights = decoding_weights(read_checkpoint(path))
     with torch.device("meta"):
         decoder = VQGAN(shape)
-    named = {own_key(name, len(shape.multipliers)): tensor for name, tensor in tensors.items()}
     try:
-        decoder.load_state_dict(
-            {name: tensor.float() for name, tensor in named.items() if name is not None}, assign=True
-        )
+        decoder.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
     except RuntimeError as error:
         raise HawkError(f"{path} is no decoder of this checkpoint's shape ({one_line(error)})") from error
     return decoder.eval().requires_grad_(False)

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from hawk.checkpoint import FLOATS
 from hawk.drafters.heads import DraftHeads
 from hawk.drafters.parts import DraftParts, load_parts
 from hawk.drafters.pool import FusedSettings
@@ -43,7 +44,6 @@ MAX_TOKENS = 4096
 """Most tokens of an image."""
 TEXT_FILES = ("words.safetensors", "words.txt", "text.json")
 HEADS_FOLDER = Path("drafters") / "heads"
-_FLOATS = ("BF16", "F16", "F32", "F64")
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -264,9 +264,9 @@ def _checked_tensors(path: Path, wanted: dict[str, tuple[int, ...]]) -> list[tup
                     raise HawkError(
                         f"{path}: {name} has shape {tuple(entry.get_shape())}, config.json asks for {wanted[name]}"
                     )
-                if entry.get_dtype() not in _FLOATS:
+                if entry.get_dtype() not in FLOATS:
                     raise HawkError(
-                        f"{path}: {name} is {entry.get_dtype()}, weights must be one of {', '.join(_FLOATS)}"
+                        f"{path}: {name} is {entry.get_dtype()}, weights must be one of {', '.join(FLOATS)}"
                     )
             return [(name, file.get_tensor(name)) for name in names]
     except SafetensorError as error:

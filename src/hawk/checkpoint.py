@@ -18,6 +18,9 @@ from hawk.errors import HawkError, one_line
 
 WRAPPERS = ("model", "module", "state_dict")
 
+FLOATS = ("BF16", "F16", "F32", "F64")
+"""Dtypes that weights may have, as safetensors names them."""
+
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """The state dict in a .safetensors file or a PyTorch checkpoint, bare or as its "model", "module", "state_dict".

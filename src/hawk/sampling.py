@@ -114,9 +114,8 @@ class GumbelNoise:
 
     def window(self, row: int, start: int, count: int) -> Float[Tensor, "count vocab"]:
         """Noise of one image at the positions `start` .. `start + count - 1`."""
-        if count:
-            self._hold(min(start, self._frontier), start + count)
-        return self._held[row, start - self._first :][:count] if count else self._held[row, :0]
+        self._hold(min(start, self._frontier), start + count)
+        return self._held[row, start - self._first :][:count]
 
     def _hold(self, start: int, until: int) -> None:
         """Hold the positions `start` .. `until - 1`; those before them may be forgotten."""

@@ -46,6 +46,7 @@ class Method:
 
 
 JACOBI = ("stale",)
+"""The target's own early guesses: what Jacobi methods draft from, and `hawk` where nothing trained pays."""
 
 METHODS = {
     method.name: method
@@ -141,7 +142,8 @@ def lacking(method: Method, parts: DraftParts | None) -> str | None:
     """The kind of drafter that a method needs and a model has not; None where it can run."""
     if method.name == "ar" or method.window:
         return None
-    parts = parts or (UNTRAINED if method.name == "hawk" else None)
+    if method.name == "hawk":
+        parts = parts or UNTRAINED
     if parts is None:
         return "heads"
     trained = {"heads": parts.heads, "spatial": parts.spatial, "feature": parts.feature}

@@ -300,12 +300,14 @@ class FusedPool(Pool):
         builder = TreeBuilder.rooted(int(canvas.tokens[row, committed - 1]))
         window = min(max(settings.window, settings.refresh), self.max_nodes - 1, canvas.room(row))
         drafts = unbroken(self.drafts(memory, canvas, row, window))
-        fused = self.fuse(memory, drafts)
-        candidates = self.shortlist(memory, canvas, row, fused)
+        reach = max((draft.end for draft in drafts), default=0)
+        noise = memory.randomness.noise.window(row, committed, reach)
+        fused = self.fuse(memory, drafts, noise)
+        candidates = self.shortlist(canvas, row, fused, noise)
         node = 0
         for token in memory.ahead[row][:window]:
             node = builder.add(node, token, source=0)
-        depth = min(len(fused), settings.window)
+        depth = min(reach, settings.window)
         if builder.depths[node] < depth:
             below = partial(self.children, candidates)
             grow_best_first(builder, below, depth, settings.max_nodes, settings.node_cost, node)
@@ -331,10 +333,11 @@ class FusedPool(Pool):
         tokens, lead = candidates.ranked(offset, left, len(self.settings.rate[0]))
         return Children(tokens, self.settings.rates(lead))
 
-    def shortlist(self, memory: PoolMemory, canvas: Canvas, row: int, fused: Float[Tensor, "reach vocab"]) -> Shortlist:
+    def shortlist(
+        self, canvas: Canvas, row: int, fused: Float[Tensor, "reach vocab"], noise: Float[Tensor, "reach vocab"]
+    ) -> Shortlist:
         """The largest of log q + g at each offset, on the host: as many as may be a node's children."""
         start, vocab = canvas.committed[row], fused.shape[-1]
-        noise = memory.randomness.noise.window(row, start, len(fused))
         wanted = len(self.settings.rate[0]) if self.left is None else SHORTLISTED
         scores, tokens = (fused + noise).topk(min(wanted, vocab), dim=-1)
         columns = [(start + offset) % canvas.grid.width for offset in range(len(fused))]
@@ -342,18 +345,18 @@ class FusedPool(Pool):
             tokens=tokens.cpu().numpy(),
             scores=scores.cpu().numpy(),
             noise=noise.gather(-1, tokens).cpu().numpy(),
-            told=[self.left is not None and offset > 0 and column > 0 for offset, column in enumerate(columns)],
+            told=[offset > 0 and column > 0 for offset, column in enumerate(columns)],
             factor=self.left,
         )
 
-    def fuse(self, memory: PoolMemory, drafts: list[SourceDraft]) -> Float[Tensor, "reach vocab"]:
+    def fuse(
+        self, memory: PoolMemory, drafts: list[SourceDraft], like: Float[Tensor, "reach vocab"]
+    ) -> Float[Tensor, "reach vocab"]:
         """Weighted sum of log q over the sources present at each offset (only the order of log q + g counts)."""
         pattern = tuple((draft.source, draft.first, draft.end) for draft in drafts)
         if pattern not in memory.layouts:
             memory.layouts[pattern] = self.settings.layout(drafts)
-        if not drafts:
-            return memory.randomness.noise.window(0, 0, 0)
-        fused = drafts[0].log_q.new_zeros(max(draft.end for draft in drafts), drafts[0].log_q.shape[-1])
+        fused = torch.zeros_like(like)
         for draft, weights in zip(drafts, memory.layouts[pattern], strict=True):
             fused[draft.first : draft.end].addcmul_(draft.log_q.clamp_min(LEAST_LOG_Q), weights)
         return fused
@@ -377,7 +380,7 @@ def strongest_sources(drafts: list[SourceDraft], tokens: list[int], depths: list
     A node past what the sources cover is called the first one's.
     """
     if len(drafts) < 2:
-        return [draft.source for draft in drafts] * len(tokens) or [0] * len(tokens)
+        return [drafts[0].source if drafts else 0] * len(tokens)
     offsets, drafted = np.array(depths, np.intp) - 1, np.array(tokens, np.intp)
     said = np.full((len(drafts), len(tokens)), -np.inf)
     for row, draft in zip(said, drafts, strict=True):

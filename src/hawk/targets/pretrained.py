@@ -13,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
+from hawk.checkpoint import FLOATS
 from hawk.errors import HawkError, one_line
 from hawk.files import read_json
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-FLOATS = ("BF16", "F16", "F32", "F64")
 
 
 def read_model(

@@ -13,7 +13,7 @@ from hawk.drafters import feature as feature_files
 from hawk.drafters import heads as heads_files
 from hawk.drafters import left, spatial
 from hawk.drafters.heads import HeadsConfig
-from hawk.drafters.methods import source_named
+from hawk.drafters.methods import JACOBI, source_named
 from hawk.drafters.parts import DraftParts, load_parts
 from hawk.drafters.pool import FusedPool, FusedSettings
 from hawk.drafters.saved import files_of
@@ -193,18 +193,14 @@ def fitted_pool(trained: Trained, parts: DraftParts, plan: Plan, unseen: Prompts
         unfitted = FusedPool(named, target.draft_head, FusedSettings.unfitted(sources), left)
         return fit_pool(target, unfitted, unseen, plan.grid, plan.params, first=plan.images, images=together)
 
-    candidates = [plan.sources] if plan.sources else [EARLY_GUESSES, sources_of(parts)]
+    candidates = [plan.sources] if plan.sources else [JACOBI, sources_of(parts)]
     return min((fitted(sources) for sources in candidates), key=lambda pool: pool.seconds)
-
-
-EARLY_GUESSES = ("stale",)
-"""What a pool drafts from where nothing trained pays."""
 
 
 def sources_of(parts: DraftParts) -> tuple[str, ...]:
     """Sources of a pool of all that is trained, and the target's early guesses."""
     heads = head_sources(parts.heads.config) if parts.heads else ()
-    return (*heads, *(("spatial",) if parts.spatial else ()), *EARLY_GUESSES)
+    return (*heads, *(("spatial",) if parts.spatial else ()), *JACOBI)
 
 
 def head_sources(shape: HeadsConfig) -> tuple[str, ...]:

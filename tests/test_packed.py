@@ -8,11 +8,19 @@ from torch import nn
 
 from hawk import packed
 from hawk.evaluation.tiny import tiny_target
-from hawk.packed import FrozenLinear, can_pack, can_pack_bfloat16, pack_linears, packed_linear, worth_packing
+from hawk.packed import (
+    FrozenLinear,
+    can_pack,
+    can_pack_bfloat16,
+    has_onednn,
+    pack_linears,
+    packed_linear,
+    worth_packing,
+)
 
 F32, BF16 = torch.float32, torch.bfloat16
 DTYPES = [
-    pytest.param(F32, marks=pytest.mark.skipif(not can_pack(), reason="no packed float32 product here")),
+    pytest.param(F32, marks=pytest.mark.skipif(not (can_pack() or has_onednn()), reason="no packed product here")),
     pytest.param(BF16, marks=pytest.mark.skipif(not packed.has_matrix_units(), reason="no bfloat16 matrix units here")),
 ]
 
@@ -42,7 +50,7 @@ def test_without_a_packed_product_the_layer_computes_the_same(
     linear, x = nn.Linear(48, 16), torch.randn(5, 48)
     here = packed_linear(linear.weight, dtype, linear.bias)
     monkeypatch.setattr(packed, "can_pack", lambda: False)
-    monkeypatch.setattr(packed, "can_pack_bfloat16", lambda: False)
+    monkeypatch.setattr(packed, "has_onednn", lambda: False)
     plain = packed_linear(linear.weight, dtype, linear.bias)
     assert isinstance(plain, FrozenLinear)
     torch.testing.assert_close(plain(x), here(x), rtol=2e-2, atol=2e-2)
@@ -59,6 +67,7 @@ def test_packing_replaces_float32_layers_alone() -> None:
 
 
 def test_weights_too_large_for_a_second_copy_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "can_pack", lambda: True)
     monkeypatch.setattr(packed, "PACK_LIMIT", 100)
     layer = nn.Linear(8, 8)
     assert not worth_packing(layer, F32)
@@ -67,3 +76,15 @@ def test_weights_too_large_for_a_second_copy_stay_as_they_are(monkeypatch: pytes
 
 def test_what_this_machine_can_pack_is_known() -> None:
     assert can_pack_bfloat16() or not packed.has_matrix_units()
+
+
+@pytest.mark.parametrize("intel", [True, False])
+def test_float32_is_packed_by_the_library_that_is_fast_on_the_processor(
+    intel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not (torch.backends.mkl.is_available() and has_onednn()):
+        pytest.skip("this build of PyTorch has one of the two")
+    monkeypatch.setattr(packed, "made_by_intel", lambda: intel)
+    layer = packed_linear(torch.ones(4, 8), F32)
+    assert isinstance(layer, packed.MKLLinear if intel else packed.OneDNNLinear)
+    assert torch.equal(layer(torch.ones(2, 8)), torch.full((2, 4), 8.0))

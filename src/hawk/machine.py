@@ -19,13 +19,26 @@ def processor(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
 
 
-def cpu_model(path: Path = Path("/proc/cpuinfo")) -> str:
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+def cpu_model(path: Path = CPU_INFO) -> str:
     """The CPU's name where the system tells it."""
+    return cpu_fact("model name", path) or platform.processor() or platform.machine()
+
+
+def made_by_intel(path: Path = CPU_INFO) -> bool:
+    """Whether the CPU says that Intel made it."""
+    return "intel" in (cpu_fact("vendor_id", path) or platform.processor()).lower()
+
+
+def cpu_fact(name: str, path: Path) -> str | None:
+    """What Linux tells of the CPU under that name; None where it does not."""
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.lower().startswith("model name"):
+            if line.lower().startswith(name):
                 return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return None
 
 
 def synchronize(device: torch.device) -> None:

@@ -13,18 +13,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hawk.layers import RMSNorm, SwiGLU
+from hawk.machine import made_by_intel
 
 PACKED_FOR_ROWS = 64
 """Rows that the packing is laid out for; measured best, also for fewer rows and for a single one."""
 
 ROWS_AT_ONCE, WIDE = 32, 512
-"""oneDNN orders the sums of a product over more than `WIDE` inputs in another way for more rows than `ROWS_AT_ONCE`."""
+"""oneDNN orders the sums of a bfloat16 product over more than `WIDE` inputs otherwise above `ROWS_AT_ONCE` rows."""
 
 PACK_LIMIT = 1 << 30
 """Bytes of float32 weights up to which a second, packed copy of them is worth its memory."""
 
 
-class PackedLinear(nn.Module):
+class MKLLinear(nn.Module):
     """A frozen linear layer in float32, packed by MKL."""
 
     def __init__(self, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None = None) -> None:
@@ -38,18 +39,24 @@ class PackedLinear(nn.Module):
         return self.product(x.float(), self.packed, self.weight, self.bias, x.numel() // x.shape[-1])
 
 
-class PackedBFloat16Linear(nn.Module):
-    """A frozen linear layer in bfloat16 with sums in float32, packed by oneDNN; takes any float dtype."""
+class OneDNNLinear(nn.Module):
+    """A frozen linear layer with its product in float32, or in bfloat16 with sums in float32, packed by oneDNN.
 
-    def __init__(self, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None = None) -> None:
+    Takes any float dtype. Holds its weights once.
+    """
+
+    def __init__(
+        self, weight: Float[Tensor, "o i"], dtype: torch.dtype, bias: Float[Tensor, " o"] | None = None
+    ) -> None:
         super().__init__()
-        self.bias = None if bias is None else nn.Parameter(bias.detach().bfloat16(), requires_grad=False)
+        self.dtype = dtype
+        self.bias = None if bias is None else nn.Parameter(bias.detach().to(dtype), requires_grad=False)
         self.product = torch.ops.mkldnn._linear_pointwise.default
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().bfloat16(), PACKED_FOR_ROWS)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype), PACKED_FOR_ROWS)
 
     def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
-        x = x.bfloat16()
-        if x.shape[-1] <= WIDE or x.numel() <= ROWS_AT_ONCE * x.shape[-1]:
+        x = x.to(self.dtype)
+        if self.dtype == torch.float32 or x.shape[-1] <= WIDE or x.numel() <= ROWS_AT_ONCE * x.shape[-1]:
             return self.product(x, self.packed, self.bias, "none", [], "")
         parts = x.flatten(0, -2).split(ROWS_AT_ONCE)
         together = torch.cat([self.product(part, self.packed, self.bias, "none", [], "") for part in parts])
@@ -57,17 +64,21 @@ class PackedBFloat16Linear(nn.Module):
 
 
 def can_pack() -> bool:
-    """Whether this build of PyTorch carries MKL's packed product."""
-    return torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")
+    """Whether this build of PyTorch carries MKL's packed product, and the processor is one that MKL is made for.
+
+    On others oneDNN's is faster (measured on an AMD EPYC of 2019: 2 rows 3.7 against 5.6 ms, 32 rows 8.5 against 12).
+    """
+    return made_by_intel() and torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")
+
+
+def has_onednn() -> bool:
+    """Whether this build of PyTorch carries oneDNN's packed product."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def can_pack_bfloat16() -> bool:
     """Whether this build and processor carry oneDNN's packed bfloat16 product."""
-    return (
-        torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    return has_onednn() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def has_matrix_units() -> bool:
@@ -82,8 +93,8 @@ def fast_dtype() -> torch.dtype:
 
 
 def worth_packing(module: nn.Module, dtype: torch.dtype) -> bool:
-    """Whether to pack a module: float32 is held twice then, which large models cannot afford; bfloat16 is not."""
-    return dtype == torch.bfloat16 or sum(p.nbytes for p in module.parameters()) <= PACK_LIMIT
+    """Whether to pack a module: MKL holds float32 twice then, which large models cannot afford."""
+    return dtype == torch.bfloat16 or not can_pack() or sum(p.nbytes for p in module.parameters()) <= PACK_LIMIT
 
 
 class FrozenLinear(nn.Module):
@@ -102,10 +113,10 @@ def packed_linear(
     weight: Float[Tensor, "o i"], dtype: torch.dtype, bias: Float[Tensor, " o"] | None = None
 ) -> nn.Module:
     """A frozen linear layer on the CPU with its product in `dtype`, packed where this machine can."""
-    if dtype == torch.bfloat16 and can_pack_bfloat16():
-        return PackedBFloat16Linear(weight, bias)
     if dtype == torch.float32 and can_pack():
-        return PackedLinear(weight, bias)
+        return MKLLinear(weight, bias)
+    if (dtype == torch.float32 and has_onednn()) or (dtype == torch.bfloat16 and can_pack_bfloat16()):
+        return OneDNNLinear(weight, dtype, bias)
     return FrozenLinear(weight, bias, dtype)
 
 

@@ -20,7 +20,6 @@ from hawk.benchmark import (
     run_benchmark,
     summarise,
 )
-from hawk.decode import Stats
 from hawk.drafters.feature import FeatureConfig, FeatureDrafter
 from hawk.drafters.heads import DraftHeads, HeadsConfig
 from hawk.drafters.methods import METHODS
@@ -30,6 +29,7 @@ from hawk.drafters.spatial import SpatialConfig, SpatialDrafter
 from hawk.machine import cpu_model
 from hawk.prompts import BENCH_PROMPTS
 from hawk.report import bench_table
+from hawk.stats import Stats
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hawk.cache import KVCache, visibility
+from hawk.cache import FixedCache, KVCache, visibility
 
 LAYERS, KV_HEADS, DIM = 2, 2, 3
 
@@ -85,14 +85,17 @@ def test_keep_takes_a_path_and_forgets_the_other_branches():
     assert committed(cache) == [[0, 10, 12, 13, 40, 41], [1, 20, 51], [2, 60, 61]]
 
 
-def test_truncate_shortens_and_never_lengthens():
+@pytest.mark.parametrize("of", [lambda cache: cache, FixedCache.of])
+def test_rewinding_says_where_the_rows_end(of):
     cache = cache_of(2, 8)
     append(cache, [[1, 2, 3], [4, 5, 6]])
     cache.keep([[0, 1, 2], [0, 1]])
-    cache.truncate([1, 5])
-    assert committed(cache) == [[1], [4, 5]]
-    with pytest.raises(ValueError, match="shorter"):
-        cache.truncate([1])
+    cache = of(cache)
+    cache.rewind([1, 2])
+    append(cache, [[7], [8]])
+    cache.advance(torch.tensor([1, 0]))
+    assert cache.committed().tolist() == [2, 2]
+    assert cache.keys[0, :, 0, :3, 0].tolist() == [[1, 7, 3], [4, 5, 8]]
 
 
 @pytest.mark.parametrize("kept", [[[0, 1], [0, 1]], [[0], [0, 1]]])
@@ -123,9 +126,8 @@ def test_any_run_of_steps_equals_lists(data):
         for row, path in enumerate(paths):
             model[row] += [labels[row][i] for i in path]
         if data.draw(st.booleans()):
-            lengths = [data.draw(st.integers(0, 12)) for _ in range(rows)]
-            cache.truncate(lengths)
-            model = [row[:length] for row, length in zip(model, lengths, strict=True)]
+            model = [row[: data.draw(st.integers(0, 12))] for row in model]
+            cache.rewind([len(row) for row in model])
         assert committed(cache) == model
         assert cache.lengths == [len(row) for row in model]
 
@@ -134,7 +136,7 @@ def test_a_node_sees_its_rows_committed_entries_its_ancestors_and_itself():
     chain = torch.ones(3, 3, dtype=torch.bool).tril()
     siblings = torch.eye(3, dtype=torch.bool)
     siblings[:, 0] = True  # nodes 1 and 2 are both children of node 0
-    mask = visibility([4, 2], torch.tensor([1, 0]), torch.stack((chain, siblings)), end=7)
+    mask = visibility(torch.tensor([4, 2]), torch.tensor([1, 0]), torch.stack((chain, siblings)), end=7)
     assert mask.shape == (2, 1, 3, 7)
     seen = (mask[:, 0] == 0).int().tolist()
     assert seen[0] == [
@@ -158,7 +160,7 @@ def test_visibility_follows_its_definition(rows, n, data):
     below = st.lists(st.booleans(), min_size=n * n, max_size=n * n)
     ancestors = torch.tensor([data.draw(below) for _ in rows]).view(len(rows), n, n)
     end = max(lengths) + n
-    mask = visibility(lengths, torch.tensor(padding), ancestors, end)
+    mask = visibility(torch.tensor(lengths), torch.tensor(padding), ancestors, end)
     for row, (length, pad) in enumerate(zip(lengths, padding, strict=True)):
         for node in range(n):
             for slot in range(end):

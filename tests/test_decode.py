@@ -5,7 +5,7 @@ import torch
 
 from hawk import decode
 from hawk.canvas import RECOVERED
-from hawk.decode import Drafter, NoDrafter, Target, generate
+from hawk.decode import Drafter, NoDrafter, generate
 from hawk.drafters.methods import METHODS
 from hawk.errors import HawkError
 from hawk.evaluation.losslessness import (
@@ -19,12 +19,14 @@ from hawk.evaluation.losslessness import (
     teacher_forced,
 )
 from hawk.evaluation.tiny import RandomDrafter, tiny_drafters, tiny_prompt, tiny_target
+from hawk.forward import Target
 from hawk.grid import Grid
-from hawk.sampling import GumbelNoise, SamplingParams
+from hawk.noise import GumbelNoise
+from hawk.sampling import SamplingParams
 from hawk.targets.llamagen import CaptionPrompt
-from hawk.tree import TreeBuilder, batch_trees
+from hawk.tree import TreeBuilder, Window, batch_trees
 
-DRAFTERS = ("random", "random-q", *(name for name in METHODS if name != "ar"))
+DRAFTERS = ("ar", "hawk, untrained", "random", "random-q", *(name for name in METHODS if name != "ar"))
 SEEDS = [1, 2, 3]
 
 
@@ -58,7 +60,7 @@ def rows_of(prompt, rows):
 def test_the_parts_are_what_the_decoder_asks_for(target, drafters):
     assert isinstance(target, Target)
     assert set(drafters) == set(DRAFTERS)
-    assert all(isinstance(drafter, Drafter) for drafter in (*drafters.values(), NoDrafter()))
+    assert all(isinstance(drafter, Drafter | Window) for drafter in (*drafters.values(), NoDrafter()))
 
 
 def test_plain_ar_is_its_definition(target, prompt, plain):
@@ -73,7 +75,7 @@ def test_same_seed_same_tokens(name, target, prompt, plain, drafters):
         assert check.passed, check
 
 
-@pytest.mark.parametrize("name", ["random", "scd", "hawk"])
+@pytest.mark.parametrize("name", ["random", "hawk"])
 def test_committing_only_aligned_nodes_gives_the_same_tokens(name, target, prompt, plain, drafters, monkeypatch):
     """What half precision does; here in float64, where every difference would be a mistake."""
     verified = decode.coupled_at
@@ -88,7 +90,7 @@ def test_committing_only_aligned_nodes_gives_the_same_tokens(name, target, promp
     for params, generation in zip(EXACT_SETTINGS, plain, strict=True):
         check = check_seed_exact(name, target, prompt, target.grid, drafters[name], params, SEEDS, generation)
         assert check.passed, check
-    assert any(ahead) == (name != "scd")  # a chain stands where plain AR has its keys
+    assert any(ahead)
 
 
 @pytest.mark.parametrize("grid", [Grid(1, 9), Grid(9, 1), Grid(3, 5)])
@@ -101,6 +103,7 @@ def test_other_grids_than_the_targets_own(grid, target, prompt, drafters):
 def test_speculation_pays(target, prompt, plain, drafters):
     """Equal tokens would prove nothing if no draft were ever kept."""
     helpless = (
+        "ar",
         "random",
         "random-q",
         "sjd",
@@ -109,7 +112,7 @@ def test_speculation_pays(target, prompt, plain, drafters):
     )  # on a target that is all noise: a draft is seldom kept
     for name in DRAFTERS:
         generation = generate(target, prompt, target.grid, EXACT_SETTINGS[0], drafters[name], SEEDS)
-        assert generation.stats.accepted_by_source, name
+        assert generation.stats.accepted_by_source or name == "ar", name
         assert name in helpless or generation.stats.nfe < plain[0].stats.nfe, name
 
 

@@ -19,6 +19,7 @@ from hawk.drafters.methods import METHODS, build_drafter, method_named
 from hawk.drafters.parts import DraftParts
 from hawk.drafters.pool import (
     HEAD_SOURCES,
+    REFRESH,
     CartesianPool,
     Children,
     FusedPool,
@@ -33,8 +34,9 @@ from hawk.errors import HawkError
 from hawk.evaluation.losslessness import chi_square
 from hawk.evaluation.tiny import tiny_drafters, tiny_prompt, tiny_target
 from hawk.grid import Grid
-from hawk.sampling import Randomness, SamplingParams, gumbel_argmax, log_probs
-from hawk.tree import TreeBuilder, batch_trees
+from hawk.noise import Randomness
+from hawk.sampling import SamplingParams, gumbel_argmax, log_probs
+from hawk.tree import TreeBuilder, Window, batch_trees
 from hawk.verify import Scored, Verdict, sample
 
 F64 = torch.float64
@@ -523,7 +525,7 @@ def test_methods_are_built_from_what_they_say():
         "eagle": None,
         "lantern": None,
         "sjd": ("stale",),
-        "scd": ("stale",),
+        "scd": None,
         "scd-maximal": None,
         "sjd-pac": None,
         "hawk": ("horizontal", "vertical-1", "vertical-2"),
@@ -547,8 +549,19 @@ def test_a_method_without_its_parts_is_refused():
         build_drafter(METHODS["eagle"], wants_spatial, target)
     with pytest.raises(HawkError, match="no draft heads"):
         build_drafter(METHODS["medusa"], wants_spatial, target)
-    assert build_drafter(METHODS["scd"], None, target).source_names == ("stale",)
-    assert build_drafter(METHODS["hawk"], None, target).source_names == ("stale",)
+
+
+def test_where_the_targets_early_guesses_are_all_there_is_a_window_drafts():
+    target = tiny_target(0)
+
+    def built(name, **limits):
+        return build_drafter(METHODS[name], None, target, TreeLimits(**limits))
+
+    assert built("scd") == Window(16, above=False)
+    assert built("scd", window=5) == built("scd", num_draft_tokens=5) == Window(5, above=False)
+    assert built("hawk") == Window(REFRESH)
+    assert built("hawk", window=40) == Window(40)
+    assert built("hawk", num_draft_tokens=9, window=40) == Window(9)
 
 
 def test_heads_are_saved_loaded_and_refused_for_another_target(tmp_path):

@@ -32,17 +32,20 @@ LEAVES = frozenset(
         "cache",
         "packed",
         "machine",
+        "noise",
         "sampling",
         "tree",
     }
 )
-DECODER = LEAVES | {"verify", "relaxed", "decode"}
+DECODER = LEAVES | {"verify", "relaxed", "forward", "stats", "window", "decode"}
 MODELS = frozenset({"targets", "drafters"})
 PICTURES = frozenset({"contact_sheet", "png"})  # drawn and written for people; know nothing of decoding
 FACES = frozenset(  # a model on disk, and in a person's hands
     {"adapter", "bundle", "cost", "loaded", "loading", "model", "model_config", "pipeline"}
 )
-MIDDLE = frozenset({"training", "evaluation", "benchmark", "scaling", "compare", "prompts", "report", "convert"})
+MIDDLE = frozenset(
+    {"training", "evaluation", "benchmark", "scaling", "steps", "compare", "prompts", "report", "convert"}
+)
 TOP = frozenset({"server", "cluster", "cli", "cli_shared", "cli_measure", "cli_train", "cli_convert", "__main__"})
 
 # part of the house (a module or a package right under hawk) -> the other parts it may import
@@ -50,7 +53,10 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     **dict.fromkeys(LEAVES, LEAVES),
     "verify": LEAVES,
     "relaxed": LEAVES | {"verify"},
-    "decode": LEAVES | {"verify", "relaxed"},
+    "forward": LEAVES,
+    "stats": LEAVES | {"verify"},
+    "window": LEAVES | {"forward", "stats"},
+    "decode": LEAVES | {"verify", "relaxed", "forward", "stats", "window"},
     "targets": LEAVES,
     "drafters": LEAVES | {"verify"},  # `observe` is told the verdicts
     **dict.fromkeys(PICTURES, LEAVES),

@@ -11,8 +11,8 @@ import textwrap
 import pytest
 import torch
 
-from hawk import cache, decode, tree, verify
-from hawk.decode import generate
+from hawk import cache, decode, tree, verify, window
+from hawk.decode import NoDrafter, generate
 from hawk.drafters import feature, jacobi, pool
 from hawk.drafters.jacobi import JacobiTree
 from hawk.evaluation.losslessness import Check, check_all, check_law, check_tree_law, law_cases
@@ -38,6 +38,23 @@ def seed_exact():
     target = tiny_target(0, grid=Grid(3, 4), dim=16)
     drafters = {"random": (tiny_drafters(target)["random"][0], "coupled")}
     return check_all(target, tiny_prompt(target, 3), target.grid, drafters, [SamplingParams(cfg_scale=2.0)], [1, 2, 3])
+
+
+def windows():
+    """Window decoding, stepped by a host that reads along and by one that is late; drafts kept at every depth, noise of several blocks."""
+    target = tiny_target(0, grid=Grid(3, 12), dim=16)
+    prompt, params, seeds = tiny_prompt(target, 3), SamplingParams(temperature=0.2, cfg_scale=2.0), [1, 2, 3]
+    plain = generate(target, prompt, target.grid, params, NoDrafter(), seeds).tokens
+    checks = []
+    for chain in (tree.Window(3), tree.Window(3, above=False)):
+        hosted = generate(target, prompt, target.grid, params, chain, seeds).tokens
+        with torch.inference_mode():
+            prefilled = target.prefill(prompt, params.guided, target.grid.size + chain.max_nodes)
+            fixed = window.on_device(window.begin(target, prefilled, target.grid, params, chain, seeds))
+            window.replay(fixed, lambda state=fixed: window.advance(target, state, 3), None)
+        for name, drawn in (("hosted", hosted), ("replayed", fixed.tokens[:, : target.grid.size])):
+            checks.append(Check(name, "hawk", "coupled", "", "", torch.equal(drawn, plain)))
+    return checks
 
 
 def joint():
@@ -83,7 +100,7 @@ def half_precision():
     return [Check("kept nodes", "random", "coupled", "bfloat16", f"{len(kept)} paths", straight)]
 
 
-@pytest.mark.parametrize("proof", [seed_exact, joint, stale_joint, law, tree_law, half_precision])
+@pytest.mark.parametrize("proof", [seed_exact, windows, joint, stale_joint, law, tree_law, half_precision])
 def test_proofs_are_green_as_long_as_nothing_is_broken(proof):
     assert [check for check in proof() if not check.passed] == []
 
@@ -186,12 +203,40 @@ MUTANTS = {
         "paths + [[0] if path else [] for path in paths]",
         (seed_exact,),
     ),
+    # the window
+    "a window's noise of the node's own position": (
+        window,
+        "advance",
+        "at(positions + 1)",
+        "at(positions)",
+        (windows,),
+    ),
+    "keeps right drafts behind a wrong one": (window, "advance", ".cumprod(1)", "", (windows,)),
+    "keeps one draft too many": (window, "advance", "kept + 1, grid", "kept + 2, grid", (windows,)),
+    "leaves a wrong draft where it is": (
+        window,
+        "advance",
+        "scatter_(1, positions + 1, chosen)",
+        "scatter_(1, positions + 1, torch.cat((drafted[:, 1:], chosen[:, -1:]), 1))",
+        (windows,),
+    ),
+    "a fixed cache writes one slot late": (
+        cache.FixedCache,
+        "append",
+        "torch.arange(k.shape[2], device=k.device)",
+        "torch.arange(1, k.shape[2] + 1, device=k.device)",
+        (windows,),
+    ),
+    "a fixed cache commits all": (cache.FixedCache, "advance", "self.ends += counts", "self.ends += 4", (windows,)),
+    "a host reads along but commits all": (cache.KVCache, "advance", "range(count)", "range(4)", (windows,)),
+    "a late host lets noise go": (window, "replay", "hold(state, known, LAG)", "hold(state, [0, 0, 0])", (windows,)),
+    "nodes see what comes after them": (window, "begin", ".tril()", "", (windows,)),
     # what a node sees, and where it stands
     "nodes see their siblings": (
         decode,
         "step",
-        "_both(ancestors, params)",
-        "_both(torch.ones_like(ancestors).tril(), params)",
+        "both(ancestors, params)",
+        "both(torch.ones_like(ancestors).tril(), params)",
         (seed_exact,),
     ),
     "positions by node, not by depth": (

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from hawk.errors import HawkError
 from hawk.evaluation.losslessness import chi_square
-from hawk.sampling import GumbelNoise, Randomness, SamplingParams, guide, gumbel_argmax, gumbel_rows, log_probs
+from hawk.noise import GumbelNoise, Randomness, counters, gumbel_rows, uniform_rows
+from hawk.sampling import SamplingParams, guide, gumbel_argmax, log_probs
 
 F64 = torch.float64
 FLAT = 1e-4  # smallest p-value that a right sampler may show; the seeds are fixed
@@ -202,6 +203,22 @@ def test_the_uniforms_of_an_image_follow_from_its_seed_alone():
     assert torch.equal(torch.rand(5, generator=first), torch.rand(5, generator=second))
 
 
+@pytest.mark.parametrize("seed", [0, 7, 2**62, 2**63 - 1])
+@pytest.mark.parametrize(("first", "count", "vocab"), [(0, 3, 12), (5, 16, 2048), (100_000, 2, 7)])
+def test_an_accelerator_draws_the_very_numbers_that_numpy_draws(seed: int, first: int, count: int, vocab: int) -> None:
+    blocks = counters(vocab)
+    numpy = np.random.Generator(np.random.Philox(key=seed, counter=first * blocks)).random((count, 4 * blocks))
+    ours = uniform_rows(seed, first, count, vocab, torch.device("cpu"))
+    np.testing.assert_array_equal(ours.numpy(), numpy[:, :vocab])
+
+
+def test_the_same_memory_serves_other_seeds():
+    noise, positions = noise_of([3, 4]), torch.arange(6).repeat(2, 1)
+    noise.rows(positions)
+    noise.restart([8, 9])
+    assert torch.equal(noise.rows(positions), noise_of([8, 9]).rows(positions))
+
+
 def test_noise_is_the_same_in_any_order_though_little_of_it_is_held():
     seeds, positions, vocab = [3, 9], 700, 5
     whole = torch.stack([torch.from_numpy(gumbel_rows(seed, 0, positions, vocab)) for seed in seeds])
@@ -216,4 +233,4 @@ def test_noise_is_the_same_in_any_order_though_little_of_it_is_held():
     for start in range(0, positions - 32, 7):
         frontier.window(1, start + 5, 32)
         frontier.rows(torch.arange(start, start + 32).expand(2, 32))
-    assert frontier._held.shape[1] <= 200, "what lies behind the frontier is forgotten"
+    assert frontier.ring <= 200, "what lies behind the frontier is forgotten"

@@ -139,7 +139,7 @@ def test_a_drafter_for_any_target_survives_kills_and_is_lossless(
 def test_the_teacher_says_what_plain_ar_samples_from(targets: dict[str, Path], name: str) -> None:
     """Its log p plus the noise of an image selects the image's tokens, whatever the head and the chunk."""
     from hawk.decode import NoDrafter, generate
-    from hawk.sampling import GumbelNoise
+    from hawk.noise import GumbelNoise
 
     model = Trained.load(targets[name], torch.device("cpu"), "float32").bare
     plan = plan_for(model, name)

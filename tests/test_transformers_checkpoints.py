@@ -27,7 +27,7 @@ from hawk import HawkError, HawkPipeline
 from hawk.adapter import family_of, read_beside
 from hawk.cli import app
 from hawk.drafters.heads import DraftHeads, HeadsConfig
-from hawk.sampling import HELD
+from hawk.noise import HELD
 from hawk.targets.families import Lumina
 from hawk.targets.transformers import TransformersTarget
 from hawk.targets.vqgan import VQGAN, VQGANConfig

@@ -15,13 +15,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hawk import __version__
-from hawk.decode import Stats
 from hawk.drafters.methods import METHODS, lacking, method_named
 from hawk.drafters.parts import DraftParts
 from hawk.errors import HawkError
 from hawk.machine import processor, synchronize
 from hawk.pipeline import HawkPipeline, PipelineOutput
 from hawk.prompts import BENCH_PROMPTS
+from hawk.stats import Stats
 
 DEPTHS = 3
 OnProgress = Callable[[int, int, str], None]
@@ -82,7 +82,7 @@ def bench_methods(suite: str, methods: str | None, parts: DraftParts | None) -> 
     The latter by name, with the kind of drafter that is missing. Raises `HawkError` for an unknown suite or method.
     """
     if suite not in SUITES:
-        raise HawkError(f"unknown suite {suite!r}: choose one of {', '.join(SUITES)}")
+        raise HawkError(f"unknown suite {suite!r}: choose one of {', '.join(SUITES)}, scaling, steps")
     if methods is not None:
         return [method_named(name.strip()).name for name in methods.split(",") if name.strip()], {}
     missing = {name: lacking(METHODS[name], parts) for name in SUITES[suite]}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from hawk.layers import additive_mask
 
 KEY_BLOCK = 64
 """Attention reads keys in whole blocks of so many."""
@@ -67,6 +69,18 @@ class KVCache:
         end = self.reach(n)
         return keys[:, :, :end], values[:, :, :end]
 
+    def committed(self) -> Int[Tensor, " rows"]:
+        """Committed entries of each row, on the device."""
+        return torch.tensor(self.lengths, device=self.keys.device)
+
+    def mask(self, padding: Int[Tensor, " rows"], ancestors: Bool[Tensor, "rows n n"]) -> Float[Tensor, "rows 1 n end"]:
+        """What each of `n` new entries sees of those that `append` will return (`visibility`)."""
+        return visibility(self.committed(), padding, ancestors, self.reach(ancestors.shape[1]))
+
+    def advance(self, counts: Int[Tensor, " rows"]) -> None:
+        """Commit the first `counts[row]` nodes of the forward; drop the others."""
+        self.keep([list(range(count)) for count in counts.tolist()])
+
     def stage(self, entries: list[list[list[int]]]) -> None:
         """Say which appended entries belong to which node, until the next `keep`: `entries[row][node]`, in order."""
         self.staged = entries
@@ -85,9 +99,9 @@ class KVCache:
                 self.values[:, row, :, length:end] = self.values[:, row].index_select(2, source)
             self.lengths[row] = length + len(path)
 
-    def truncate(self, lengths: list[int]) -> None:
-        """Forget everything past the given length of each row."""
-        self.lengths = [min(old, new) for old, new in zip(self.lengths, lengths, strict=True)]
+    def rewind(self, lengths: list[int]) -> None:
+        """Say how many entries each row holds; what lies behind them is forgotten."""
+        self.lengths = list(lengths)
 
 
 def whole_blocks(entries: int) -> int:
@@ -104,20 +118,66 @@ class Prefilled:
     hidden: Float[Tensor, "rows d"]
 
 
+@dataclass
+class FixedCache(KVCache):
+    """The same for forwards that a GPU replays: only the device knows where a row ends, and every forward reads it all.
+
+    `ends` are the committed lengths; `lengths` are what they were at first.
+    """
+
+    ends: Int[Tensor, " rows"] = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+
+    @classmethod
+    def of(cls, cache: KVCache) -> FixedCache:
+        """A copy of a cache in memory of its own."""
+        return cls(cache.keys.clone(), cache.values.clone(), list(cache.lengths), None, cache.committed())
+
+    def load(self, cache: KVCache) -> None:
+        """Take over what another cache of the same shape holds."""
+        self.keys.copy_(cache.keys)
+        self.values.copy_(cache.values)
+        self.lengths = list(cache.lengths)
+        self.ends.copy_(cache.committed())
+
+    def append(
+        self, layer: int, k: Float[Tensor, "rows kv_heads n d"], v: Float[Tensor, "rows kv_heads n d"]
+    ) -> tuple[Tensor, Tensor]:
+        """Write `n` new entries behind each row's end; return all keys and values, whatever they hold."""
+        rows = torch.arange(len(k), device=k.device)[:, None]
+        slots = self.ends[:, None] + torch.arange(k.shape[2], device=k.device)
+        self.keys[layer].transpose(1, 2)[rows, slots] = k.transpose(1, 2)
+        self.values[layer].transpose(1, 2)[rows, slots] = v.transpose(1, 2)
+        return self.keys[layer], self.values[layer]
+
+    def rewind(self, lengths: list[int]) -> None:
+        """Say how many entries each row holds; what lies behind them is forgotten."""
+        self.ends.copy_(torch.tensor(lengths))
+
+    def committed(self) -> Int[Tensor, " rows"]:
+        """Committed entries of each row, on the device."""
+        return self.ends
+
+    def reach(self, n: int) -> int:
+        """Every forward reads all of a row."""
+        return self.capacity
+
+    def advance(self, counts: Int[Tensor, " rows"]) -> None:
+        """Commit the first `counts[row]` nodes of the forward; drop the others."""
+        self.ends += counts
+
+
 def visibility(
-    lengths: list[int], padding: Int[Tensor, " rows"], ancestors: Tensor, end: int
+    lengths: Int[Tensor, " rows"], padding: Int[Tensor, " rows"], ancestors: Bool[Tensor, "rows n n"], end: int
 ) -> Float[Tensor, "rows 1 n end"]:
     """Additive mask of a forward: a node sees its row's committed entries, its ancestors and itself, no padding.
 
-    `padding[row]` entries at the row's start are left padding. `ancestors` is bool `[rows, n, n]`, `[r, i, j]` true
-    where node j is node i or lies above it. `end` is how many entries are read (`KVCache.reach`).
+    `padding[row]` entries at the row's start are left padding. `ancestors[r, i, j]` is true where node j is node i or
+    lies above it. `end` is how many entries are read (`KVCache.reach`).
     """
-    rows, n, _ = ancestors.shape
+    n = ancestors.shape[1]
     slots = torch.arange(end, device=padding.device)
-    mask = torch.full((rows, n, end), -torch.inf, device=padding.device)
-    length = torch.tensor(lengths, device=padding.device)
-    committed = (slots >= padding[:, None]) & (slots < length[:, None])
-    mask.masked_fill_(committed[:, None], 0.0)
-    for row, start in enumerate(lengths):
-        mask[row, :, start : start + n].masked_fill_(ancestors[row], 0.0)
-    return mask.unsqueeze(1)
+    node = slots - lengths[:, None]  # which of the new entries a slot holds
+    old = (slots >= padding[:, None]) & (node < 0)
+    new = ((node >= 0) & (node < n))[:, None]
+    seen = ancestors.gather(2, node.clamp(0, n - 1)[:, None].expand(-1, n, -1))
+    return additive_mask(old[:, None] | (new & seen))

@@ -100,7 +100,7 @@ def bench(
     ] = None,
     suite: Annotated[
         str,
-        typer.Option("--suite", help="paper (its methods and hawk), peers (all), or scaling (how cost grows)."),
+        typer.Option("--suite", help="paper (its methods and hawk), peers (all), scaling (how cost grows), steps."),
     ] = "paper",
     prompts: Annotated[str, typer.Option("--prompts", help="How many of the built-in, or a file, one a line.")] = "4",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Images of each prompt, seeds 0, 1, ...")] = 1,
@@ -116,6 +116,7 @@ def bench(
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = None,
+    compiled: Annotated[bool, typer.Option("--compiled", help="On a GPU: compile the decoder's step first.")] = False,
     plots: Annotated[Path | None, typer.Option("--plots", help="Folder for the plots of the scaling suite.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json-out", help="Write the JSON document here too.")] = None,
 ) -> None:
@@ -130,11 +131,14 @@ def bench(
     if plots is not None and suite != "scaling":
         raise HawkError(f"--plots is for the suite scaling, not {suite}: use --json-out")
     if suite == "scaling":
-        _scaling(load_pipeline(model, device, dtype, drafter, threads), plots, json_out)
+        _scaling(load_pipeline(model, device, dtype, drafter, threads, compiled), plots, json_out)
+        return
+    if suite == "steps":
+        _steps(load_pipeline(model, device, dtype, drafter, threads, compiled), json_out)
         return
     bench_methods(suite, methods, None)  # a bad name fails before a model is loaded
     chosen = bench_prompts(prompts)
-    pipe = load_pipeline(model, device, dtype, drafter, threads)
+    pipe = load_pipeline(model, device, dtype, drafter, threads, compiled)
     names, left_out = bench_methods(suite, methods, pipe.model.drafting)
     for name, kind in left_out.items():
         print(f"left out: {name}, for want of `hawk train drafter --kind {kind}`", file=sys.stderr)
@@ -175,6 +179,21 @@ def _scaling(pipe: HawkPipeline, plots: Path | None, json_out: Path | None) -> N
     if plots is not None:
         for path in draw_plots(result, plots):
             print(f"wrote {path}")
+    document = result.to_json()
+    if json_out is not None:
+        write_json(json_out, document)
+    print(json.dumps(document))
+
+
+def _steps(pipe: HawkPipeline, json_out: Path | None) -> None:
+    from hawk.files import write_json
+    from hawk.report import steps_table
+    from hawk.steps import run_steps
+
+    with image_bar() as bar:
+        task = bar.add_task("measuring", total=None)
+        result = run_steps(pipe, on_progress=lambda what: bar.update(task, advance=1, description=what, refresh=True))
+    Console(width=None if sys.stdout.isatty() else WIDE).print(steps_table(result))
     document = result.to_json()
     if json_out is not None:
         write_json(json_out, document)

@@ -41,7 +41,9 @@ Window = Annotated[int | None, typer.Option("--window", min=1, help="Positions a
 AsJson = Annotated[bool, typer.Option("--json", help="End standard output with one line of JSON.")]
 
 
-def load_pipeline(model: str, device: str, dtype: str, drafter: str | None, threads: int | None) -> HawkPipeline:
+def load_pipeline(
+    model: str, device: str, dtype: str, drafter: str | None, threads: int | None, compiled: bool = False
+) -> HawkPipeline:
     """The pipeline that a command's options name."""
     import torch
 
@@ -49,7 +51,7 @@ def load_pipeline(model: str, device: str, dtype: str, drafter: str | None, thre
 
     if threads is not None:
         torch.set_num_threads(threads)
-    return HawkPipeline.from_pretrained(model, device, dtype, drafter)
+    return HawkPipeline.from_pretrained(model, device, dtype, drafter, compiled)
 
 
 def token_bar() -> Progress:

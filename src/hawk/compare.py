@@ -27,6 +27,7 @@ SOURCE_COLOURS = {
     "vertical-2": (86, 180, 233),
     "spatial": (0, 158, 115),
     "stale": (204, 121, 167),
+    "above": (0, 114, 178),
 }
 OTHER_COLOURS = ((213, 94, 0), (120, 94, 160), (240, 228, 66))
 SOURCE_MEANINGS = {
@@ -35,6 +36,7 @@ SOURCE_MEANINGS = {
     "vertical-2": "drafted from two rows above (vertical-2)",
     "spatial": "drafted from the cells around it (spatial)",
     "stale": "the model's own earlier guess (stale)",
+    "above": "the cell above, where the model had said nothing (above)",
 }
 
 

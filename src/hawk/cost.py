@@ -50,7 +50,7 @@ def forward_seconds(target: ImageTarget, widths: tuple[int, ...], repeats: int) 
     grid, device = target.grid, target.device
     middle = grid.size // 2
     prefilled = target.prefill(target.blank_prompt(), guided=True, capacity=middle + max(widths))
-    prefilled.cache.lengths = [length + middle for length in prefilled.cache.lengths]
+    prefilled.cache.rewind([length + middle for length in prefilled.cache.lengths])
     seconds: dict[int, list[float]] = {nodes: [] for nodes in widths}
     for turn in range(repeats + 1):
         for nodes, runs in seconds.items():

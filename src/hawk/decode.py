@@ -1,53 +1,32 @@
 """The decoder: propose -> tree -> target forward -> guide, filter -> verify -> keep -> observe.
 
 The same step serves every target, drafter and verifier; plain AR is the step with a drafter that proposes nothing.
+Drafts that are a `Window` have a step of their own (`hawk.window`), which does the same with less.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from hawk.cache import KVCache, Prefilled
+from hawk.cache import KVCache
 from hawk.canvas import RECOVERED, Canvas
 from hawk.errors import HawkError
+from hawk.forward import Target, both, guided_logits, guided_state, wide
 from hawk.grid import Grid
+from hawk.noise import Randomness
 from hawk.relaxed import LOSSY, Relaxation, relaxed
-from hawk.sampling import Randomness, SamplingParams, guide, log_probs
-from hawk.tree import DraftTree, TreeBuilder, batch_trees
+from hawk.sampling import SamplingParams, log_probs
+from hawk.stats import Generation, OnStep, Stats
+from hawk.tree import DraftTree, TreeBuilder, Window, batch_trees
 from hawk.verify import LOSSLESS, Scored, Verdict, Verifier, coupled, residual, traversal
-
-
-@runtime_checkable
-class Target(Protocol):
-    """The large AR model. Rows are [cond] or, under guidance, [cond; uncond], each `batch` long.
-
-    `linear_head` says that `head` is linear in the hidden state, so that guiding the state guides the logits.
-    """
-
-    vocab_size: int
-    hidden_size: int
-    linear_head: bool
-
-    def prefill(self, prompt: Any, guided: bool, capacity: int) -> Prefilled: ...
-
-    def forward_nodes(
-        self,
-        tokens: Int[Tensor, "rows n"],
-        positions: Int[Tensor, "rows n"],
-        ancestors: Bool[Tensor, "rows n n"],
-        padding: Int[Tensor, " rows"],
-        cache: KVCache,
-        grid: Grid,
-    ) -> Float[Tensor, "rows n d"]: ...
-
-    def head(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b vocab"]: ...
+from hawk.window import Sessions, draw
 
 
 @runtime_checkable
@@ -88,48 +67,6 @@ class NoDrafter:
 
 
 @dataclass
-class Stats:
-    """Counts of one batch. `verified` and `accepted` are per depth (1 first) and per source."""
-
-    images: int = 0
-    nfe: int = 0
-    committed: int = 0
-    nodes: int = 0
-    verified_by_depth: list[int] = field(default_factory=list)
-    accepted_by_depth: list[int] = field(default_factory=list)
-    accepted_by_source: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def accept_length(self) -> float:
-        """Tokens committed per target forward and image, the recovered or bonus token included."""
-        return self.committed / (self.nfe * self.images) if self.nfe else 0.0
-
-    @property
-    def acceptance_rate(self) -> list[float]:
-        """accepted / verified at each depth: of the steps that verified a draft there, how many kept one."""
-        pairs = zip(self.accepted_by_depth, self.verified_by_depth, strict=True)
-        return [kept / tried if tried else 0.0 for kept, tried in pairs]
-
-    def record(self, tree: DraftTree, depths: list[list[int]], verdicts: list[Verdict], live: list[bool]) -> None:
-        """Add one step; `depths` are those of the valid nodes of each image's tree."""
-        self.nfe += 1
-        for row, verdict in enumerate(verdicts):
-            if not live[row]:
-                continue
-            deepest, kept = max(depths[row]), len(verdict.path) - 1
-            self.nodes += len(depths[row])
-            missing = [0] * (deepest - len(self.verified_by_depth))
-            self.verified_by_depth += missing
-            self.accepted_by_depth += missing
-            for depth in range(deepest):
-                self.verified_by_depth[depth] += 1
-                self.accepted_by_depth[depth] += depth < kept
-            for node in verdict.path[1:]:
-                name = tree.source_names[int(tree.sources[row, node])]
-                self.accepted_by_source[name] = self.accepted_by_source.get(name, 0) + 1
-
-
-@dataclass
 class DecodeState:
     """Everything that a step reads and changes."""
 
@@ -142,38 +79,28 @@ class DecodeState:
     stats: Stats
 
 
-@dataclass(frozen=True)
-class Generation:
-    """Finished tokens `[batch, grid.size]`, the origin of each (`Canvas.origins`), and the counts."""
-
-    tokens: Int[Tensor, "b n"]
-    origins: Int[Tensor, "b n"]
-    source_names: tuple[str, ...]
-    stats: Stats
-
-
-OnStep = Callable[[Canvas, Stats], None]
-"""Called after each step with what is drawn so far."""
-
-
 def generate(
     target: Target,
     prompt: Any,
     grid: Grid,
     params: SamplingParams,
-    drafter: Drafter,
+    drafter: Drafter | Window,
     seeds: list[int],
     verifier: str = "coupled",
     on_step: OnStep | None = None,
     relaxation: Relaxation | None = None,
+    sessions: Sessions | None = None,
 ) -> Generation:
     """Draw one image for each seed (`prompt` holds as many rows).
 
-    `relaxation` is for the verifier "relaxed", the only one that is lossy, and for no other. Raises `HawkError` for an
-    unknown verifier or one that the drafter's drafts cannot be verified by.
+    `relaxation` is for the verifier "relaxed", the only one that is lossy, and for no other. `sessions` keeps what was
+    captured on a GPU from one call to the next. Raises `HawkError` for an unknown verifier or one that the drafter's
+    drafts cannot be verified by.
     """
     check_verifier(verifier, drafter, relaxation)
     with torch.inference_mode():
+        if isinstance(drafter, Window):
+            return draw(target, prompt, grid, params, drafter, seeds, on_step, sessions)
         state = begin(target, prompt, grid, params, drafter, seeds, verifier, relaxation)
         names: tuple[str, ...] = ()
         while not state.canvas.done:
@@ -184,7 +111,7 @@ def generate(
     return Generation(canvas.tokens.clone(), canvas.origins.clone(), names, state.stats)
 
 
-def check_verifier(verifier: str, drafter: Drafter, relaxation: Relaxation | None) -> None:
+def check_verifier(verifier: str, drafter: Drafter | Window, relaxation: Relaxation | None) -> None:
     """Raise `HawkError` unless these drafts can be verified so. Relaxed verification needs what `residual` needs."""
     if verifier not in (*LOSSLESS, *LOSSY):
         raise HawkError(f"unknown verifier {verifier!r}: choose one of {', '.join(LOSSLESS)}, or (lossy) relaxed")
@@ -231,9 +158,9 @@ def step(state: DecodeState, target: Target, drafter: Drafter) -> tuple[str, ...
     depths = ancestors.sum(-1) - 1
     positions = torch.tensor(canvas.roots(), device=depths.device)[:, None].clamp(min=0) + depths
     hidden = target.forward_nodes(
-        _both(tree.tokens, params),
-        _both(positions.clamp(max=canvas.grid.size - 1), params),
-        _both(ancestors, params),
+        both(tree.tokens, params),
+        both(positions.clamp(max=canvas.grid.size - 1), params),
+        both(ancestors, params),
         state.padding,
         state.cache,
         canvas.grid,
@@ -271,21 +198,6 @@ def commit(state: DecodeState, drafter: Drafter, scored: Scored, depths: list[li
     state.stats.record(tree, depths, verdicts, live)
     state.stats.committed += sum(canvas.committed) - before
     drafter.observe(state.memory, canvas, scored)
-
-
-def guided_state(hidden: Float[Tensor, "rows *n d"], params: SamplingParams, batch: int) -> Float[Tensor, "b *n d"]:
-    """One state per image from its [cond; uncond] rows."""
-    return guide(hidden[:batch], hidden[batch:], params.cfg_scale) if params.guided else hidden
-
-
-def guided_logits(
-    target: Target, hidden: Float[Tensor, "rows n d"], guided: Float[Tensor, "b n d"], params: SamplingParams
-) -> Float[Tensor, "b n vocab"]:
-    """Guided logits of [cond; uncond] rows; a linear head is applied once, to their guided state."""
-    if target.linear_head or not params.guided:
-        return target.head(guided)
-    logits = target.head(hidden)
-    return guide(logits[: len(guided)], logits[len(guided) :], params.cfg_scale)
 
 
 def root_tree(canvas: Canvas) -> DraftTree:
@@ -331,13 +243,3 @@ def drawn_at(
 ) -> list[Verdict]:
     """A verifier of drawn drafts with each image's own uniforms."""
     return verify(tree, scores, randomness.generators)
-
-
-def wide(tensor: Tensor) -> torch.dtype:
-    """The dtype of probabilities and noise: float64 for a float64 model, else float32."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
-def _both(tensor: Tensor, params: SamplingParams) -> Tensor:
-    """The same nodes for the conditional and the unconditional rows."""
-    return torch.cat((tensor, tensor)) if params.guided else tensor

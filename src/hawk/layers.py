@@ -50,8 +50,11 @@ def rotary_angles(
 def rotate(x: Float[Tensor, "b n heads d"], angles: Float[Tensor, "#b n half 2"]) -> Float[Tensor, "b n heads d"]:
     """Turn each adjacent pair of channels by its angle; zero (cos, sin) erases the vector (LlamaGen's prefix)."""
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    turns = torch.view_as_complex(angles.to(wide.dtype)).unsqueeze(-2)
-    turned = torch.view_as_complex(wide.view(*wide.shape[:-1], -1, 2)) * turns  # as complex numbers: one pass
+    pairs, angles = wide.unflatten(-1, (-1, 2)), angles.to(wide.dtype).unsqueeze(-3)
+    if torch.compiler.is_compiling():  # the compiler fuses real numbers into its neighbours, complex ones not
+        (x1, x2), (cos, sin) = pairs.unbind(-1), angles.unbind(-1)
+        return torch.stack((x1 * cos - x2 * sin, x1 * sin + x2 * cos), dim=-1).flatten(-2).to(x.dtype)
+    turned = torch.view_as_complex(pairs) * torch.view_as_complex(angles)  # as complex numbers: one pass
     return torch.view_as_real(turned).flatten(-2).to(x.dtype)
 
 

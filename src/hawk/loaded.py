@@ -12,13 +12,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from hawk.decode import NoDrafter, generate
+from hawk.decode import generate
 from hawk.drafters.methods import build_drafter, method_named
 from hawk.errors import HawkError
 from hawk.grid import Grid
 from hawk.loading import drafter_folder
 from hawk.pipeline import HawkPipeline
 from hawk.sampling import SamplingParams
+from hawk.tree import Window
 
 MASKED_ATTENTION = ("sdpa", "eager")
 """Attention implementations of transformers that take any mask."""
@@ -111,7 +112,7 @@ def hawk_generate(
     target = loaded.target if loaded else TransformersTarget(drawn_by)
     guidance = guidance_of(logits_processor, input_ids)
     params = params_of(generation_config, guidance.scale)
-    drafting = NoDrafter() if method == "ar" else build_drafter(chosen, loaded.drafting if loaded else None, target)
+    drafting = Window(0) if method == "ar" else build_drafter(chosen, loaded.drafting if loaded else None, target)
     prompts = without_padding(input_ids, model_kwargs.get("attention_mask"))
     prompt, seeds = TokenPrompt(prompts, guidance.negatives, grid), [seed + i for i in range(len(prompts))]
     drawn = generate(target, prompt, grid, params, drafting, seeds, chosen.verifier)

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hawk.decode import Target
 from hawk.drafters.methods import DraftedTarget
 from hawk.drafters.parts import DraftParts
+from hawk.forward import Target
 from hawk.grid import Grid
 from hawk.sampling import SamplingParams
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hawk.canvas import Canvas
 from hawk.cost import settings_for
-from hawk.decode import Drafter, Generation, NoDrafter, Stats, generate
+from hawk.decode import Drafter, NoDrafter, generate
 from hawk.drafters.methods import Method, build_drafter, method_named
 from hawk.drafters.parts import DraftParts
 from hawk.drafters.pool import TreeLimits
@@ -29,7 +29,10 @@ from hawk.loading import device_named, drafter_folder, dtype_named, is_checkpoin
 from hawk.model import Condition, Model
 from hawk.relaxed import LOSSY, Relaxation
 from hawk.sampling import SamplingParams
+from hawk.stats import Generation, Stats
+from hawk.tree import Window
 from hawk.verify import LOSSLESS
+from hawk.window import Sessions
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 MAX_SEED = 2**63 - 1
@@ -82,6 +85,7 @@ class HawkPipeline:
     model: Model
     device: torch.device
     dtype: str
+    compiled: bool = False
 
     @classmethod
     def from_pretrained(
@@ -90,6 +94,7 @@ class HawkPipeline:
         device: str = "auto",
         dtype: str = "auto",
         drafter: str | Path | None = None,
+        compiled: bool = False,
     ) -> HawkPipeline:
         """Load a model: "bundled", a folder, or a hub id `owner/name`.
 
@@ -99,17 +104,21 @@ class HawkPipeline:
                 matrix products; everything between them is float32. "auto" is bfloat16 on a CPU with matrix units
                 (AMX), and float32 elsewhere.
             drafter: a drafter's folder or hub id, to use in place of the model's own.
+            compiled: on a GPU, compile the decoder's step before it is recorded: the first image of a size takes a
+                minute or so longer, the others less.
 
         Raises:
             HawkError: no such model, a damaged one, or a device that is not there.
         """
         place = device_named(device)
+        if compiled and place.type != "cuda":
+            raise HawkError(f"compiled is for GPUs, and this is {place.type}: leave it out")
         dtype_named(dtype, place)  # a wrong name is said before anything is fetched
         drafted = None if drafter is None else drafter_folder(drafter)
         folder = model_folder(model)
         dtype = dtype_named(dtype, place, large=is_checkpoint(folder))
         loaded = load_on(folder, place, dtype, drafted)
-        return cls(loaded, place, dtype)
+        return cls(loaded, place, dtype, compiled)
 
     @property
     def defaults(self) -> SamplingParams:
@@ -121,6 +130,11 @@ class HawkPipeline:
         """The drafter with the node cost of this machine, measured (where it must be) when `hawk` is first called."""
         parts = self.model.drafting
         return parts and replace(parts, fused=settings_for(parts.fused, self.model.target))
+
+    @cached_property
+    def sessions(self) -> Sessions:
+        """What a GPU has recorded of the decoder's steps, to be replayed for further images."""
+        return Sessions(self.compiled)
 
     @cached_property
     def relaxation(self) -> Relaxation:
@@ -202,7 +216,17 @@ class HawkPipeline:
             rows = slice(start, start + batch_size)
             started = time.perf_counter()
             on_step = self._on_step(callback_on_step_end, start * grid.size)
-            asked = conditions.rows(rows), grid, params, drafter, seeds[rows], verifier, on_step, relaxation
+            asked = (
+                conditions.rows(rows),
+                grid,
+                params,
+                drafter,
+                seeds[rows],
+                verifier,
+                on_step,
+                relaxation,
+                self.sessions,
+            )
             drawn.append(generate(self.model.target, *asked))
             codes = drawn[-1].tokens.unflatten(1, (grid.height, grid.width))
             pixels.append(self.model.pixels(codes).cpu())
@@ -241,10 +265,10 @@ class HawkPipeline:
             raise HawkError(f"num_images_per_prompt must be 1 or more, not {copies}")
         return ([text for text in prompts for _ in range(copies)], [text for text in negatives for _ in range(copies)])
 
-    def _drafter(self, method: Method, limits: TreeLimits, verifier: str) -> Drafter:
+    def _drafter(self, method: Method, limits: TreeLimits, verifier: str) -> Drafter | Window:
         """The drafter of a method for a verifier; `HawkError` where what it needs is not trained."""
         if method.name == "ar":
-            return NoDrafter()
+            return Window(0) if verifier == "coupled" else NoDrafter()
         parts = self.priced if method.name == "hawk" else self.model.drafting
         return build_drafter(method, parts, self.model.target, limits, verifier)
 

@@ -19,6 +19,7 @@ from hawk.pipeline import HawkPipeline, PipelineOutput, tokens_sha256
 if TYPE_CHECKING:
     from hawk.evaluation.losslessness import Check
     from hawk.scaling import ScalingResult
+    from hawk.steps import StepsResult
 
 
 def image_settings(pipe: HawkPipeline, output: PipelineOutput) -> dict[str, Any]:
@@ -126,6 +127,28 @@ def scaling_table(result: ScalingResult) -> Table:
         table.add_column(head, justify="right" if head in ("at", "ms") else "left")
     for cost in result.costs:
         table.add_row(cost.axis, cost.series, f"{cost.at:g}", f"{1000 * cost.seconds:.1f}", f"a {cost.unit}")
+    return table
+
+
+def steps_table(result: StepsResult) -> Table:
+    """What the steps suite measured."""
+    caption = "; ".join(
+        [
+            f"floor: the weights read once at {result.bandwidth / 1e9:.0f} GB/s",
+            f"{result.identical} of {result.images} images as by plain AR",
+            f"{result.identical_in_shape} of {min(2, result.images)} as by plain AR at the window's shape",
+            *(f"left out: {what}" for what in result.left_out),
+        ]
+    )
+    table = Table(title="what a step takes", title_justify="left", caption=caption, caption_justify="left", box=None)
+    columns = ("target", "grid", "nodes", "step ms", "noise ms", "forward ms", "step/forward", "drafting", "floor ms")
+    for head in (*columns, "tokens a step"):
+        table.add_column(head, justify="left" if head == "target" else "right")
+    for cost in result.costs:
+        times = [f"{1000 * t:.2f}" for t in (cost.step, cost.noise, cost.forward)]
+        grid, known = "x".join(map(str, cost.grid)), f"{cost.committed:.2f}" if cost.committed else "-"
+        shares = (f"{cost.over_forward:.2f}", f"{cost.drafting:.1%}", f"{1000 * cost.floor:.2f}", known)
+        table.add_row(cost.target, grid, str(cost.nodes), *times, *shares)
     return table
 
 

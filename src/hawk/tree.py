@@ -1,4 +1,4 @@
-"""DraftTree: proposed tokens and their parents, for a batch of images."""
+"""DraftTree: proposed tokens and their parents, for a batch of images; Window: the tree that keeps its shape."""
 
 from __future__ import annotations
 
@@ -65,6 +65,26 @@ class DraftTree:
                 reach[row, node] = reach[row, parents[row, node]]
                 reach[row, node, node] = True
         return torch.from_numpy(reach).to(self.parents.device)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A chain of `reach` drafts past the frontier, refreshed at every step by what the target says of it (0: plain AR).
+
+    A draft is the token that the target would have drawn there a step ago, with the same noise. Where it has said
+    nothing yet, the draft repeats the cell `above`, or (not `above`: SCD, arXiv 2510.24211) follows the noise alone.
+    Not `keeps`: nothing is accepted, as in plain AR, at the window's cost: what a GPU's rounding is measured against.
+    """
+
+    reach: int
+    above: bool = True
+    keeps: bool = True
+    lossless_with: tuple[str, ...] = ("coupled",)
+
+    @property
+    def max_nodes(self) -> int:
+        """Nodes of the chain, root included."""
+        return self.reach + 1
 
 
 def first_branch(parents: list[int], node: int) -> list[int]:

@@ -18,7 +18,8 @@ from hawk.canvas import Canvas
 from hawk.drafters.saved import load_part, save_part
 from hawk.drafters.source import Embeddings, OutputHead
 from hawk.layers import RMSNorm, SwiGLU, additive_mask, attend, rotary_angles, rotated_heads, swiglu_width
-from hawk.sampling import Randomness, SamplingParams, log_probs
+from hawk.noise import Randomness
+from hawk.sampling import SamplingParams, log_probs
 from hawk.tree import DraftTree, TreeBuilder, batch_trees
 from hawk.verify import Scored
 

@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hawk.canvas import Canvas
-from hawk.sampling import Randomness, SamplingParams
+from hawk.noise import Randomness
+from hawk.sampling import SamplingParams
 from hawk.tree import DraftTree, TreeBuilder, batch_trees
 from hawk.verify import Scored, residual_distribution, sample, uniform
 

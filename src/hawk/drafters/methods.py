@@ -12,11 +12,12 @@ from hawk.drafters.feature import FeatureTree, nodes_of
 from hawk.drafters.heads import HorizontalSource, VerticalSource
 from hawk.drafters.jacobi import JacobiTree
 from hawk.drafters.parts import DraftParts
-from hawk.drafters.pool import HEAD_SOURCES, CartesianPool, FusedPool, FusedSettings, TreeLimits, pattern_key
+from hawk.drafters.pool import HEAD_SOURCES, CartesianPool, FusedPool, FusedSettings, TreeLimits, fused_drafter
 from hawk.drafters.source import Source
 from hawk.drafters.spatial import SpatialSource
 from hawk.drafters.stale import StaleSource
 from hawk.errors import HawkError
+from hawk.tree import Window
 from hawk.verify import LOSSLESS
 
 
@@ -106,7 +107,7 @@ def build_drafter(
     target: DraftedTarget,
     limits: TreeLimits | None = None,
     verifier: str | None = None,
-) -> CartesianPool | FusedPool | FeatureTree | JacobiTree:
+) -> CartesianPool | FusedPool | FeatureTree | JacobiTree | Window:
     """The drafter of any method but `ar`; `HawkError` where a part is missing that it needs.
 
     `verifier` (None: the method's own) is what its drafts must carry enough for, where the drafter has a choice.
@@ -117,14 +118,14 @@ def build_drafter(
         return tree.within(limits.num_draft_tokens)
     if method.window:
         window = limits.window or limits.num_draft_tokens or method.window
-        jacobi: list[Source] = [StaleSource(target.vocab_size, window)]
         if method.verifier == "coupled":
-            return FusedPool(jacobi, target.draft_head, chain_of_one_source(method.sources, window))
+            return Window(window, above=False)
+        jacobi: list[Source] = [StaleSource(target.vocab_size, window)]
         return CartesianPool(jacobi, target.draft_head, depth=window, max_nodes=window + 1, own_draws=own_draws)
     if method.name == "hawk":
         parts = parts or UNTRAINED
         sources = [source_named(name, parts, target) for name in parts.fused.sources]
-        return FusedPool(sources, target.draft_head, parts.fused.limited(limits), parts.left)
+        return fused_drafter(sources, target.draft_head, parts.fused.limited(limits), parts.left)
     if parts is None:
         raise HawkError(
             f"method {method.name!r} needs a trained drafter, which this model has not: train one with `hawk train "
@@ -159,12 +160,6 @@ def draws_within(limits: TreeLimits, draws: tuple[int, ...] = FeatureTree.draws)
     while most is not None and nodes_of(draws) - 1 > most:
         draws = draws[:-1] if len(draws) > 1 else (most,)
     return draws
-
-
-def chain_of_one_source(sources: tuple[str, ...], window: int) -> FusedSettings:
-    """Settings of a pool that drafts argmax(log q + g) at each of `window` positions, whatever its chance."""
-    weights: dict[str, tuple[tuple[float, ...], ...]] = {pattern_key([0]): ((1.0,),)}
-    return FusedSettings(weights, (), ((1.0,),), sources, max_nodes=window + 1, window=window, node_cost=0.0)
 
 
 def source_named(name: str, parts: DraftParts, target: DraftedTarget) -> Source:

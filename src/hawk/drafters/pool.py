@@ -27,8 +27,9 @@ from hawk.drafters.left import LeftFactor, Shortlist
 from hawk.drafters.source import OutputHead, Source
 from hawk.errors import HawkError
 from hawk.files import write_json
-from hawk.sampling import Randomness, SamplingParams, log_probs
-from hawk.tree import DraftTree, TreeBuilder, batch_trees, first_branch
+from hawk.noise import Randomness
+from hawk.sampling import SamplingParams, log_probs
+from hawk.tree import DraftTree, TreeBuilder, Window, batch_trees, first_branch
 from hawk.verify import Scored
 
 LEAST_LOG_Q = -30.0
@@ -360,6 +361,18 @@ class FusedPool(Pool):
         for draft, weights in zip(drafts, memory.layouts[pattern], strict=True):
             fused[draft.first : draft.end].addcmul_(draft.log_q.clamp_min(LEAST_LOG_Q), weights)
         return fused
+
+
+def fused_drafter(
+    sources: list[Source], head: OutputHead, settings: FusedSettings, left: LeftFactor | None = None
+) -> FusedPool | Window:
+    """The pool of these sources; where the target's early guesses are all there is, the window that drafts the same.
+
+    (A tree beside the window gains less than the same nodes spent on a wider one: benchmarks/README.md.)
+    """
+    if settings.refresh and tuple(source.name for source in sources) == ("stale",):
+        return Window(settings.refresh)
+    return FusedPool(sources, head, settings, left)
 
 
 def unbroken(drafts: list[SourceDraft]) -> list[SourceDraft]:

@@ -18,15 +18,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hawk.decode import Drafter, Generation, NoDrafter, Target, generate, guided_logits, guided_state
+from hawk.decode import Drafter, NoDrafter, generate
 from hawk.errors import HawkError
 from hawk.evaluation.law import DrawLaw, exact_law, excess
 from hawk.evaluation.tiny import tiny_drafters, tiny_prompt, tiny_target
 from hawk.evaluation.tree_law import Continuation, TreeLaw, exact_traversal, joint_of, tree_cases
+from hawk.forward import Target, guided_logits, guided_state
 from hawk.grid import Grid
+from hawk.noise import gumbel_rows
 from hawk.relaxed import Relaxation, relaxed
-from hawk.sampling import SamplingParams, gumbel_argmax, gumbel_rows, log_probs
+from hawk.sampling import SamplingParams, gumbel_argmax, log_probs
+from hawk.stats import Generation
 from hawk.targets.llamagen import LlamaGen
+from hawk.tree import Window
 
 MOST_SEQUENCES = 20_000
 """Largest number of images (token sequences) whose probabilities are enumerated."""
@@ -94,7 +98,7 @@ def prove(target: LlamaGen | None = None) -> list[Check]:
     ]
 
 
-def drawn_for(verifier: str, target: LlamaGen) -> dict[str, tuple[Drafter, str]]:
+def drawn_for(verifier: str, target: LlamaGen) -> dict[str, tuple[Drafter | Window, str]]:
     """The drafters of methods that draw their drafts, made for this verifier, where it can verify them."""
     drafters = tiny_drafters(target, verifier=verifier)
     return {
@@ -108,7 +112,7 @@ def check_all(
     target: Target,
     prompt: Any,
     grid: Grid,
-    drafters: dict[str, tuple[Drafter, str]],
+    drafters: dict[str, tuple[Drafter | Window, str]],
     params_list: Sequence[SamplingParams],
     seeds: list[int],
     rounds: int = 6,
@@ -154,7 +158,7 @@ def check_seed_exact(
     target: Target,
     prompt: Any,
     grid: Grid,
-    drafter: Drafter,
+    drafter: Drafter | Window,
     params: SamplingParams,
     seeds: list[int],
     plain: Generation,
@@ -178,7 +182,7 @@ def check_joint(
     target: Target,
     prompt: Any,
     grid: Grid,
-    drafter: Drafter,
+    drafter: Drafter | Window,
     params: SamplingParams,
     seeds: list[int],
     rounds: int,

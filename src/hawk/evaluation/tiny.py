@@ -18,9 +18,10 @@ from hawk.drafters.pool import FusedSettings
 from hawk.drafters.spatial import SpatialConfig, SpatialDrafter
 from hawk.grid import Grid
 from hawk.model import ImageTarget
-from hawk.sampling import Randomness, SamplingParams
+from hawk.noise import Randomness
+from hawk.sampling import SamplingParams
 from hawk.targets.llamagen import CaptionPrompt, LlamaGen, LlamaGenConfig
-from hawk.tree import DraftTree, TreeBuilder, batch_trees
+from hawk.tree import DraftTree, TreeBuilder, Window, batch_trees
 from hawk.verify import LOSSLESS, Scored
 
 
@@ -108,7 +109,9 @@ class RandomDrafter:
         return builder, qs
 
 
-def tiny_drafters(target: ImageTarget, seed: int = 0, verifier: str | None = None) -> dict[str, tuple[Drafter, str]]:
+def tiny_drafters(
+    target: ImageTarget, seed: int = 0, verifier: str | None = None
+) -> dict[str, tuple[Drafter | Window, str]]:
     """Every drafter by name with the verifier of its method; made for `verifier` where it has a choice.
 
     The heads are random and strong: each source's q is far from p and from the others', so that confusing them shows.
@@ -128,7 +131,9 @@ def tiny_drafters(target: ImageTarget, seed: int = 0, verifier: str | None = Non
     parts = DraftParts(FusedSettings.unfitted(sources), heads.eval(), spatial.eval(), left, feature.eval())
     for module in parts.modules:
         module.requires_grad_(False)
-    drafters: dict[str, tuple[Drafter, str]] = {
+    drafters: dict[str, tuple[Drafter | Window, str]] = {
+        "ar": (Window(0), "coupled"),
+        "hawk, untrained": (Window(5), "coupled"),
         "random": (RandomDrafter(vocab), "coupled"),
         "random-q": (RandomDrafter(vocab, carries_q=True), "residual"),
     }

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from hawk.cache import KVCache, Prefilled, visibility, whole_blocks
+from hawk.cache import KVCache, Prefilled, whole_blocks
 from hawk.errors import HawkError
 from hawk.grid import Grid
 from hawk.layers import RMSNorm, SwiGLU, additive_mask, attend, rotary_angles, rotated_heads
@@ -161,6 +161,7 @@ class LlamaGen(nn.Module):
     """The transformer, and the decoder's `Target` adapter: `prefill`, `forward_nodes`, `head`."""
 
     linear_head = True
+    fixed_shapes = True
 
     def __init__(self, config: LlamaGenConfig, dropout: float = 0.0) -> None:
         super().__init__()
@@ -316,7 +317,7 @@ class LlamaGen(nn.Module):
     def _run(
         self, x: Tensor, angles: Tensor, padding: Tensor, ancestors: Tensor, cache: KVCache
     ) -> Float[Tensor, "rows n dim"]:
-        mask = visibility(cache.lengths, padding, ancestors, cache.reach(x.shape[1])).to(self.dtype)
+        mask = cache.mask(padding, ancestors).to(self.dtype)
         for i, block in enumerate(self.layers):
             x = block(x, angles, mask, cache, i)
         return self.norm(x)

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import Cache
 
-from hawk.cache import KVCache, Prefilled, visibility, whole_blocks
+from hawk.cache import KVCache, Prefilled, whole_blocks
 from hawk.grid import Grid
 from hawk.structure import lay_out
 from hawk.targets.families import Family
@@ -76,6 +76,11 @@ class TransformersTarget:
         return self.family.text_embeddings.weight.device
 
     @property
+    def fixed_shapes(self) -> bool:
+        """Structure tokens make a forward as long as the rows that end in it."""
+        return not self.family.structure.end_of_row
+
+    @property
     def parameter_count(self) -> int:
         """Of what draws tokens: backbone, image embeddings and image head."""
         modules = nn.ModuleList(self.family.drawing_modules)
@@ -119,13 +124,15 @@ class TransformersTarget:
         The first node of a row is its root: it stands right behind the committed entries.
         """
         structure = self.family.structure
+        if not structure.end_of_row:
+            places = cache.committed()[:, None] - padding[:, None] + positions - positions[:, :1]
+            return self._run(self.embed(tokens), places.clamp(min=0), padding, ancestors, cache)
         layout = lay_out(structure, positions, ancestors, grid)
         embedded = self.embed(tokens).gather(1, _wide(layout.owner.clamp(min=0), self.hidden_size))
-        if structure.end_of_row:
-            cache.stage(layout.entries())
-            ends = torch.tensor(structure.end_of_row, device=tokens.device)[(layout.offset - 1).clamp(min=0)]
-            embedded = torch.where((layout.offset > 0)[..., None], self.family.text_embeddings(ends), embedded)
-        committed = torch.tensor(cache.lengths, device=tokens.device) - padding
+        cache.stage(layout.entries())
+        ends = torch.tensor(structure.end_of_row, device=tokens.device)[(layout.offset - 1).clamp(min=0)]
+        embedded = torch.where((layout.offset > 0)[..., None], self.family.text_embeddings(ends), embedded)
+        committed = cache.committed() - padding
         places = committed[:, None] + layout.before - structure.before(positions[:, :1], grid)
         hidden = self._run(embedded, places.clamp(min=0), padding, layout.ancestors, cache)
         return hidden.gather(1, _wide(layout.last, self.hidden_size))
@@ -157,10 +164,9 @@ class TransformersTarget:
         cache: KVCache,
     ) -> Float[Tensor, "rows m dim"]:
         """The backbone over new entries at their places in the sequence, padding not counted."""
-        end = cache.reach(embedded.shape[1])
         return self.family.backbone(
             inputs_embeds=embedded,
-            attention_mask=visibility(cache.lengths, padding, ancestors, end).to(embedded.dtype),
+            attention_mask=cache.mask(padding, ancestors).to(embedded.dtype),
             position_ids=places,
             past_key_values=TreeCache(cache),
             use_cache=True,

@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from hawk.decode import NoDrafter, Target, generate
+from hawk.decode import NoDrafter, generate
 from hawk.errors import HawkError
 from hawk.files import save_tensors
+from hawk.forward import Target
 from hawk.grid import Grid
 from hawk.model import ImageTarget
 from hawk.sampling import SamplingParams

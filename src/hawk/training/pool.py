@@ -20,13 +20,23 @@ from tqdm import tqdm
 
 from hawk.canvas import Canvas
 from hawk.cost import forward_seconds, widest_of_the_fast
-from hawk.decode import Stats, generate
+from hawk.decode import generate
 from hawk.drafters.left import LeftFactor
-from hawk.drafters.pool import LEAST_LOG_Q, FusedPool, FusedSettings, PoolMemory, SourceDraft, pattern_key
+from hawk.drafters.pool import (
+    LEAST_LOG_Q,
+    FusedPool,
+    FusedSettings,
+    PoolMemory,
+    SourceDraft,
+    fused_drafter,
+    pattern_key,
+)
 from hawk.grid import Grid
 from hawk.machine import machine_name
 from hawk.model import ImageTarget
-from hawk.sampling import GumbelNoise, Randomness, SamplingParams
+from hawk.noise import GumbelNoise, Randomness
+from hawk.sampling import SamplingParams
+from hawk.stats import Stats
 from hawk.training.teacher import Prompts, forced_hidden, teacher_log_p
 from hawk.tree import DraftTree
 from hawk.verify import Scored
@@ -350,7 +360,8 @@ def measure_cost(
     seconds: dict[int, list[float]] = {reach: [] for reach in reaches}
     for i, seed in enumerate(tqdm(seeds, desc="windows", unit="image")):
         for reach in reaches:
-            drafter = FusedPool(pool.sources, pool.head, replace(settings, max_nodes=1, refresh=reach), pool.left)
+            chain = replace(settings, max_nodes=1, refresh=reach)
+            drafter = fused_drafter(pool.sources, pool.head, chain, pool.left)
             started = time.perf_counter()
             stats = generate(target, prompt.rows(slice(i, i + 1)), grid, params, drafter, [seed]).stats
             seconds[reach].append(time.perf_counter() - started)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hawk.decode import Target, guided_logits, guided_state
+from hawk.forward import Target, guided_logits, guided_state
 from hawk.grid import Grid
 from hawk.model import ImageTarget
 from hawk.packed import fast_dtype

@@ -1,0 +1,177 @@
+"""Noise: all randomness of an image, a function of its seed. Its only home.
+
+`g[position, token]` is standard Gumbel noise made from the counter-based generator Philox-4x64 (Salmon et al.,
+"Parallel random numbers: as easy as 1, 2, 3", 2011), keyed by the seed and counting in positions and tokens: a number
+depends neither on the device nor on the batch nor on the order in which positions are asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+NOISE_BLOCK = 16
+"""Positions whose noise is drawn at once."""
+
+HELD = 8 * NOISE_BLOCK
+"""Positions of an image whose noise is held at a time, unless more are asked for together."""
+
+SMALLEST, LARGEST = 1e-300, 1 - 1e-16
+"""Between what a uniform number is kept, so that its Gumbel number is finite."""
+
+
+class GumbelNoise:
+    """The noise of a batch of images: a ring of positions for each, drawn when they are first asked for.
+
+    `like` has the dtype and lies on the device that is wanted. What a ring has no room for is forgotten, and drawn
+    again if it is ever asked for.
+    """
+
+    def __init__(self, seeds: list[int], positions: int, vocab: int, like: Tensor, ring: int = HELD) -> None:
+        self.seeds, self.positions, self.vocab = seeds, positions, vocab
+        self.held = like.new_empty(len(seeds), whole_blocks(min(ring, positions)), vocab)
+        self._from = [0] * len(seeds)  # of each image the positions that are held, whole blocks but for the last
+        self._until = [0] * len(seeds)
+
+    @property
+    def ring(self) -> int:
+        """How many positions of an image are held."""
+        return self.held.shape[1]
+
+    def rows(self, positions: Int[Tensor, "b n"]) -> Float[Tensor, "b n vocab"]:
+        """Noise of each image at its positions; those past the end repeat the last (no token is ever chosen there)."""
+        for row, asked in enumerate(positions.tolist()):
+            self.hold(row, min(asked), max(asked) + 1)
+        return self.at(positions)
+
+    def at(self, positions: Int[Tensor, "b n"]) -> Float[Tensor, "b n vocab"]:
+        """The same where it is known to be held: nothing is read by the host."""
+        images = torch.arange(len(self.seeds), device=positions.device)[:, None]
+        return self.held[images, positions.clamp(max=self.positions - 1) % self.ring]
+
+    def window(self, row: int, start: int, count: int) -> Float[Tensor, "count vocab"]:
+        """Noise of one image at the positions `start` .. `start + count - 1`."""
+        self.hold(row, start, start + count)
+        return self.held[row, torch.arange(start, start + count, device=self.held.device) % self.ring]
+
+    def hold(self, row: int, start: int, until: int) -> None:
+        """Draw what is missing of an image's positions `start` .. `until - 1`; past the end the last one counts."""
+        start = min(start, self.positions - 1)
+        start -= start % NOISE_BLOCK
+        until = min(until, self.positions)
+        if whole_blocks(until - start) > self.ring:
+            self._widen(whole_blocks(until - start))
+        if not self._from[row] <= start <= self._until[row]:
+            self._from[row] = self._until[row] = start
+        while self._until[row] < until:
+            first = self._until[row]
+            count = min(NOISE_BLOCK, self.positions - first)
+            at = first % self.ring
+            self.held[row, at : at + count] = gumbel_block(self.seeds[row], first, count, self.vocab, self.held)
+            self._until[row] = first + count
+            self._from[row] = max(self._from[row], whole_blocks(first + count) - self.ring)
+
+    def restart(self, seeds: list[int]) -> None:
+        """The noise of other images in the same memory."""
+        self.seeds, self._from, self._until = seeds, [0] * len(seeds), [0] * len(seeds)
+
+    def _widen(self, ring: int) -> None:
+        self.held = self.held.new_empty(len(self.seeds), ring, self.vocab)
+        self.restart(self.seeds)
+
+
+def whole_blocks(positions: int) -> int:
+    """The number of positions, rounded up to whole blocks."""
+    return -(-positions // NOISE_BLOCK) * NOISE_BLOCK
+
+
+def gumbel_block(seed: int, first: int, count: int, vocab: int, like: Tensor) -> Float[Tensor, "count vocab"]:
+    """Standard Gumbel noise of every token at some positions, drawn on the device of `like`, in its dtype."""
+    if like.device.type == "cpu":
+        return torch.from_numpy(gumbel_rows(seed, first, count, vocab)).to(like.dtype)
+    uniform = uniform_rows(seed, first, count, vocab, like.device).clamp_(SMALLEST, LARGEST)
+    return uniform.log_().neg_().log_().neg_().to(like.dtype)
+
+
+def gumbel_rows(seed: int, first: int, count: int, vocab: int) -> NDArray[np.float64]:
+    """Standard Gumbel noise of every token at the positions `first` .. `first + count - 1`, `[count, vocab]`."""
+    blocks = counters(vocab)
+    generator = np.random.Generator(np.random.Philox(key=seed, counter=first * blocks))
+    noise = generator.random((count, 4 * blocks))
+    np.clip(noise, SMALLEST, LARGEST, out=noise)
+    for _ in range(2):
+        np.negative(np.log(noise, out=noise), out=noise)
+    return noise[:, :vocab]
+
+
+def counters(vocab: int) -> int:
+    """Counter values that a position takes: the generator makes four numbers of each."""
+    return -(-vocab // 4)
+
+
+# --- the same numbers on an accelerator -------------------------------------------------------------------------
+
+ROUNDS = 10
+MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
+KEY_STEPS = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
+LOW = 0xFFFFFFFF
+
+
+def uniform_rows(seed: int, first: int, count: int, vocab: int, device: torch.device) -> Float[Tensor, "count vocab"]:
+    """Uniform numbers in [0, 1) by Philox-4x64-10 in integer tensors, the very bits that numpy's generator gives.
+
+    Integers wrap at 64 bits; only a right shift minds that they are signed (`high`). numpy counts before it draws.
+    """
+    blocks = counters(vocab)
+    start = torch.arange(first * blocks + 1, (first + count) * blocks + 1, device=device)
+    zero = torch.zeros_like(start)
+    words, keys = [start, zero, zero, zero], [seed, 0]
+    for _ in range(ROUNDS):
+        wide = [wide_product(word, factor) for word, factor in zip(words[::2], MULTIPLIERS, strict=True)]
+        words = [
+            wide[1][0] ^ words[1] ^ signed(keys[0]),
+            wide[1][1],
+            wide[0][0] ^ words[3] ^ signed(keys[1]),
+            wide[0][1],
+        ]
+        keys = [key + step for key, step in zip(keys, KEY_STEPS, strict=True)]
+    numbers = torch.stack(words, dim=-1).view(count, -1)[:, :vocab]
+    return ((numbers >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
+
+
+def wide_product(word: Int[Tensor, " n"], factor: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """The upper and lower 64 bits of an unsigned product of 64-bit numbers."""
+    low, up = word & LOW, high(word)
+    below, above = factor & LOW, factor >> 32
+    first, second, third = low * below, low * above, up * below
+    middle = high(first) + (second & LOW) + (third & LOW)
+    return up * above + high(second) + high(third) + high(middle), word * signed(factor)
+
+
+def high(word: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """The upper 32 bits as a number."""
+    return (word >> 32) & LOW
+
+
+def signed(word: int) -> int:
+    """The number whose 64 bits those of an unsigned one are."""
+    return (word + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+@dataclass(frozen=True)
+class Randomness:
+    """The two independent streams of a batch of images: coupled noise, and uniforms for residual drafts and trials."""
+
+    noise: GumbelNoise
+    generators: list[torch.Generator]
+
+    @classmethod
+    def from_seeds(cls, seeds: list[int], positions: int, vocab: int, like: Tensor) -> Randomness:
+        """Both streams of each image follow from its seed alone."""
+        generators = [torch.Generator().manual_seed(seed ^ 0x5DEECE66D) for seed in seeds]
+        return cls(GumbelNoise(seeds, positions, vocab, like), generators)

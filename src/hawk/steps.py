@@ -1,0 +1,279 @@
+"""`hawk bench --suite steps`: what a step of window decoding takes, against its bare forward and the memory's floor.
+
+A step is timed in the middle of an image, window by window: its forward, the rest of it (choosing, drafting, the
+cache), the noise of the tokens it commits. On a GPU the steps are replayed recordings, as in decoding. The floor is
+the time to read the weights once, at the bandwidth that a large copy reaches here.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from hawk.benchmark import environment
+from hawk.decode import generate
+from hawk.forward import both, guided_logits, guided_state
+from hawk.grid import Grid
+from hawk.machine import synchronize
+from hawk.model import ImageTarget
+from hawk.noise import NOISE_BLOCK, GumbelNoise
+from hawk.pipeline import HawkPipeline
+from hawk.prompts import BENCH_PROMPTS
+from hawk.sampling import SamplingParams
+from hawk.scaling import MOST_BYTES, SHAPES, random_target, weight_bytes
+from hawk.stats import Generation
+from hawk.tree import Window
+from hawk.window import WindowState, advance, begin, enter, hold, on_device, recorded
+
+REACHES = (0, 7, 15, 23, 31, 63)
+SIDES = (24, 32)
+"""Of the grids that the large shapes are timed on."""
+COPIED = 256 << 20
+"""Bytes of the copy that measures the memory's bandwidth."""
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Seconds of one step over `nodes` positions in the middle of an image.
+
+    `forward` is the target's layers and output head over as many nodes, `draft` is what fills the window up, `noise` is
+    drawn for the tokens that a step commits (`committed`, measured on the model's own images; 0: unknown, one counted).
+    """
+
+    target: str
+    grid: tuple[int, int]
+    nodes: int
+    step: float
+    forward: float
+    draft: float
+    noise: float
+    floor: float
+    committed: float
+
+    @property
+    def over_forward(self) -> float:
+        """The whole step over its bare forward."""
+        return (self.step + self.noise) / self.forward
+
+    @property
+    def drafting(self) -> float:
+        """The share of a step that drafting takes."""
+        return self.draft / (self.step + self.noise)
+
+
+@dataclass(frozen=True)
+class StepsResult:
+    """All costs; how many of `images` were drawn as by plain AR, and as by plain AR at the window's own shape."""
+
+    costs: list[StepCost]
+    left_out: list[str]
+    bandwidth: float
+    images: int
+    identical: int
+    identical_in_shape: int
+    environment: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON document that the command ends with."""
+        costs = [{**asdict(c), "over_forward": c.over_forward, "drafting": c.drafting} for c in self.costs]
+        return {**asdict(self), "costs": costs}
+
+
+def run_steps(
+    pipe: HawkPipeline,
+    shapes: Sequence[str] | None = None,
+    images: int = 4,
+    repeats: int = 21,
+    on_progress: Callable[[str], None] = lambda what: None,
+) -> StepsResult:
+    """Time the model's own steps, and those of `shapes` (names of `scaling.SHAPES`) with made-up weights.
+
+    `shapes` None: the large ones on a GPU, none on a CPU.
+    """
+    if shapes is None:
+        shapes = ("775M", "7B") if pipe.device.type == "cuda" else ()
+    target, bandwidth = pipe.model.target, copy_bandwidth(pipe.device)
+    drawn = {reach: accept_length(pipe, Window(reach), images) for reach in REACHES}
+    on_progress(f"{images} images")
+    how = bandwidth, repeats, pipe.compiled
+    costs = step_costs(target, pipe.model.name, pipe.model.grid, pipe.defaults, drawn, *how)
+    on_progress(pipe.model.name)
+    left_out = []
+    for name in shapes:
+        needed = weight_bytes(SHAPES[name])
+        if pipe.device.type == "cpu" and needed > MOST_BYTES:
+            left_out.append(f"{name}: its weights need {needed / 1e9:.0f} GB in float32")
+            continue
+        made_up = random_target(SHAPES[name], pipe.device)
+        for side in SIDES:
+            grid, unknown = Grid(side, side), dict.fromkeys((0, 63), 0.0)
+            params = replace(pipe.defaults, cfg_scale=max(pipe.defaults.cfg_scale, 1.5))
+            costs += step_costs(made_up, name, grid, params, unknown, bandwidth, max(3, repeats // 4), pipe.compiled)
+            on_progress(f"{name}, {side}x{side}")
+    wide = max(REACHES)
+    plain, speculative = tokens_of(pipe, Window(0), images), tokens_of(pipe, Window(wide), images)
+    in_shape = tokens_of(pipe, Window(wide, keeps=False), min(images, 2))
+    return StepsResult(
+        costs,
+        left_out,
+        bandwidth,
+        images,
+        sum(a == b for a, b in zip(plain, speculative, strict=True)),
+        sum(a == b for a, b in zip(in_shape, speculative, strict=False)),
+        environment(pipe, images, 1, 1, {}),
+    )
+
+
+def step_costs(
+    target: ImageTarget,
+    name: str,
+    grid: Grid,
+    params: SamplingParams,
+    committed: dict[int, float],
+    bandwidth: float,
+    repeats: int,
+    compiled: bool,
+) -> list[StepCost]:
+    """What a step takes at each reach, by turns; `committed` tokens a step where that is known (else 0)."""
+    device = target.device
+    timed = {reach: parts_of(target, MidImage.of(target, grid, params, reach), compiled) for reach in committed}
+    runs: dict[int, list[list[float]]] = {reach: [] for reach in committed}
+    for turn in range(repeats + 2):
+        for reach, parts in timed.items():
+            seconds = [part.seconds(device) for part in parts]
+            if turn > 1:  # the first turns warm up
+                runs[reach].append(seconds)
+    a_position, floor = noise_seconds(target), weight_bytes_of(target) / bandwidth
+    costs = []
+    for reach, found in runs.items():
+        step, forward, draft = (statistics.median(column) for column in zip(*found, strict=True))
+        noise = a_position * max(committed[reach], 1.0)
+        shape = (grid.height, grid.width)
+        costs.append(StepCost(name, shape, reach + 1, step, forward, draft, noise, floor, committed[reach]))
+    return costs
+
+
+@dataclass(frozen=True)
+class MidImage:
+    """A state half an image on, and how to get back to it; what the cache holds is of no account to its time."""
+
+    state: WindowState
+    prompt: list[int]
+
+    @classmethod
+    @torch.inference_mode()
+    def of(cls, target: ImageTarget, grid: Grid, params: SamplingParams, reach: int) -> MidImage:
+        """Behind a blank prompt, the noise held; on a GPU a state that a recording can be made of."""
+        window = Window(reach)
+        prefilled = target.prefill(target.blank_prompt(), params.guided, grid.size + window.max_nodes)
+        state = begin(target, prefilled, grid, params, window, [0])
+        here = cls(on_device(state) if target.device.type == "cuda" else state, list(prefilled.cache.lengths))
+        hold(here.state, [grid.size // 2])
+        here.rewind()
+        return here
+
+    def rewind(self) -> None:
+        """To the middle of the image."""
+        middle = self.state.grid.size // 2
+        self.state.committed.fill_(middle)
+        self.state.steps.fill_(1)
+        self.state.cache.rewind([length + middle - 1 for length in self.prompt])
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something to be timed, from the middle of an image on."""
+
+    call: Callable[[], Any]
+    start: MidImage
+
+    @torch.inference_mode()
+    def seconds(self, device: torch.device) -> float:
+        """Of one call."""
+        self.start.rewind()
+        synchronize(device)
+        started = time.perf_counter()
+        self.call()
+        synchronize(device)
+        return time.perf_counter() - started
+
+
+def parts_of(target: ImageTarget, start: MidImage, compiled: bool) -> list[Part]:
+    """A step, its bare forward with the output head, and its drafting; on a GPU recordings of them."""
+    state = start.state
+    reach, grid, params, images = state.window.reach, state.grid, state.params, len(state.committed)
+    positions = state.committed[:, None] + torch.arange(-1, reach, device=target.device)
+    tokens = state.tokens.gather(1, positions)
+    last = positions[:, -1:] + 1
+
+    def step() -> None:
+        advance(target, state, reach)
+
+    def forward() -> None:
+        nodes = both(tokens, params), both(positions, params), state.chain, state.padding, state.cache, grid
+        hidden = target.forward_nodes(*nodes)
+        guided_logits(target, hidden, guided_state(hidden, params, images), params)
+
+    def draft() -> None:
+        if reach:
+            enter(state, last, reach)
+
+    calls = [step, forward, draft]
+    if target.device.type == "cuda":
+        calls = [recorded(torch.compile(call, fullgraph=True, dynamic=False) if compiled else call) for call in calls]
+    return [Part(call, start) for call in calls]
+
+
+def noise_seconds(target: ImageTarget) -> float:
+    """Seconds to draw the noise of one position, in blocks as in decoding."""
+    like = torch.empty(0, device=target.device)
+    noise = GumbelNoise([0], 64 * NOISE_BLOCK, target.vocab_size, like)
+    runs = []
+    for block in range(64):
+        synchronize(target.device)
+        started = time.perf_counter()
+        noise.hold(0, block * NOISE_BLOCK, (block + 1) * NOISE_BLOCK)
+        synchronize(target.device)
+        runs.append(time.perf_counter() - started)
+    return statistics.median(runs) / NOISE_BLOCK
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes a second that a large copy moves here, read and written."""
+    source = torch.ones(COPIED, dtype=torch.uint8, device=device)
+    target, runs = torch.empty_like(source), []
+    for _ in range(7):
+        synchronize(device)
+        started = time.perf_counter()
+        target.copy_(source)
+        synchronize(device)
+        runs.append(time.perf_counter() - started)
+    return 2 * COPIED / statistics.median(runs)
+
+
+def weight_bytes_of(target: ImageTarget) -> float:
+    """Bytes of weights that a forward reads, in the dtype of its products."""
+    return float(target.parameter_count * target.dtype.itemsize)
+
+
+def accept_length(pipe: HawkPipeline, window: Window, images: int) -> float:
+    """Tokens a forward, over the first benchmark prompts."""
+    drawn = [drawn_by(pipe, window, turn) for turn in range(images)]
+    return sum(each.stats.committed for each in drawn) / sum(each.stats.nfe for each in drawn)
+
+
+def tokens_of(pipe: HawkPipeline, window: Window, images: int) -> list[list[int]]:
+    """The tokens of the first benchmark prompts' images."""
+    return [drawn_by(pipe, window, turn).tokens[0].tolist() for turn in range(images)]
+
+
+def drawn_by(pipe: HawkPipeline, window: Window, turn: int) -> Generation:
+    """One image of a window's; prompts and seeds are told apart by the turn."""
+    model, prompt = pipe.model, BENCH_PROMPTS[turn % len(BENCH_PROMPTS)]
+    asked = pipe.condition([prompt]), model.grid, pipe.defaults
+    return generate(model.target, *asked, window, [turn], sessions=pipe.sessions)

@@ -1,0 +1,278 @@
+"""Window decoding: plain AR's tokens, from steps that a device can repeat without the host."""
+
+import copy
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from hawk.cache import FixedCache
+from hawk.canvas import RECOVERED
+from hawk.decode import NoDrafter, generate
+from hawk.errors import HawkError
+from hawk.evaluation.losslessness import EXACT_SETTINGS
+from hawk.evaluation.tiny import tiny_prompt, tiny_target
+from hawk.grid import Grid
+from hawk.noise import GumbelNoise
+from hawk.sampling import SamplingParams
+from hawk.tree import Window
+from hawk.window import LAG, SOURCES, Sessions, WindowState, advance, begin, on_device, replay
+
+SEEDS = [1, 2, 3]
+GUIDED = SamplingParams(temperature=0.7, top_k=5, top_p=0.9, cfg_scale=2.0)
+WINDOWS = [Window(0), Window(1), Window(5), Window(5, above=False), Window(30), Window(3, keeps=False)]
+
+
+@pytest.fixture(scope="module")
+def target():
+    return tiny_target(0)
+
+
+@pytest.fixture(scope="module")
+def prompt(target):
+    return tiny_prompt(target, len(SEEDS))
+
+
+def begun(target, prompt, window, params=GUIDED, grid=None) -> WindowState:
+    grid = grid or target.grid
+    with torch.inference_mode():
+        prefilled = target.prefill(prompt, params.guided, grid.size + window.max_nodes)
+        return begin(target, prefilled, grid, params, window, SEEDS)
+
+
+def replayed(target, state: WindowState) -> WindowState:
+    """The state after the loop that a GPU runs, each step in place of its recording."""
+    with torch.inference_mode():
+        fixed = on_device(state)
+        replay(fixed, lambda: advance(target, fixed, fixed.window.reach), None)
+    return fixed
+
+
+# --- the tokens
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("params", EXACT_SETTINGS)
+def test_same_seed_same_tokens(window, params, target, prompt):
+    plain = generate(target, prompt, target.grid, params, NoDrafter(), SEEDS)
+    drawn = generate(target, prompt, target.grid, params, window, SEEDS)
+    assert torch.equal(drawn.tokens, plain.tokens)
+
+
+@pytest.mark.parametrize("grid", [Grid(1, 9), Grid(9, 1), Grid(3, 5), Grid(1, 1)])
+@pytest.mark.parametrize("window", WINDOWS)
+def test_other_grids_than_the_targets_own(window, grid, target, prompt):
+    plain = generate(target, prompt, grid, GUIDED, NoDrafter(), SEEDS)
+    assert torch.equal(generate(target, prompt, grid, GUIDED, window, SEEDS).tokens, plain.tokens)
+    state = replayed(target, begun(target, prompt, window, grid=grid))
+    assert torch.equal(state.tokens[:, : grid.size], plain.tokens)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("params", EXACT_SETTINGS)
+def test_replaying_draws_the_same_though_the_host_is_late(window, params, target, prompt):
+    plain = generate(target, prompt, target.grid, params, NoDrafter(), SEEDS)
+    state = replayed(target, begun(target, prompt, window, params))
+    assert torch.equal(state.tokens[:, : target.grid.size], plain.tokens)
+    hosted = generate(target, prompt, target.grid, params, window, SEEDS)
+    assert int(state.steps) == hosted.stats.nfe  # the steps that were under way at the end are nobody's
+    assert torch.equal(state.origins[:, : target.grid.size], hosted.origins)
+
+
+def test_the_noise_that_a_late_host_holds_is_wide_enough(target, prompt, monkeypatch):
+    """A window of noise that lacks a row would be read all the same: every row that is read must be held."""
+    read, at = [], GumbelNoise.at
+
+    def checked(noise: GumbelNoise, positions):
+        for row, asked in enumerate(positions.clamp(max=noise.positions - 1).tolist()):
+            read.append(noise._from[row] <= min(asked) and max(asked) < noise._until[row])
+        return at(noise, positions)
+
+    monkeypatch.setattr(GumbelNoise, "at", checked)
+    for window in (Window(7), Window(0), Window(7, above=False)):
+        for grid in (Grid(8, 9), Grid(20, 20)):
+            replayed(target, begun(target, prompt, window, SamplingParams(temperature=0.1, cfg_scale=2.0), grid))
+    assert read
+    assert all(read)
+
+
+# --- on a device
+
+
+class NothingOnTheHost(TorchDispatchMode):
+    """Notes every operation that touches a tensor of the host; meta tensors refuse to be read by themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations, self.touched = 0, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.operations += 1
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
+        self.touched += [str(function) for tensor in tensors if tensor.device.type != "meta"]
+        return result
+
+
+def without_numbers(state: WindowState) -> WindowState:
+    """The same state on PyTorch's meta device, whose tensors have shapes and no numbers that a host could read."""
+    cache = state.cache
+    assert isinstance(cache, FixedCache)
+    far = FixedCache(cache.keys.to("meta"), cache.values.to("meta"), cache.lengths, None, cache.ends.to("meta"))
+    noise = copy.copy(state.noise)
+    noise.held = noise.held.to("meta")
+    named = ("tokens", "origins", "committed", "history", "steps", "padding", "chain")
+    return replace(state, cache=far, noise=noise, **{name: getattr(state, name).to("meta") for name in named})
+
+
+@pytest.mark.parametrize("params", EXACT_SETTINGS)
+@pytest.mark.parametrize("window", [Window(5), Window(0), Window(5, above=False)])
+def test_a_step_reads_nothing_of_the_device(window, params, target, prompt):
+    state = without_numbers(on_device(begun(target, prompt, window, params)))
+    far = copy.deepcopy(target).to("meta")
+    far.angle_tables.clear()
+    with torch.no_grad(), NothingOnTheHost() as watch:
+        advance(far, state, window.reach)
+    assert watch.operations > 50
+    assert watch.touched == []
+
+
+def test_a_step_that_reads_the_device_would_be_noticed(target, prompt):
+    state = begun(target, prompt, Window(5))  # its cache asks the host where a row ends
+    named = ("tokens", "origins", "committed", "history", "steps", "padding", "chain")
+    state = replace(state, **{name: getattr(state, name).to("meta") for name in named})
+    far = copy.deepcopy(target).to("meta")
+    with torch.no_grad(), pytest.raises((NotImplementedError, RuntimeError)):
+        advance(far, state, 5)
+
+
+@pytest.mark.slow
+def test_a_step_is_one_graph_for_the_compiler():
+    """No graph break: what TorchDynamo captures once draws the whole image, as a CUDA graph would.
+
+    In a process of its own: shape checks at every call are not for a compiler.
+    """
+    script = Path(__file__).parent / "fixtures" / "compiled_window.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "equal", done.stderr
+
+
+def test_a_recording_serves_the_next_image_of_its_shape(target, prompt, monkeypatch):
+    """`Sessions` with a recording that is the step itself: CUDA is not needed to tell whether states are mixed up."""
+    from hawk import window as module
+
+    recorded = []
+
+    def record(target, state, compiled):
+        fixed = on_device(state)
+        recorded.append(fixed)
+        return module.Session(fixed, lambda: advance(target, fixed, fixed.window.reach))
+
+    monkeypatch.setattr(module, "record", record)
+    sessions = Sessions()
+    for seeds, params in (([1, 2, 3], GUIDED), ([7, 8, 9], GUIDED), ([7, 8, 9], SamplingParams()), ([4], GUIDED)):
+        rows = prompt.rows(slice(0, len(seeds)))
+        plain = generate(target, rows, target.grid, params, NoDrafter(), seeds)
+        with torch.inference_mode():
+            prefilled = target.prefill(rows, params.guided, target.grid.size + 6)
+            session = sessions.of(target, begin(target, prefilled, target.grid, params, Window(5), seeds))
+            replay(session.state, session.step, None)
+        assert torch.equal(session.state.tokens[:, : target.grid.size], plain.tokens)
+    assert len(recorded) == 3  # the second image took the first one's
+
+
+# --- what is counted
+
+
+def test_the_counts_are_those_of_the_image(target, prompt):
+    drawn = generate(target, prompt, target.grid, GUIDED, Window(5), SEEDS)
+    stats, cells = drawn.stats, len(SEEDS) * target.grid.size
+    assert drawn.source_names == SOURCES
+    assert stats.images == len(SEEDS)
+    assert stats.committed == cells
+    kept = int((drawn.origins != RECOVERED).sum())
+    assert sum(stats.accepted_by_source.values()) == kept > 0
+    assert sum(stats.accepted_by_depth) == kept
+    assert stats.accepted_by_depth == sorted(stats.accepted_by_depth, reverse=True)
+    assert stats.verified_by_depth[0] <= (stats.nfe - 1) * len(SEEDS)
+    assert len(stats.verified_by_depth) == 5
+    assert stats.nodes > stats.nfe
+
+
+def test_plain_ar_counts_a_forward_a_token(target, prompt):
+    stats = generate(target, prompt, target.grid, GUIDED, Window(0), SEEDS).stats
+    assert (stats.nfe, stats.nodes, stats.accept_length) == (target.grid.size, 3 * target.grid.size, 1.0)
+    assert stats.accepted_by_source == {}
+    same = generate(target, prompt, target.grid, GUIDED, NoDrafter(), SEEDS).stats
+    assert (same.nfe, same.nodes, same.committed) == (stats.nfe, stats.nodes, stats.committed)
+
+
+def test_a_window_that_keeps_nothing_costs_a_forward_a_token(target, prompt):
+    stats = generate(target, prompt, target.grid, GUIDED, Window(3, keeps=False), SEEDS).stats
+    assert stats.nfe == target.grid.size
+    assert stats.accepted_by_source == {}
+
+
+def test_progress_is_told_step_by_step(target, prompt):
+    told = []
+    drawn = generate(
+        target, prompt, target.grid, GUIDED, Window(5), SEEDS, on_step=lambda c, s: told.append((s.nfe, c.committed[:]))
+    )
+    assert [nfe for nfe, _ in told] == list(range(2, drawn.stats.nfe + 1))
+    assert told[-1][1] == [target.grid.size] * len(SEEDS)
+
+
+def test_a_draft_repeats_the_cell_above_where_nothing_was_said(target, prompt):
+    state = begun(target, prompt, Window(9))  # a row is six cells
+    first = state.tokens[:, :1]
+    assert torch.equal(state.tokens[:, 1:10], first.expand(-1, 9))
+    with torch.inference_mode():
+        state.tokens[:, :10] = torch.arange(10)
+        state.committed[:] = torch.tensor([4, 5, 10])
+        from hawk.window import enter
+
+        enter(state, torch.full((3, 1), 9), 9)
+    # position 10 and 11 repeat 4 and 5; 12 .. 15 what is above: 6 .. 9; 16, 17 are 10's and 11's
+    assert state.tokens[2, 10:19].tolist() == [4, 5, 6, 7, 8, 9, 4, 5, 6]
+    assert state.tokens[0, 4:13].tolist() == [4, 5, 6, 7, 8, 9, 4, 5, 6]
+    assert (state.origins[2, 10:19] == SOURCES.index("above")).all()
+
+
+def test_a_window_takes_no_other_verifier(target, prompt):
+    with pytest.raises(HawkError, match="need the verifier coupled"):
+        generate(target, prompt, target.grid, GUIDED, Window(5), SEEDS, "residual")
+
+
+def test_a_fixed_cache_holds_what_the_other_holds(target, prompt):
+    """Entry by entry, after windows of which only a part was kept."""
+    state = begun(target, prompt, Window(4))
+    fixed = on_device(state)
+    with torch.inference_mode():
+        for _ in range(3):
+            for each in (state, fixed):
+                each.noise.hold(0, 0, 24), each.noise.hold(1, 0, 24), each.noise.hold(2, 0, 24)
+                advance(target, each, 4)
+    ends: Float[Tensor, "6"] = fixed.cache.committed()
+    assert ends.tolist() == state.cache.lengths
+    for row, end in enumerate(ends.tolist()):
+        assert torch.equal(fixed.cache.keys[:, row, :, :end], state.cache.keys[:, row, :, :end])
+        assert torch.equal(fixed.cache.values[:, row, :, :end], state.cache.values[:, row, :, :end])
+
+
+def test_the_host_is_no_later_than_it_says():
+    from hawk.window import Counts
+
+    numbers = torch.zeros(2, dtype=torch.long)
+    counts, heard = Counts(numbers), []
+    for turn in range(6):
+        numbers += 1
+        counts.send()
+        heard.append(counts.receive(LAG))
+        assert heard[-1] == ([turn + 1 - LAG] * 2 if turn >= LAG else None)

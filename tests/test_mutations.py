@@ -41,7 +41,7 @@ def seed_exact():
 
 
 def windows():
-    """Window decoding, stepped by a host that reads along and by one that is late; drafts kept at every depth, noise of several blocks."""
+    """Window decoding by a host that reads along and by one that is late: drafts kept, noise of several blocks."""
     target = tiny_target(0, grid=Grid(3, 12), dim=16)
     prompt, params, seeds = tiny_prompt(target, 3), SamplingParams(temperature=0.2, cfg_scale=2.0), [1, 2, 3]
     plain = generate(target, prompt, target.grid, params, NoDrafter(), seeds).tokens
@@ -227,8 +227,14 @@ MUTANTS = {
         "torch.arange(1, k.shape[2] + 1, device=k.device)",
         (windows,),
     ),
-    "a fixed cache commits all": (cache.FixedCache, "advance", "self.ends += counts", "self.ends += 4", (windows,)),
-    "a host reads along but commits all": (cache.KVCache, "advance", "range(count)", "range(4)", (windows,)),
+    "a fixed cache forgets one": (
+        cache.FixedCache,
+        "advance",
+        "+= counts",
+        "+= counts - (counts > 1).long()",
+        (windows,),
+    ),
+    "a host forgets one": (cache.KVCache, "advance", "range(count)", "range(count - (count > 1))", (windows,)),
     "a late host lets noise go": (window, "replay", "hold(state, known, LAG)", "hold(state, [0, 0, 0])", (windows,)),
     "nodes see what comes after them": (window, "begin", ".tril()", "", (windows,)),
     # what a node sees, and where it stands

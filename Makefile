@@ -7,6 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 QUIET := $(if $(CI),-q)
+# A process for each core, each with one thread: tiny models gain nothing from more.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
 # Stamps say which installs are done; they are out of date once the pins change.
 MADE := $(VENV)/.made
 CORE := $(VENV)/.installed-core
@@ -25,10 +27,10 @@ demo: $(CORE) ## draw PROMPT by plain decoding and by Hawk from one seed, side b
 	$(BIN)/hawk compare "$$PROMPT" -o demo/
 
 test: $(DEV) ## fast tests (more pytest options in ARGS)
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(PYTEST) $(ARGS)
 
 slow: $(DEV) ## every test, the slow ones too
-	$(BIN)/python -m pytest -q -m "slow or not slow" $(ARGS)
+	$(PYTEST) -m "slow or not slow" $(ARGS)
 
 lint: $(DEV) ## ruff: rules and format
 	$(BIN)/ruff check .

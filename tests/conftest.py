@@ -29,6 +29,14 @@ def fixed_seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """What tests measure is kept for their run only, not in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HAWK_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def empty_folder(tmp_path, monkeypatch):
     """Run the test in an empty working folder and return it."""

@@ -196,7 +196,7 @@ def test_suites_name_what_a_model_can_run_and_named_methods_come_first():
     feature, spatial = FeatureDrafter(FeatureConfig(8, heads=2)), SpatialDrafter(SpatialConfig(8, width=16, heads=2))
     everything = dataclasses.replace(heads, feature=feature, spatial=spatial)
     assert bench_methods("peers", None, everything) == (list(METHODS), {})
-    missing = {"hawk-spatial": "spatial", "eagle": "feature", "lantern": "feature"}
+    missing = {"hawk-spatial": "spatial", "eagle": "feature", "eagle-topk": "feature", "lantern": "feature"}
     assert bench_methods("peers", None, heads) == ([name for name in METHODS if name not in missing], missing)
     assert bench_methods("peers", None, None)[0] == ["ar", "sjd", "scd", "scd-maximal", "sjd-pac", "hawk"]
     assert bench_methods("paper", None, heads)[0] == ["ar", "medusa", "hawk-vertical", "hawk-paper", "hawk"]

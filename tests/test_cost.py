@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 import hawk.cost
-from hawk.cost import forward_seconds, settings_for, widest_of_the_fast
+from hawk.cost import costs_file, forward_seconds, known_seconds, settings_for, widest_of_the_fast
 from hawk.drafters.pool import FusedSettings
 from hawk.evaluation.tiny import tiny_target
 from hawk.machine import machine_name
@@ -14,14 +14,14 @@ from hawk.machine import machine_name
 def test_costs_of_this_machine_or_of_none_are_taken_as_they_are():
     target, fitted = tiny_target(0, torch.float32), FusedSettings.unfitted()
     here = replace(fitted, measured_on=machine_name(torch.device("cpu"), torch.float32))
-    assert settings_for(fitted, target) is fitted
-    assert settings_for(here, target) is here
+    assert settings_for(fitted, target, "m") is fitted
+    assert settings_for(here, target, "m") is here
 
 
 def test_costs_of_another_machine_are_measured_here():
     target = tiny_target(0, torch.float32)
     foreign = replace(FusedSettings.unfitted(), measured_on="abacus", node_cost=123.0)
-    priced = settings_for(foreign, target)
+    priced = settings_for(foreign, target, "m")
     assert priced.measured_on == machine_name(torch.device("cpu"), torch.float32)
     assert 0 <= priced.node_cost < 123
     assert replace(priced, node_cost=123.0, measured_on="abacus") == foreign
@@ -45,5 +45,35 @@ def test_another_machine_chooses_its_own_window(monkeypatch):
     chosen = {}
     for name, cost in costs.items():
         monkeypatch.setattr(hawk.cost, "forward_seconds", lambda target, widths, n, f=cost: {w: f(w) for w in widths})
-        chosen[name] = settings_for(foreign, tiny_target(0)).refresh
+        chosen[name] = settings_for(foreign, tiny_target(0), name).refresh
     assert chosen == {"flat": 15, "steep": 1}
+
+
+def test_costs_are_measured_once_for_a_model_and_machine(monkeypatch, tmp_path):
+    monkeypatch.setenv("HAWK_CACHE", str(tmp_path))
+    measured = []
+
+    def forward_seconds(target, widths, repeats):
+        measured.append(widths)
+        return {width: 1.0 + width for width in widths}
+
+    monkeypatch.setattr(hawk.cost, "forward_seconds", forward_seconds)
+    foreign = replace(FusedSettings.unfitted(("stale",)), measured_on="abacus", tokens_at={1: 1.8, 7: 4.0})
+    target = tiny_target(0)
+    first = settings_for(foreign, target, "one")
+    assert settings_for(foreign, target, "one") == first
+    assert len(measured) == 1
+    settings_for(foreign, target, "another")
+    settings_for(replace(foreign, tokens_at={1: 1.8, 40: 4.0}), target, "one")  # a width that was not timed
+    assert len(measured) == 3
+    costs_file().write_text("{damaged")
+    assert settings_for(foreign, target, "one") == first
+    assert len(measured) == 4
+    assert settings_for(foreign, target, "one") == first
+    assert len(measured) == 4
+
+
+def test_a_cache_that_cannot_be_written_hinders_nothing(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("HAWK_CACHE", str(tmp_path / "file"))
+    assert known_seconds("key", [1], lambda: {1: 2.0}) == {1: 2.0}

@@ -63,9 +63,9 @@ def joint():
     drafters = {
         name: pair for name, pair in tiny_drafters(target).items() if name in ("random-q", "hawk-paper", "eagle")
     }
-    prompt, images = tiny_prompt(target, 300, alike=True), list(range(300))
+    prompt, images = tiny_prompt(target, 250, alike=True), list(range(250))
     params = [SamplingParams(temperature=0.8, top_k=2)]
-    return check_all(target, prompt, target.grid, drafters, params, images, rounds=2)
+    return check_all(target, prompt, target.grid, drafters, params, images, rounds=1)
 
 
 def stale_joint():

@@ -147,6 +147,7 @@ def test_drafters_say_where_it_may_be_used():
         "hawk-paper",
         "hawk-spatial",
         "eagle",
+        "eagle-topk",
         "lantern",
         "sjd",
     }

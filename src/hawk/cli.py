@@ -140,8 +140,8 @@ def generate(
         str,
         typer.Option(
             "--method",
-            help="hawk, ar, medusa, hawk-vertical, hawk-paper, hawk-spatial, eagle, sjd, scd, scd-maximal, sjd-pac "
-            "or lantern (LOSSY: not the distribution of plain decoding).",
+            help="hawk, ar, medusa, hawk-vertical, hawk-paper, hawk-spatial, eagle, eagle-topk, sjd, scd, "
+            "scd-maximal, sjd-pac or lantern (LOSSY: not the distribution of plain decoding).",
         ),
     ] = "hawk",
     verifier: Annotated[

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from hawk.drafters.pool import FusedSettings
+from hawk.files import write_json
 from hawk.machine import machine_name, synchronize
 from hawk.model import ImageTarget
 
@@ -16,23 +22,48 @@ WIDTHS = (1, 4, 8, 16)
 """Nodes of the forwards that are timed, beside those of the windows to choose from."""
 
 
-def settings_for(settings: FusedSettings, target: ImageTarget) -> FusedSettings:
+def settings_for(settings: FusedSettings, target: ImageTarget, model: str) -> FusedSettings:
     """The pool's settings with the node cost and the window of this machine; those measured here are taken as they are.
 
-    Times a few forwards (a fraction of a second). Everything of a step that is no forward is taken to be in the same
-    proportion to it as where the pool was fitted.
+    Times a few forwards once for a `model` (its fingerprint), device and dtype: the seconds are kept in `costs_file`.
+    Everything of a step that is no forward is taken to be in the same proportion to it as where the pool was fitted.
     """
     here = machine_name(target.device, target.dtype)
     if settings.measured_on in ("", here):
         return settings
     widths = sorted({*WIDTHS, *(reach + 1 for reach in settings.tokens_at)})
-    seconds = forward_seconds(target, tuple(widths), 5)
+    seconds = known_seconds(f"{model}, {here}", widths, lambda: forward_seconds(target, tuple(widths), 5))
     slope, intercept = statistics.linear_regression(list(seconds), list(seconds.values()))
     step = max(intercept + slope, 1e-9) * settings.step_over_forward
     refresh = settings.refresh
     if refresh and settings.tokens_at:
         refresh = widest_of_the_fast({reach: seconds[reach + 1] / n for reach, n in settings.tokens_at.items()})
     return replace(settings, node_cost=max(slope, 0.0) / step, refresh=refresh, measured_on=here)
+
+
+def costs_file() -> Path:
+    """Where measured costs are kept: below $HAWK_CACHE, or else below the user's cache folder."""
+    cache = os.environ.get("HAWK_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hawk"
+    return Path(cache) / "step-costs.json"
+
+
+def known_seconds(key: str, widths: list[int], measure: Callable[[], dict[int, float]]) -> dict[int, float]:
+    """Seconds by width, measured when `costs_file` has none under the key for all widths; then they are kept there.
+
+    It is a cache: what cannot be read in it is measured anew, and where it cannot be written nothing is kept.
+    """
+    path = costs_file()
+    try:
+        known = TypeAdapter(dict[str, dict[int, float]]).validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        known = {}
+    kept = known.get(key, {})
+    if all(kept.get(width, 0.0) > 0 for width in widths):
+        return {width: kept[width] for width in widths}
+    seconds = measure()
+    with suppress(OSError):
+        write_json(path, {**known, key: seconds})
+    return seconds
 
 
 def widest_of_the_fast(seconds: dict[int, float], as_fast: float = 1.05) -> int:

@@ -20,7 +20,7 @@ from torch import Tensor
 from hawk.canvas import Canvas
 from hawk.cost import settings_for
 from hawk.decode import Drafter, NoDrafter, generate
-from hawk.drafters.methods import Method, build_drafter, method_named
+from hawk.drafters.methods import UNTRAINED, Method, build_drafter, method_named
 from hawk.drafters.parts import DraftParts
 from hawk.drafters.pool import TreeLimits
 from hawk.errors import HawkError
@@ -126,10 +126,10 @@ class HawkPipeline:
         return self.model.defaults
 
     @cached_property
-    def priced(self) -> DraftParts | None:
-        """The drafter with the node cost of this machine, measured (where it must be) when `hawk` is first called."""
-        parts = self.model.drafting
-        return parts and replace(parts, fused=settings_for(parts.fused, self.model.target))
+    def priced(self) -> DraftParts:
+        """What `hawk` drafts with, at the costs of this machine: measured, where they must be, when first asked for."""
+        parts = self.model.drafting or UNTRAINED
+        return replace(parts, fused=settings_for(parts.fused, self.model.target, self.model.fingerprint))
 
     @cached_property
     def sessions(self) -> Sessions:

@@ -107,12 +107,16 @@ class FeatureMemory:
 
 @dataclass
 class FeatureTree:
-    """Drafts a static tree: below every node of depth d, `draws[d]` draws from the drafter's q there."""
+    """Drafts a static tree: below every node of depth d, `draws[d]` draws from the drafter's q there.
+
+    `one_hot`: not draws but the likeliest tokens, as in EAGLE-2 (arXiv 2406.16858); each is then its own q.
+    """
 
     drafter: FeatureDrafter
     embeddings: Embeddings
     head: OutputHead
     draws: tuple[int, ...] = (2, 1, 1, 1)
+    one_hot: bool = False
     lossless_with: tuple[str, ...] = ("residual", "traversal", "coupled")
 
     @property
@@ -164,9 +168,8 @@ class FeatureTree:
             source: list[int] = []
             for i, node in enumerate(level):
                 q = log_probs(self.head(states[0, i : i + 1]), memory.params)[0].exp()
-                drawn = torch.multinomial(q.double().cpu(), self.draws[depth], replacement=True, generator=generator)
-                for token in drawn.tolist():
-                    child = builder.add(node, token, 0, len(rows))
+                for token in self._candidates(q, self.draws[depth], generator):
+                    child = builder.add(node, token, 0, -1 if self.one_hot else len(rows))
                     if child not in below:
                         below.append(child)
                         source.append(i)
@@ -187,3 +190,9 @@ class FeatureTree:
             drafted = Entries(torch.cat((drafted.keys, own.keys), 2), torch.cat((drafted.values, own.values), 2))
             level = below
         return builder, torch.stack(rows) if rows else torch.empty(0, memory.randomness.noise.vocab)
+
+    def _candidates(self, q: Float[Tensor, " vocab"], count: int, generator: torch.Generator) -> list[int]:
+        """Draws from q; the likeliest tokens where drafts are one-hot."""
+        if self.one_hot:
+            return q.topk(min(count, len(q))).indices.tolist()
+        return torch.multinomial(q.double().cpu(), count, replacement=True, generator=generator).tolist()

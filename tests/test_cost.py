@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 import hawk.cost
-from hawk.cost import costs_file, forward_seconds, known_seconds, settings_for, widest_of_the_fast
+from hawk.cost import costs_file, forward_seconds, known_seconds, settings_for, step_seconds, widest_of_the_fast
 from hawk.drafters.pool import FusedSettings
 from hawk.evaluation.tiny import tiny_target
 from hawk.machine import machine_name
@@ -31,6 +31,9 @@ def test_every_width_is_timed():
     seconds = forward_seconds(tiny_target(0), (1, 3, 5), 2)
     assert list(seconds) == [1, 3, 5]
     assert all(value > 0 for value in seconds.values())
+    steps = step_seconds(tiny_target(0), [1, 3, 40], 2)  # the last reaches past the image
+    assert list(steps) == [1, 3, 40]
+    assert all(value > 0 for value in steps.values())
 
 
 def test_the_widest_window_of_those_as_fast_is_taken():
@@ -44,7 +47,7 @@ def test_another_machine_chooses_its_own_window(monkeypatch):
     costs = {"flat": lambda n: 1.0, "steep": lambda n: float(n)}  # seconds of a forward of n nodes
     chosen = {}
     for name, cost in costs.items():
-        monkeypatch.setattr(hawk.cost, "forward_seconds", lambda target, widths, n, f=cost: {w: f(w) for w in widths})
+        monkeypatch.setattr(hawk.cost, "step_seconds", lambda target, widths, n, f=cost: {w: f(w) for w in widths})
         chosen[name] = settings_for(foreign, tiny_target(0), name).refresh
     assert chosen == {"flat": 15, "steep": 1}
 
@@ -53,11 +56,11 @@ def test_costs_are_measured_once_for_a_model_and_machine(monkeypatch, tmp_path):
     monkeypatch.setenv("HAWK_CACHE", str(tmp_path))
     measured = []
 
-    def forward_seconds(target, widths, repeats):
+    def step_seconds(target, widths, repeats):
         measured.append(widths)
         return {width: 1.0 + width for width in widths}
 
-    monkeypatch.setattr(hawk.cost, "forward_seconds", forward_seconds)
+    monkeypatch.setattr(hawk.cost, "step_seconds", step_seconds)
     foreign = replace(FusedSettings.unfitted(("stale",)), measured_on="abacus", tokens_at={1: 1.8, 7: 4.0})
     target = tiny_target(0)
     first = settings_for(foreign, target, "one")

@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,8 +15,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from hawk.drafters.pool import FusedSettings
 from hawk.files import write_json
+from hawk.grid import Grid
 from hawk.machine import machine_name, synchronize
 from hawk.model import ImageTarget
+from hawk.sampling import SamplingParams
+from hawk.tree import Window
+from hawk.window import WindowState, advance, begin, hold, on_device
 
 WIDTHS = (1, 4, 8, 16)
 """Nodes of the forwards that are timed, beside those of the windows to choose from."""
@@ -25,16 +29,15 @@ WIDTHS = (1, 4, 8, 16)
 def settings_for(settings: FusedSettings, target: ImageTarget, model: str) -> FusedSettings:
     """The pool's settings with the node cost and the window of this machine; those measured here are taken as they are.
 
-    Times a few forwards once for a `model` (its fingerprint), device and dtype: the seconds are kept in `costs_file`.
-    Everything of a step that is no forward is taken to be in the same proportion to it as where the pool was fitted.
+    Times a few steps once for a `model` (its fingerprint), device and dtype: the seconds are kept in `costs_file`.
     """
     here = machine_name(target.device, target.dtype)
     if settings.measured_on in ("", here):
         return settings
     widths = sorted({*WIDTHS, *(reach + 1 for reach in settings.tokens_at)})
-    seconds = known_seconds(f"{model}, {here}", widths, lambda: forward_seconds(target, tuple(widths), 5))
+    seconds = known_seconds(f"{model}, {here}", widths, lambda: step_seconds(target, widths, 5))
     slope, intercept = statistics.linear_regression(list(seconds), list(seconds.values()))
-    step = max(intercept + slope, 1e-9) * settings.step_over_forward
+    step = max(intercept + slope, 1e-9)
     refresh = settings.refresh
     if refresh and settings.tokens_at:
         refresh = widest_of_the_fast({reach: seconds[reach + 1] / n for reach, n in settings.tokens_at.items()})
@@ -73,6 +76,51 @@ def widest_of_the_fast(seconds: dict[int, float], as_fast: float = 1.05) -> int:
     """
     most = 1.03 * min(seconds.values())
     return max(reach for reach, time in seconds.items() if time <= most)
+
+
+@torch.inference_mode()
+def step_seconds(target: ImageTarget, widths: list[int], repeats: int) -> dict[int, float]:
+    """Median seconds of a guided step of window decoding over n nodes in the middle of an image, by turns."""
+    device = target.device
+    start = MidImage.of(target, target.grid, SamplingParams(cfg_scale=2.0), max(widths) - 1)
+    seconds: dict[int, list[float]] = {nodes: [] for nodes in widths}
+    for turn in range(repeats + 1):
+        for nodes in widths:
+            start.rewind()
+            synchronize(device)
+            started = time.perf_counter()
+            advance(target, start.state, nodes - 1)
+            synchronize(device)
+            if turn:  # the first turn warms up
+                seconds[nodes].append(time.perf_counter() - started)
+    return {nodes: statistics.median(runs) for nodes, runs in seconds.items()}
+
+
+@dataclass(frozen=True)
+class MidImage:
+    """A state half an image on, and how to get back to it; what the cache holds is of no account to its time."""
+
+    state: WindowState
+    prompt: list[int]
+
+    @classmethod
+    @torch.inference_mode()
+    def of(cls, target: ImageTarget, grid: Grid, params: SamplingParams, reach: int) -> MidImage:
+        """Behind a blank prompt, the noise held; on a GPU a state that a recording can be made of."""
+        window = Window(reach)
+        prefilled = target.prefill(target.blank_prompt(), params.guided, grid.size + window.max_nodes)
+        state = begin(target, prefilled, grid, params, window, [0])
+        here = cls(on_device(state) if target.device.type == "cuda" else state, list(prefilled.cache.lengths))
+        hold(here.state, [grid.size // 2])
+        here.rewind()
+        return here
+
+    def rewind(self) -> None:
+        """To the middle of the image."""
+        middle = self.state.grid.size // 2
+        self.state.committed.fill_(middle)
+        self.state.steps.fill_(1)
+        self.state.cache.rewind([length + middle - 1 for length in self.prompt])
 
 
 @torch.inference_mode()

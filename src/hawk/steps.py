@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from hawk.benchmark import environment
+from hawk.cost import MidImage
 from hawk.decode import generate
 from hawk.forward import both, guided_logits, guided_state
 from hawk.grid import Grid
@@ -28,7 +29,7 @@ from hawk.sampling import SamplingParams
 from hawk.scaling import MOST_BYTES, SHAPES, random_target, weight_bytes
 from hawk.stats import Generation
 from hawk.tree import Window
-from hawk.window import WindowState, advance, begin, enter, hold, on_device, recorded
+from hawk.window import advance, enter, recorded
 
 REACHES = (0, 7, 15, 23, 31, 63)
 SIDES = (24, 32)
@@ -156,33 +157,6 @@ def step_costs(
         shape = (grid.height, grid.width)
         costs.append(StepCost(name, shape, reach + 1, step, forward, draft, noise, floor, committed[reach]))
     return costs
-
-
-@dataclass(frozen=True)
-class MidImage:
-    """A state half an image on, and how to get back to it; what the cache holds is of no account to its time."""
-
-    state: WindowState
-    prompt: list[int]
-
-    @classmethod
-    @torch.inference_mode()
-    def of(cls, target: ImageTarget, grid: Grid, params: SamplingParams, reach: int) -> MidImage:
-        """Behind a blank prompt, the noise held; on a GPU a state that a recording can be made of."""
-        window = Window(reach)
-        prefilled = target.prefill(target.blank_prompt(), params.guided, grid.size + window.max_nodes)
-        state = begin(target, prefilled, grid, params, window, [0])
-        here = cls(on_device(state) if target.device.type == "cuda" else state, list(prefilled.cache.lengths))
-        hold(here.state, [grid.size // 2])
-        here.rewind()
-        return here
-
-    def rewind(self) -> None:
-        """To the middle of the image."""
-        middle = self.state.grid.size // 2
-        self.state.committed.fill_(middle)
-        self.state.steps.fill_(1)
-        self.state.cache.rewind([length + middle - 1 for length in self.prompt])
 
 
 @dataclass(frozen=True)

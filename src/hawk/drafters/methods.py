@@ -70,7 +70,7 @@ METHODS = {
 
 
 TOKENS_AT = {1: 1.68, 3: 2.68, 7: 4.15, 11: 4.98, 15: 6.54, 19: 7.22, 23: 7.72, 31: 9.21, 47: 10.56, 63: 11.68}
-"""Tokens that a step commits at each reach, measured on the bundled model (24 prompts): how a window's gain falls off."""
+"""Tokens a step by reach, measured on the bundled model (24 prompts): how what a window gains falls off."""
 
 UNTRAINED = DraftParts(
     replace(FusedSettings.unfitted(JACOBI), measured_on="no machine: costs are measured", tokens_at=TOKENS_AT)

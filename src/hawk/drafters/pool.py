@@ -201,8 +201,7 @@ class FusedSettings:
     a step without drafts: a tree grows while that raises the tokens expected per time. Its first branch then goes on to
     `refresh` positions past the frontier, whatever its chance: what the target says there, too early, makes the coming
     drafts (window refresh, as in Jacobi decoding). `tokens_at[reach]` is what a step commits where all its drafts are
-    one branch of that reach. The node cost was measured on the machine `measured_on` ("": wherever it is), where a step
-    without drafts took `step_over_forward` times as long as its bare forward.
+    one branch of that reach. The node cost was measured on the machine `measured_on` ("": wherever it is).
     `sources` are the names of the pool's sources, in their order.
     """
 
@@ -215,7 +214,6 @@ class FusedSettings:
     refresh: int = 0
     node_cost: float = 0.03
     measured_on: str = ""
-    step_over_forward: float = 1.5
     tokens_at: dict[int, float] = field(default_factory=dict)
 
     def rates(self, lead: float) -> tuple[float, ...]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hawk.canvas import Canvas
-from hawk.cost import forward_seconds, widest_of_the_fast
+from hawk.cost import widest_of_the_fast
 from hawk.decode import generate
 from hawk.drafters.left import LeftFactor
 from hawk.drafters.pool import (
@@ -372,14 +372,12 @@ def measure_cost(
         for reach in reaches
     ]
     slope, base = statistics.linear_regression(nodes, per_step)
-    forward = forward_seconds(target, (1,), 9)[1]
     window = widest_of_the_fast({reach: sum(seconds[reach]) for reach in reaches})
     known = replace(
         settings,
         node_cost=round(max(slope, 0.0) / (base + slope), 4),
         refresh=window if settings.refresh else 0,
         measured_on=machine_name(target.device, target.dtype),
-        step_over_forward=round((base + slope) / forward, 3),
         tokens_at={reach: round(statistics.mean(s.accept_length for s in steps[reach]), 2) for reach in reaches},
     )
     return Priced(known, statistics.mean(seconds[window]))

@@ -5,6 +5,7 @@ from functools import cache
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fixtures.tiny_transformers import CODES, FAMILIES, PROMPTS, Tiny, tiny
 from hawk import HawkError
@@ -18,6 +19,8 @@ from hawk.grid import Grid
 from hawk.model import Condition, ImageTarget, Model
 from hawk.sampling import SamplingParams, guide, log_probs
 from hawk.structure import Structure, lay_out
+from hawk.tree import Window
+from hawk.window import advance, begin, on_device, replay
 
 NEGATIVES = ["", "a mat", ""]
 models = cache(tiny)
@@ -260,6 +263,40 @@ def test_pixels_are_those_of_the_models_own_decoder(name):
 
 
 # --- structure tokens ----------------------------------------------------------------------------------------
+
+
+class HostReads(TorchDispatchMode):
+    """Notes what would make a device wait for the host: numbers read from it, and numbers made on the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "nonzero", "equal", "lift_fresh", "masked_select", "unique"):
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("reach", [0, 3, 11])
+def test_a_replayed_window_draws_the_codes_of_plain_ar(name, reach):
+    """Structure tokens too: a chain has room for all the row ends that it can hold, and commits those it passed."""
+    one = tiny(name, torch.float64)
+    target, grid, condition = one.model.target, one.grid, conditions(one, NEGATIVES)
+    params, seeds = SamplingParams(cfg_scale=2.0, temperature=0.3), [1, 2, 3]
+    plain = generate(target, condition, grid, params, NoDrafter(), seeds)
+    window = Window(reach)
+    with torch.inference_mode():
+        prefilled = target.prefill(condition, params.guided, grid.size + window.max_nodes)
+        state = on_device(begin(target, prefilled, grid, params, window, seeds))
+        advance(target, state, reach)  # what is made once is made now
+        with HostReads() as reads:
+            advance(target, state, reach)
+        replay(state, lambda: advance(target, state, reach), None)
+    assert torch.equal(state.tokens[:, : grid.size], plain.tokens)
+    assert reads.found == []
 
 
 def test_nodes_without_structure_are_entries():

@@ -170,7 +170,7 @@ def test_a_recording_serves_the_next_image_of_its_shape(target, prompt, monkeypa
 
     recorded = []
 
-    def record(target, state, compiled):
+    def record(target, state, engine):
         fixed = on_device(state)
         recorded.append(fixed)
         return module.Session(fixed, lambda: advance(target, fixed, fixed.window.reach))

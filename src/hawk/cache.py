@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hawk.layers import additive_mask
+from hawk.structure import Layout
 
 KEY_BLOCK = 64
 """Attention reads keys in whole blocks of so many."""
@@ -25,7 +26,7 @@ class KVCache:
     keys: Float[Tensor, "layers rows kv_heads capacity d"]
     values: Float[Tensor, "layers rows kv_heads capacity d"]
     lengths: list[int]
-    staged: list[list[list[int]]] | None = None
+    staged: Layout | None = None
 
     @classmethod
     def empty(cls, layers: int, rows: int, kv_heads: int, capacity: int, head_dim: int, like: Tensor) -> KVCache:
@@ -81,16 +82,17 @@ class KVCache:
         """Commit the first `counts[row]` nodes of the forward; drop the others."""
         self.keep([list(range(count)) for count in counts.tolist()])
 
-    def stage(self, entries: list[list[list[int]]]) -> None:
-        """Say which appended entries belong to which node, until the next `keep`: `entries[row][node]`, in order."""
-        self.staged = entries
+    def stage(self, layout: Layout) -> None:
+        """Say which appended entries belong to which node, until the next `keep` or `advance`."""
+        self.staged = layout
 
     def keep(self, paths: list[list[int]]) -> None:
         """Commit, for each row, the entries of the nodes `paths[row]` of the forward (in order); drop the others."""
-        staged, self.staged = self.staged, None
+        layout, self.staged = self.staged, None
+        entries = None if layout is None else layout.entries()
         for row, path in enumerate(paths):
-            if staged is not None:
-                path = [entry for node in path for entry in staged[row][node]]
+            if entries is not None:
+                path = [entry for node in path for entry in entries[row][node]]
             length = self.lengths[row]
             if path != list(range(len(path))):
                 source = torch.tensor(path, device=self.keys.device) + length
@@ -120,7 +122,7 @@ class Prefilled:
 
 @dataclass
 class FixedCache(KVCache):
-    """The same for forwards that a GPU replays: only the device knows where a row ends, and every forward reads it all.
+    """The same for chains that a GPU replays: only the device knows where a row ends, and every forward reads it all.
 
     `ends` are the committed lengths; `lengths` are what they were at first.
     """
@@ -162,7 +164,11 @@ class FixedCache(KVCache):
         return self.capacity
 
     def advance(self, counts: Int[Tensor, " rows"]) -> None:
-        """Commit the first `counts[row]` nodes of the forward; drop the others."""
+        """Commit the first `counts[row]` nodes of the forward, which are a chain; drop the others."""
+        layout, self.staged = self.staged, None
+        if layout is not None:
+            through = layout.last.gather(1, (counts - 1).clamp(min=0)[:, None])[:, 0] + 1
+            counts = through * (counts > 0)
         self.ends += counts
 
 

@@ -24,6 +24,7 @@ from hawk.cli_shared import (
     Drafter,
     DraftTokens,
     Dtype,
+    Engine,
     Model,
     Temperature,
     Threads,
@@ -167,6 +168,7 @@ def generate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = None,
+    engine: Engine = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Draw images of prompts into PNG files, which carry their settings with them."""
@@ -181,7 +183,7 @@ def generate(
     folder = out is not None and out.endswith(("/", os.sep))
     target = None if out is None else Path(out)
     places = [picture_path(target, prompt, s, len(wanted), folder) for prompt, s in zip(wanted, seeds, strict=True)]
-    pipe = load_pipeline(model, device, dtype, drafter, threads)
+    pipe = load_pipeline(model, device, dtype, drafter, threads, engine)
     pipe.condition(prompts, height, width)  # a bad prompt fails before the first image is drawn
     reports: list[dict[str, Any]] = []
     said: list[str] = []

@@ -18,6 +18,7 @@ from hawk.cli_shared import (
     Drafter,
     DraftTokens,
     Dtype,
+    Engine,
     Model,
     Temperature,
     Threads,
@@ -116,7 +117,7 @@ def bench(
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = None,
-    compiled: Annotated[bool, typer.Option("--compiled", help="On a GPU: compile the decoder's step first.")] = False,
+    engine: Engine = "auto",
     plots: Annotated[Path | None, typer.Option("--plots", help="Folder for the plots of the scaling suite.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json-out", help="Write the JSON document here too.")] = None,
 ) -> None:
@@ -131,14 +132,14 @@ def bench(
     if plots is not None and suite != "scaling":
         raise HawkError(f"--plots is for the suite scaling, not {suite}: use --json-out")
     if suite == "scaling":
-        _scaling(load_pipeline(model, device, dtype, drafter, threads, compiled), plots, json_out)
+        _scaling(load_pipeline(model, device, dtype, drafter, threads, engine), plots, json_out)
         return
     if suite == "steps":
-        _steps(load_pipeline(model, device, dtype, drafter, threads, compiled), json_out)
+        _steps(load_pipeline(model, device, dtype, drafter, threads, engine), json_out)
         return
     bench_methods(suite, methods, None)  # a bad name fails before a model is loaded
     chosen = bench_prompts(prompts)
-    pipe = load_pipeline(model, device, dtype, drafter, threads, compiled)
+    pipe = load_pipeline(model, device, dtype, drafter, threads, engine)
     names, left_out = bench_methods(suite, methods, pipe.model.drafting)
     for name, kind in left_out.items():
         print(f"left out: {name}, for want of `hawk train drafter --kind {kind}`", file=sys.stderr)

@@ -29,6 +29,9 @@ Device = Annotated[str, typer.Option("--device", help="auto (a GPU where there i
 Dtype = Annotated[
     str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16; auto is bfloat16 on a CPU with AMX.")
 ]
+Engine = Annotated[
+    str, typer.Option("--engine", help="eager, graph or compiled (the last two on a GPU); auto is graph on a GPU.")
+]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads (default: PyTorch's choice).")]
 CfgScale = Annotated[float | None, typer.Option("--cfg-scale", help="Strength of guidance; 1 is off.")]
 Temperature = Annotated[float | None, typer.Option("--temperature", help="Sampling temperature; 0 is greedy.")]
@@ -42,7 +45,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="End standard output with o
 
 
 def load_pipeline(
-    model: str, device: str, dtype: str, drafter: str | None, threads: int | None, compiled: bool = False
+    model: str, device: str, dtype: str, drafter: str | None, threads: int | None, engine: str = "auto"
 ) -> HawkPipeline:
     """The pipeline that a command's options name."""
     import torch
@@ -51,7 +54,7 @@ def load_pipeline(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    return HawkPipeline.from_pretrained(model, device, dtype, drafter, compiled)
+    return HawkPipeline.from_pretrained(model, device, dtype, drafter, engine)
 
 
 def token_bar() -> Progress:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,13 +21,13 @@ from hawk.machine import machine_name, synchronize
 from hawk.model import ImageTarget
 from hawk.sampling import SamplingParams
 from hawk.tree import Window
-from hawk.window import WindowState, advance, begin, hold, on_device
+from hawk.window import Engine, WindowState, advance, begin, hold, on_device, recorded
 
 WIDTHS = (1, 4, 8, 16)
 """Nodes of the forwards that are timed, beside those of the windows to choose from."""
 
 
-def settings_for(settings: FusedSettings, target: ImageTarget, model: str) -> FusedSettings:
+def settings_for(settings: FusedSettings, target: ImageTarget, model: str, engine: Engine = "eager") -> FusedSettings:
     """The pool's settings with the node cost and the window of this machine; those measured here are taken as they are.
 
     Times a few steps once for a `model` (its fingerprint), device and dtype: the seconds are kept in `costs_file`.
@@ -35,7 +36,7 @@ def settings_for(settings: FusedSettings, target: ImageTarget, model: str) -> Fu
     if settings.measured_on in ("", here):
         return settings
     widths = sorted({*WIDTHS, *(reach + 1 for reach in settings.tokens_at)})
-    seconds = known_seconds(f"{model}, {here}", widths, lambda: step_seconds(target, widths, 5))
+    seconds = known_seconds(f"{model}, {here}, {engine}", widths, lambda: step_seconds(target, widths, 5, engine))
     slope, intercept = statistics.linear_regression(list(seconds), list(seconds.values()))
     step = max(intercept + slope, 1e-9)
     refresh = settings.refresh
@@ -79,17 +80,19 @@ def widest_of_the_fast(seconds: dict[int, float], as_fast: float = 1.05) -> int:
 
 
 @torch.inference_mode()
-def step_seconds(target: ImageTarget, widths: list[int], repeats: int) -> dict[int, float]:
+def step_seconds(target: ImageTarget, widths: list[int], repeats: int, engine: Engine = "eager") -> dict[int, float]:
     """Median seconds of a guided step of window decoding over n nodes in the middle of an image, by turns."""
     device = target.device
-    start = MidImage.of(target, target.grid, SamplingParams(cfg_scale=2.0), max(widths) - 1)
+    start = MidImage.of(target, target.grid, SamplingParams(cfg_scale=2.0), max(widths) - 1, engine)
     seconds: dict[int, list[float]] = {nodes: [] for nodes in widths}
+    steps = {nodes: partial(advance, target, start.state, nodes - 1) for nodes in widths}
+    calls = {nodes: recorded(step, engine) for nodes, step in steps.items()}
     for turn in range(repeats + 1):
-        for nodes in widths:
+        for nodes, call in calls.items():
             start.rewind()
             synchronize(device)
             started = time.perf_counter()
-            advance(target, start.state, nodes - 1)
+            call()
             synchronize(device)
             if turn:  # the first turn warms up
                 seconds[nodes].append(time.perf_counter() - started)
@@ -105,12 +108,12 @@ class MidImage:
 
     @classmethod
     @torch.inference_mode()
-    def of(cls, target: ImageTarget, grid: Grid, params: SamplingParams, reach: int) -> MidImage:
-        """Behind a blank prompt, the noise held; on a GPU a state that a recording can be made of."""
+    def of(cls, target: ImageTarget, grid: Grid, params: SamplingParams, reach: int, engine: Engine) -> MidImage:
+        """Behind a blank prompt, the noise held; a state that the engine can run."""
         window = Window(reach)
         prefilled = target.prefill(target.blank_prompt(), params.guided, grid.size + window.max_nodes)
         state = begin(target, prefilled, grid, params, window, [0])
-        here = cls(on_device(state) if target.device.type == "cuda" else state, list(prefilled.cache.lengths))
+        here = cls(state if engine == "eager" else on_device(state), list(prefilled.cache.lengths))
         hold(here.state, [grid.size // 2])
         here.rewind()
         return here

@@ -18,16 +18,12 @@ class Target(Protocol):
     """The large AR model. Rows are [cond] or, under guidance, [cond; uncond], each `batch` long.
 
     `linear_head` says that `head` is linear in the hidden state, so that guiding the state guides the logits.
-    `fixed_shapes` says that `forward_nodes` reads nothing of the device and does the same for the same shapes, so that
-    a GPU can replay it.
+    Over a `FixedCache`, `forward_nodes` reads nothing of the device, so that a GPU can replay it.
     """
 
     vocab_size: int
     hidden_size: int
     linear_head: bool
-
-    @property
-    def fixed_shapes(self) -> bool: ...
 
     def prefill(self, prompt: Any, guided: bool, capacity: int) -> Prefilled: ...
 

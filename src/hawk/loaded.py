@@ -16,7 +16,7 @@ from hawk.decode import generate
 from hawk.drafters.methods import build_drafter, method_named
 from hawk.errors import HawkError
 from hawk.grid import Grid
-from hawk.loading import drafter_folder
+from hawk.loading import drafter_folder, engine_named
 from hawk.pipeline import HawkPipeline
 from hawk.sampling import SamplingParams
 from hawk.tree import Window
@@ -31,6 +31,7 @@ def accelerate(
     drafter: str | Path | None = None,
     vqgan: str | Path | None = None,
     family: Literal["chameleon", "lumina"] | None = None,
+    engine: str = "auto",
 ) -> HawkPipeline:
     """A pipeline around a loaded Janus, Emu3 or Chameleon model, which stays as it is: dtype, device and quantisation.
 
@@ -40,6 +41,7 @@ def accelerate(
         drafter: the folder or hub id of a drafter trained for this model.
         vqgan: the file of Chameleon's pixel decoder (`vqgan.ckpt`), where the model is of that kind.
         family: whether a model of Chameleon's kind is Lumina-mGPT; None tells it by its config.
+        engine: as in `HawkPipeline.from_pretrained`.
 
     Raises:
         HawkError: a model that cannot draw here, lies on several devices, or whose attention takes no mask.
@@ -64,6 +66,7 @@ def accelerate(
         as_model(model.config._name_or_path or drawn_by.name, drawn_by, drafted),
         place,
         dtype,
+        engine_named(engine, place),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from pathlib import Path
+from typing import cast, get_args
 
 import torch
 
@@ -13,6 +14,7 @@ from hawk.files import read_json
 from hawk.model import ImageTarget, Model
 from hawk.packed import fast_dtype, worth_packing
 from hawk.targets.llamagen import LlamaGen
+from hawk.window import Engine
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 FETCHED = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", "*vqgan.ckpt", "README.md")
@@ -98,6 +100,18 @@ def device_named(device: str) -> torch.device:
     if place.type == "cuda" and (not torch.cuda.is_available() or (place.index or 0) >= torch.cuda.device_count()):
         raise HawkError(f"device {device!r} is not there: this PyTorch sees {torch.cuda.device_count()} GPUs")
     return place
+
+
+def engine_named(engine: str, place: torch.device) -> Engine:
+    """The engine of a name; "auto" is "graph" on a GPU. `HawkError` for one that is not there or cannot run."""
+    names = get_args(Engine)
+    if engine == "auto":
+        return "graph" if place.type == "cuda" else "eager"
+    if engine not in names:
+        raise HawkError(f"unknown engine {engine!r}: choose one of auto, {', '.join(names)}")
+    if engine != "eager" and place.type != "cuda":
+        raise HawkError(f"engine {engine!r} is for GPUs, and this is {place.type}: choose auto or eager")
+    return cast(Engine, engine)
 
 
 def model_folder(model: str | Path) -> Path:

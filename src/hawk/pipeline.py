@@ -25,14 +25,14 @@ from hawk.drafters.parts import DraftParts
 from hawk.drafters.pool import TreeLimits
 from hawk.errors import HawkError
 from hawk.grid import Grid
-from hawk.loading import device_named, drafter_folder, dtype_named, is_checkpoint, load_on, model_folder
+from hawk.loading import device_named, drafter_folder, dtype_named, engine_named, is_checkpoint, load_on, model_folder
 from hawk.model import Condition, Model
 from hawk.relaxed import LOSSY, Relaxation
 from hawk.sampling import SamplingParams
 from hawk.stats import Generation, Stats
 from hawk.tree import Window
 from hawk.verify import LOSSLESS
-from hawk.window import Sessions
+from hawk.window import Engine, Sessions
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 MAX_SEED = 2**63 - 1
@@ -85,7 +85,7 @@ class HawkPipeline:
     model: Model
     device: torch.device
     dtype: str
-    compiled: bool = False
+    engine: Engine = "eager"
 
     @classmethod
     def from_pretrained(
@@ -94,7 +94,7 @@ class HawkPipeline:
         device: str = "auto",
         dtype: str = "auto",
         drafter: str | Path | None = None,
-        compiled: bool = False,
+        engine: str = "auto",
     ) -> HawkPipeline:
         """Load a model: "bundled", a folder, or a hub id `owner/name`.
 
@@ -104,21 +104,21 @@ class HawkPipeline:
                 matrix products; everything between them is float32. "auto" is bfloat16 on a CPU with matrix units
                 (AMX), and float32 elsewhere.
             drafter: a drafter's folder or hub id, to use in place of the model's own.
-            compiled: on a GPU, compile the decoder's step before it is recorded: the first image of a size takes a
-                minute or so longer, the others less.
+            engine: how the steps of `ar`, `scd` and untrained `hawk` are run. "eager": one by one; "graph": recorded as
+                a CUDA graph when the first image of a size is drawn, and replayed; "compiled": the same of a step that
+                was compiled first, which takes minutes. "auto" is "graph" on a GPU and "eager" elsewhere.
 
         Raises:
             HawkError: no such model, a damaged one, or a device that is not there.
         """
         place = device_named(device)
-        if compiled and place.type != "cuda":
-            raise HawkError(f"compiled is for GPUs, and this is {place.type}: leave it out")
+        chosen = engine_named(engine, place)
         dtype_named(dtype, place)  # a wrong name is said before anything is fetched
         drafted = None if drafter is None else drafter_folder(drafter)
         folder = model_folder(model)
         dtype = dtype_named(dtype, place, large=is_checkpoint(folder))
         loaded = load_on(folder, place, dtype, drafted)
-        return cls(loaded, place, dtype, compiled)
+        return cls(loaded, place, dtype, chosen)
 
     @property
     def defaults(self) -> SamplingParams:
@@ -129,12 +129,12 @@ class HawkPipeline:
     def priced(self) -> DraftParts:
         """What `hawk` drafts with, at the costs of this machine: measured, where they must be, when first asked for."""
         parts = self.model.drafting or UNTRAINED
-        return replace(parts, fused=settings_for(parts.fused, self.model.target, self.model.fingerprint))
+        return replace(parts, fused=settings_for(parts.fused, self.model.target, self.model.fingerprint, self.engine))
 
     @cached_property
     def sessions(self) -> Sessions:
-        """What a GPU has recorded of the decoder's steps, to be replayed for further images."""
-        return Sessions(self.compiled)
+        """How the decoder's steps are run, and what a GPU has recorded of them for further images."""
+        return Sessions(self.engine)
 
     @cached_property
     def relaxation(self) -> Relaxation:

@@ -29,7 +29,7 @@ from hawk.sampling import SamplingParams
 from hawk.scaling import MOST_BYTES, SHAPES, random_target, weight_bytes
 from hawk.stats import Generation
 from hawk.tree import Window
-from hawk.window import advance, enter, recorded
+from hawk.window import Engine, advance, enter, recorded
 
 REACHES = (0, 7, 15, 23, 31, 63)
 SIDES = (24, 32)
@@ -101,7 +101,7 @@ def run_steps(
     target, bandwidth = pipe.model.target, copy_bandwidth(pipe.device)
     drawn = {reach: accept_length(pipe, Window(reach), images) for reach in REACHES}
     on_progress(f"{images} images")
-    how = bandwidth, repeats, pipe.compiled
+    how = bandwidth, repeats, pipe.engine
     costs = step_costs(target, pipe.model.name, pipe.model.grid, pipe.defaults, drawn, *how)
     on_progress(pipe.model.name)
     left_out = []
@@ -114,7 +114,7 @@ def run_steps(
         for side in SIDES:
             grid, unknown = Grid(side, side), dict.fromkeys((0, 63), 0.0)
             params = replace(pipe.defaults, cfg_scale=max(pipe.defaults.cfg_scale, 1.5))
-            costs += step_costs(made_up, name, grid, params, unknown, bandwidth, max(3, repeats // 4), pipe.compiled)
+            costs += step_costs(made_up, name, grid, params, unknown, bandwidth, max(3, repeats // 4), pipe.engine)
             on_progress(f"{name}, {side}x{side}")
     wide = max(REACHES)
     plain, speculative = tokens_of(pipe, Window(0), images), tokens_of(pipe, Window(wide), images)
@@ -138,11 +138,11 @@ def step_costs(
     committed: dict[int, float],
     bandwidth: float,
     repeats: int,
-    compiled: bool,
+    engine: Engine,
 ) -> list[StepCost]:
     """What a step takes at each reach, by turns; `committed` tokens a step where that is known (else 0)."""
     device = target.device
-    timed = {reach: parts_of(target, MidImage.of(target, grid, params, reach), compiled) for reach in committed}
+    timed = {reach: parts_of(target, MidImage.of(target, grid, params, reach, engine), engine) for reach in committed}
     runs: dict[int, list[list[float]]] = {reach: [] for reach in committed}
     for turn in range(repeats + 2):
         for reach, parts in timed.items():
@@ -177,7 +177,7 @@ class Part:
         return time.perf_counter() - started
 
 
-def parts_of(target: ImageTarget, start: MidImage, compiled: bool) -> list[Part]:
+def parts_of(target: ImageTarget, start: MidImage, engine: Engine) -> list[Part]:
     """A step, its bare forward with the output head, and its drafting; on a GPU recordings of them."""
     state = start.state
     reach, grid, params, images = state.window.reach, state.grid, state.params, len(state.committed)
@@ -198,9 +198,7 @@ def parts_of(target: ImageTarget, start: MidImage, compiled: bool) -> list[Part]
             enter(state, last, reach)
 
     calls = [step, forward, draft]
-    if target.device.type == "cuda":
-        calls = [recorded(torch.compile(call, fullgraph=True, dynamic=False) if compiled else call) for call in calls]
-    return [Part(call, start) for call in calls]
+    return [Part(recorded(call, engine), start) for call in calls]
 
 
 def noise_seconds(target: ImageTarget) -> float:

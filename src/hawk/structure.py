@@ -30,6 +30,10 @@ class Structure:
         """How many more entries than nodes a cache must hold for an image and trees of that many nodes together."""
         return len(self.end_of_row) * (grid.height + nodes)
 
+    def of_chain(self, nodes: int, grid: Grid) -> int:
+        """Entries that so many consecutive positions have at most, wherever they begin."""
+        return nodes + len(self.end_of_row) * -(-nodes // grid.width)
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -58,23 +62,31 @@ class Layout:
 
 
 def lay_out(
-    structure: Structure, positions: Int[Tensor, "rows n"], ancestors: Bool[Tensor, "rows n n"], grid: Grid
+    structure: Structure,
+    positions: Int[Tensor, "rows n"],
+    ancestors: Bool[Tensor, "rows n n"],
+    grid: Grid,
+    entries: int | None = None,
 ) -> Layout:
-    """The entries of tree nodes, each node's behind those of the node before it."""
+    """The entries of tree nodes, each node's behind those of the node before it.
+
+    `entries` is how many there are with the filling; None is as many as are needed, which the host must read.
+    """
     ends_row = (positions % grid.width == grid.width - 1) & (positions < grid.size - 1)
     count = 1 + len(structure.end_of_row) * ends_row
     stop = count.cumsum(1)
-    entries = torch.arange(int(stop.max()), device=positions.device).expand(len(positions), -1).contiguous()
-    owner = torch.searchsorted(stop, entries, right=True)
+    places = torch.arange(int(stop.max()) if entries is None else entries, device=positions.device)
+    places = places.expand(len(positions), -1).contiguous()
+    owner = torch.searchsorted(stop, places, right=True)
     filling = owner == positions.shape[1]
     owner = owner.clamp(max=positions.shape[1] - 1)
-    offset = entries - (stop - count).gather(1, owner)
+    offset = places - (stop - count).gather(1, owner)
     of_node = ancestors.gather(1, owner[:, :, None].expand(-1, -1, ancestors.shape[2]))
-    seen = of_node.gather(2, owner[:, None, :].expand(-1, entries.shape[1], -1))
+    seen = of_node.gather(2, owner[:, None, :].expand(-1, places.shape[1], -1))
     same = owner[:, :, None] == owner[:, None, :]
     seen &= ~same | (offset[:, None, :] <= offset[:, :, None])
     seen &= ~filling[:, :, None] & ~filling[:, None, :]
-    seen |= torch.eye(entries.shape[1], dtype=torch.bool, device=positions.device)
+    seen |= torch.eye(places.shape[1], dtype=torch.bool, device=positions.device)
     before = structure.before(positions, grid).gather(1, owner) + offset
     return Layout(
         owner=owner.masked_fill(filling, -1),

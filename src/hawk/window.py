@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Int
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from hawk.cache import FixedCache, KVCache, Prefilled
 from hawk.canvas import RECOVERED, Canvas
+from hawk.errors import HawkError
 from hawk.forward import Target, both, guided_logits, guided_state, wide
 from hawk.grid import Grid
 from hawk.noise import HELD, NOISE_BLOCK, GumbelNoise
@@ -33,6 +34,9 @@ from hawk.tree import Window
 SOURCES = ("stale", "above")
 """Whose a draft is: the target's own early guess, or the cell above where the target had said nothing."""
 STALE, ABOVE = range(len(SOURCES))
+
+Engine = Literal["eager", "graph", "compiled"]
+"""How steps are run: one by one by the host, as a CUDA graph, or as one of a step that was compiled first."""
 
 LAG = 2
 """Steps that a GPU is given ahead of what the host knows."""
@@ -86,8 +90,8 @@ def draw(
     """Draw one image for each seed: `decode.generate` for drafts that are a window."""
     prefilled = target.prefill(prompt, params.guided, grid.size + window.max_nodes)
     state = begin(target, prefilled, grid, params, window, seeds)
-    if prefilled.cache.keys.is_cuda and target.fixed_shapes:
-        session = (sessions or Sessions()).of(target, state)
+    if sessions is not None and sessions.engine != "eager":
+        session = sessions.of(target, state)
         replay(session.state, session.step, on_step)
         state = session.state
     else:
@@ -264,12 +268,9 @@ class Session:
 
 @dataclass
 class Sessions:
-    """The last recording of a model's step, for further images of the same shape and settings.
+    """How a model's steps are run, and the last recording of one, for further images of the same shape and settings."""
 
-    `compiled`: what is recorded is compiled first, which takes a minute and makes fewer and larger kernels.
-    """
-
-    compiled: bool = False
+    engine: Engine = "eager"
     key: tuple[Any, ...] = ()
     session: Session | None = field(default=None, repr=False)
 
@@ -279,30 +280,41 @@ class Sessions:
         key = (id(target), state.grid, state.params, state.window, shapes)
         if self.session is None or self.key != key:
             self.session = None  # its memory first
-            self.session, self.key = record(target, state, self.compiled), key
+            self.session, self.key = record(target, state, self.engine), key
         self.session.state.load(state)
         return self.session
 
 
-def record(target: Target, state: WindowState, compiled: bool) -> Session:
+def record(target: Target, state: WindowState, engine: Engine) -> Session:
     """A step on a GPU, recorded in memory of its own."""
     fixed = on_device(state)
     hold(fixed, [1] * len(state.committed), LAG)
-    step = torch.compile(advance, fullgraph=True, dynamic=False) if compiled else advance
-    return Session(fixed, recorded(partial(step, target, fixed, state.window.reach)))
+    return Session(fixed, recorded(partial(advance, target, fixed, state.window.reach), engine))
 
 
-def recorded(call: Callable[[], Any]) -> Callable[[], Any]:
-    """A CUDA graph of a call, after calls that let libraries take the memory they want."""
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(3):
+def recorded(call: Callable[[], Any], engine: Engine) -> Callable[[], Any]:
+    """A call as the engine repeats it: as it is, or as a CUDA graph (which raises `HawkError` where none can be made).
+
+    A graph is captured after calls that let libraries take the memory they want.
+    """
+    if engine == "eager":
+        return call
+    if engine == "compiled":
+        call = torch.compile(call, fullgraph=True, dynamic=False)
+    try:
+        aside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(3):
+                call()
+        torch.cuda.current_stream().wait_stream(aside)
+        with torch.cuda.graph(graph):
             call()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise HawkError(
+            f"this model's steps cannot be recorded as a CUDA graph ({reason}): use engine 'eager'"
+        ) from error
     return graph.replay
 
 

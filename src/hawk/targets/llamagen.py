@@ -161,7 +161,6 @@ class LlamaGen(nn.Module):
     """The transformer, and the decoder's `Target` adapter: `prefill`, `forward_nodes`, `head`."""
 
     linear_head = True
-    fixed_shapes = True
 
     def __init__(self, config: LlamaGenConfig, dropout: float = 0.0) -> None:
         super().__init__()

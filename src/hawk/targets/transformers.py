@@ -7,6 +7,7 @@ keys and values into a `KVCache`. What is particular to a model (embeddings, hea
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import Cache
 
-from hawk.cache import KVCache, Prefilled, whole_blocks
+from hawk.cache import FixedCache, KVCache, Prefilled, whole_blocks
 from hawk.grid import Grid
 from hawk.structure import lay_out
 from hawk.targets.families import Family
@@ -75,10 +76,10 @@ class TransformersTarget:
         """Where the backbone runs."""
         return self.family.text_embeddings.weight.device
 
-    @property
-    def fixed_shapes(self) -> bool:
-        """Structure tokens make a forward as long as the rows that end in it."""
-        return not self.family.structure.end_of_row
+    @cached_property
+    def end_of_row(self) -> Int[Tensor, " tokens"]:
+        """The structure tokens behind a row, on the device."""
+        return torch.tensor(self.family.structure.end_of_row, dtype=torch.long, device=self.device)
 
     @property
     def parameter_count(self) -> int:
@@ -127,10 +128,11 @@ class TransformersTarget:
         if not structure.end_of_row:
             places = cache.committed()[:, None] - padding[:, None] + positions - positions[:, :1]
             return self._run(self.embed(tokens), places.clamp(min=0), padding, ancestors, cache)
-        layout = lay_out(structure, positions, ancestors, grid)
+        chain = structure.of_chain(positions.shape[1], grid) if isinstance(cache, FixedCache) else None
+        layout = lay_out(structure, positions, ancestors, grid, chain)
         embedded = self.embed(tokens).gather(1, _wide(layout.owner.clamp(min=0), self.hidden_size))
-        cache.stage(layout.entries())
-        ends = torch.tensor(structure.end_of_row, device=tokens.device)[(layout.offset - 1).clamp(min=0)]
+        cache.stage(layout)
+        ends = self.end_of_row[(layout.offset - 1).clamp(min=0)]
         embedded = torch.where((layout.offset > 0)[..., None], self.family.text_embeddings(ends), embedded)
         committed = cache.committed() - padding
         places = committed[:, None] + layout.before - structure.before(positions[:, :1], grid)

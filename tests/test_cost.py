@@ -47,7 +47,9 @@ def test_another_machine_chooses_its_own_window(monkeypatch):
     costs = {"flat": lambda n: 1.0, "steep": lambda n: float(n)}  # seconds of a forward of n nodes
     chosen = {}
     for name, cost in costs.items():
-        monkeypatch.setattr(hawk.cost, "step_seconds", lambda target, widths, n, f=cost: {w: f(w) for w in widths})
+        monkeypatch.setattr(
+            hawk.cost, "step_seconds", lambda target, widths, n, engine, f=cost: {w: f(w) for w in widths}
+        )
         chosen[name] = settings_for(foreign, tiny_target(0), name).refresh
     assert chosen == {"flat": 15, "steep": 1}
 
@@ -56,7 +58,7 @@ def test_costs_are_measured_once_for_a_model_and_machine(monkeypatch, tmp_path):
     monkeypatch.setenv("HAWK_CACHE", str(tmp_path))
     measured = []
 
-    def step_seconds(target, widths, repeats):
+    def step_seconds(target, widths, repeats, engine):
         measured.append(widths)
         return {width: 1.0 + width for width in widths}
 

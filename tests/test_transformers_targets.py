@@ -20,7 +20,7 @@ from hawk.model import Condition, ImageTarget, Model
 from hawk.sampling import SamplingParams, guide, log_probs
 from hawk.structure import Structure, lay_out
 from hawk.tree import Window
-from hawk.window import advance, begin, on_device, replay
+from hawk.window import LAG, advance, begin, hold, on_device, replay
 
 NEGATIVES = ["", "a mat", ""]
 models = cache(tiny)
@@ -291,6 +291,7 @@ def test_a_replayed_window_draws_the_codes_of_plain_ar(name, reach):
     with torch.inference_mode():
         prefilled = target.prefill(condition, params.guided, grid.size + window.max_nodes)
         state = on_device(begin(target, prefilled, grid, params, window, seeds))
+        hold(state, [1, 1, 1], LAG)
         advance(target, state, reach)  # what is made once is made now
         with HostReads() as reads:
             advance(target, state, reach)

@@ -144,8 +144,8 @@ MUTANTS = {
     "eagle's draft with another node's q": (
         feature.FeatureTree,
         "_grow",
-        "0, len(rows))",
-        "0, 0)",
+        "else len(rows))",
+        "else 0)",
         (joint,),
     ),
     "a kept draft takes its old distribution as q": (

@@ -36,7 +36,7 @@ SOURCE_MEANINGS = {
     "vertical-2": "drafted from two rows above (vertical-2)",
     "spatial": "drafted from the cells around it (spatial)",
     "stale": "the model's own earlier guess (stale)",
-    "above": "the cell above, where the model had said nothing (above)",
+    "above": "the cell above, repeated (above)",
 }
 
 

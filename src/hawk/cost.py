@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from hawk.drafters.pool import FusedSettings
 from hawk.files import write_json
 from hawk.grid import Grid
-from hawk.machine import machine_name, synchronize
+from hawk.machine import machine_name, seconds_of
 from hawk.model import ImageTarget
 from hawk.sampling import SamplingParams
 from hawk.tree import Window
@@ -70,7 +69,7 @@ def known_seconds(key: str, widths: list[int], measure: Callable[[], dict[int, f
     return seconds
 
 
-def widest_of_the_fast(seconds: dict[int, float], as_fast: float = 1.05) -> int:
+def widest_of_the_fast(seconds: dict[int, float]) -> int:
     """The widest window among those as fast as the fastest (within 3 %): it takes the fewest forwards.
 
     `seconds` a token, or an image, for each window.
@@ -90,12 +89,9 @@ def step_seconds(target: ImageTarget, widths: list[int], repeats: int, engine: E
     for turn in range(repeats + 1):
         for nodes, call in calls.items():
             start.rewind()
-            synchronize(device)
-            started = time.perf_counter()
-            call()
-            synchronize(device)
+            taken = seconds_of(call, device)
             if turn:  # the first turn warms up
-                seconds[nodes].append(time.perf_counter() - started)
+                seconds[nodes].append(taken)
     return {nodes: statistics.median(runs) for nodes, runs in seconds.items()}
 
 
@@ -139,10 +135,8 @@ def forward_seconds(target: ImageTarget, widths: tuple[int, ...], repeats: int) 
             tokens = torch.zeros(2, nodes, dtype=torch.long, device=device)
             positions = (middle + torch.arange(nodes, device=device)).clamp(max=grid.size - 1).expand(2, nodes)
             chain = torch.ones(nodes, nodes, dtype=torch.bool, device=device).tril().expand(2, nodes, nodes)
-            synchronize(device)
-            started = time.perf_counter()
-            target.forward_nodes(tokens, positions, chain, prefilled.padding, prefilled.cache, grid)
-            synchronize(device)
+            asked = tokens, positions, chain, prefilled.padding, prefilled.cache, grid
+            taken = seconds_of(partial(target.forward_nodes, *asked), device)
             if turn:  # the first turn warms up
-                runs.append(time.perf_counter() - started)
+                runs.append(taken)
     return {nodes: statistics.median(runs) for nodes, runs in seconds.items()}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import platform
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,3 +48,12 @@ def synchronize(device: torch.device) -> None:
     """Wait for a GPU's queue, so that the clock sees all of its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def seconds_of(call: Callable[[], Any], device: torch.device) -> float:
+    """Wall-clock seconds of one call, a GPU's queue waited for before and after it."""
+    synchronize(device)
+    started = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - started

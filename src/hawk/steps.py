@@ -8,9 +8,9 @@ the time to read the weights once, at the bandwidth that a large copy reaches he
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from hawk.cost import MidImage
 from hawk.decode import generate
 from hawk.forward import both, guided_logits, guided_state
 from hawk.grid import Grid
-from hawk.machine import synchronize
+from hawk.machine import seconds_of
 from hawk.model import ImageTarget
 from hawk.noise import NOISE_BLOCK, GumbelNoise
 from hawk.pipeline import HawkPipeline
@@ -99,7 +99,8 @@ def run_steps(
     if shapes is None:
         shapes = ("775M", "7B") if pipe.device.type == "cuda" else ()
     target, bandwidth = pipe.model.target, copy_bandwidth(pipe.device)
-    drawn = {reach: accept_length(pipe, Window(reach), images) for reach in REACHES}
+    images_at = {reach: [drawn_by(pipe, Window(reach), turn) for turn in range(images)] for reach in REACHES}
+    drawn = {reach: accept_length(found) for reach, found in images_at.items()}
     on_progress(f"{images} images")
     how = bandwidth, repeats, pipe.engine
     costs = step_costs(target, pipe.model.name, pipe.model.grid, pipe.defaults, drawn, *how)
@@ -117,15 +118,14 @@ def run_steps(
             costs += step_costs(made_up, name, grid, params, unknown, bandwidth, max(3, repeats // 4), pipe.engine)
             on_progress(f"{name}, {side}x{side}")
     wide = max(REACHES)
-    plain, speculative = tokens_of(pipe, Window(0), images), tokens_of(pipe, Window(wide), images)
-    in_shape = tokens_of(pipe, Window(wide, keeps=False), min(images, 2))
+    in_shape = [drawn_by(pipe, Window(wide, keeps=False), turn) for turn in range(min(images, 2))]
     return StepsResult(
         costs,
         left_out,
         bandwidth,
         images,
-        sum(a == b for a, b in zip(plain, speculative, strict=True)),
-        sum(a == b for a, b in zip(in_shape, speculative, strict=False)),
+        equal_images(images_at[0], images_at[wide]),
+        equal_images(in_shape, images_at[wide][: len(in_shape)]),
         environment(pipe, images, 1, 1, {}),
     )
 
@@ -170,11 +170,7 @@ class Part:
     def seconds(self, device: torch.device) -> float:
         """Of one call."""
         self.start.rewind()
-        synchronize(device)
-        started = time.perf_counter()
-        self.call()
-        synchronize(device)
-        return time.perf_counter() - started
+        return seconds_of(self.call, device)
 
 
 def parts_of(target: ImageTarget, start: MidImage, engine: Engine) -> list[Part]:
@@ -205,27 +201,15 @@ def noise_seconds(target: ImageTarget) -> float:
     """Seconds to draw the noise of one position, in blocks as in decoding."""
     like = torch.empty(0, device=target.device)
     noise = GumbelNoise([0], 64 * NOISE_BLOCK, target.vocab_size, like)
-    runs = []
-    for block in range(64):
-        synchronize(target.device)
-        started = time.perf_counter()
-        noise.hold(0, block * NOISE_BLOCK, (block + 1) * NOISE_BLOCK)
-        synchronize(target.device)
-        runs.append(time.perf_counter() - started)
-    return statistics.median(runs) / NOISE_BLOCK
+    ends = [(block * NOISE_BLOCK, (block + 1) * NOISE_BLOCK) for block in range(64)]
+    return statistics.median(seconds_of(partial(noise.hold, 0, *each), target.device) for each in ends) / NOISE_BLOCK
 
 
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes a second that a large copy moves here, read and written."""
     source = torch.ones(COPIED, dtype=torch.uint8, device=device)
-    target, runs = torch.empty_like(source), []
-    for _ in range(7):
-        synchronize(device)
-        started = time.perf_counter()
-        target.copy_(source)
-        synchronize(device)
-        runs.append(time.perf_counter() - started)
-    return 2 * COPIED / statistics.median(runs)
+    copy = partial(torch.empty_like(source).copy_, source)
+    return 2 * COPIED / statistics.median(seconds_of(copy, device) for _ in range(7))
 
 
 def weight_bytes_of(target: ImageTarget) -> float:
@@ -233,15 +217,14 @@ def weight_bytes_of(target: ImageTarget) -> float:
     return float(target.parameter_count * target.dtype.itemsize)
 
 
-def accept_length(pipe: HawkPipeline, window: Window, images: int) -> float:
-    """Tokens a forward, over the first benchmark prompts."""
-    drawn = [drawn_by(pipe, window, turn) for turn in range(images)]
+def accept_length(drawn: list[Generation]) -> float:
+    """Tokens a forward over some images."""
     return sum(each.stats.committed for each in drawn) / sum(each.stats.nfe for each in drawn)
 
 
-def tokens_of(pipe: HawkPipeline, window: Window, images: int) -> list[list[int]]:
-    """The tokens of the first benchmark prompts' images."""
-    return [drawn_by(pipe, window, turn).tokens[0].tolist() for turn in range(images)]
+def equal_images(some: list[Generation], others: list[Generation]) -> int:
+    """How many have the same tokens."""
+    return sum(torch.equal(a.tokens, b.tokens) for a, b in zip(some, others, strict=True))
 
 
 def drawn_by(pipe: HawkPipeline, window: Window, turn: int) -> Generation:

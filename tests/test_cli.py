@@ -279,10 +279,10 @@ class Proven:
 @pytest.mark.parametrize("holds", [True, False])
 def test_verify_ends_with_1_where_a_proof_fails(saved_model, monkeypatch, holds):
     from hawk.benchmark import bench_prompts as real
-    from hawk.evaluation import losslessness
+    from hawk.evaluation import losslessness, proofs
 
     check = losslessness.Check("tokens", "medusa", "coupled", "cfg 2", "0 differ", holds)
-    monkeypatch.setattr(losslessness, "prove", lambda: [check])
+    monkeypatch.setattr(proofs, "run_in_processes", lambda every, processes: [[check]])
     monkeypatch.setattr("hawk.benchmark.bench_prompts", lambda wanted: ["a cat", "red apple"][: len(real(wanted))])
     result = hawk_command("verify", "-m", saved_model, "--prompts", 2, code=0 if holds else 1)
     document = last_json(result)
@@ -295,18 +295,18 @@ def test_verify_ends_with_1_where_a_proof_fails(saved_model, monkeypatch, holds)
     assert ("FAILED" in result.stdout) is not holds
     assert "lossy by design" not in result.stdout
     drift = losslessness.Check("drift", "lantern", "relaxed", "delta 0.1", "LOSSY: total variation 0.1", True, False)
-    monkeypatch.setattr(losslessness, "prove", lambda: [check, drift])
+    monkeypatch.setattr(proofs, "run_in_processes", lambda every, processes: [[check], [drift]])
     told = hawk_command("verify", "-m", saved_model, "--prompts", 2, code=0 if holds else 1).stdout
     assert "lossy by design, its drift measured: lantern" in told
-    monkeypatch.setattr(losslessness, "prove", lambda: [check])
+    monkeypatch.setattr(proofs, "run_in_processes", lambda every, processes: [[check]])
     alone = hawk_command("verify", "-m", saved_model, "--prompts", 2, "--json", code=0 if holds else 1)
     assert len(alone.stdout.splitlines()) == 1
 
 
 def test_verify_fails_where_the_models_own_images_differ(saved_model, monkeypatch):
-    from hawk.evaluation import losslessness
+    from hawk.evaluation import proofs
 
-    monkeypatch.setattr(losslessness, "prove", list)
+    monkeypatch.setattr(proofs, "run_in_processes", lambda every, processes: [])
     monkeypatch.setattr("hawk.benchmark.identical_images", lambda pipe, prompts: 3)
     document = last_json(hawk_command("verify", "-m", saved_model, "--prompts", 4, code=1))
     assert document["checks"][0]["measured"] == "3 of 4 images identical to ar"

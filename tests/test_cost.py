@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 import hawk.cost
-from hawk.cost import costs_file, forward_seconds, known_seconds, settings_for, step_seconds, widest_of_the_fast
+from hawk.cost import costs_file, known_seconds, settings_for, step_seconds
 from hawk.drafters.pool import FusedSettings
 from hawk.evaluation.tiny import tiny_target
 from hawk.machine import machine_name
@@ -28,17 +28,9 @@ def test_costs_of_another_machine_are_measured_here():
 
 
 def test_every_width_is_timed():
-    seconds = forward_seconds(tiny_target(0), (1, 3, 5), 2)
-    assert list(seconds) == [1, 3, 5]
-    assert all(value > 0 for value in seconds.values())
     steps = step_seconds(tiny_target(0), [1, 3, 40], 2)  # the last reaches past the image
     assert list(steps) == [1, 3, 40]
     assert all(value > 0 for value in steps.values())
-
-
-def test_the_widest_window_of_those_as_fast_is_taken():
-    assert widest_of_the_fast({1: 4.0, 8: 2.0, 16: 2.05, 32: 2.2}) == 16
-    assert widest_of_the_fast({1: 1.0, 8: 2.0}) == 1
 
 
 def test_another_machine_chooses_its_own_window(monkeypatch):

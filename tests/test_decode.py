@@ -13,11 +13,13 @@ from hawk.evaluation.losslessness import (
     JOINT_SETTINGS,
     check_all,
     check_definition,
+    check_drifts,
+    check_laws,
     check_seed_exact,
     exact_joint,
-    prove,
     teacher_forced,
 )
+from hawk.evaluation.proofs import proofs, prove_joint, run_in_processes
 from hawk.evaluation.tiny import RandomDrafter, tiny_drafters, tiny_prompt, tiny_target
 from hawk.forward import Target
 from hawk.grid import Grid
@@ -214,12 +216,25 @@ def test_drawn_drafts_keep_the_joint_distribution(name, verifier):
 
 @pytest.mark.slow
 def test_every_proof_holds():
-    assert [check for check in prove() if not check.passed] == []
+    assert [check for proof in proofs() for check in proof() if not check.passed] == []
+
+
+def test_proofs_run_in_processes_as_they_do_here():
+    few = [proof for proof in proofs() if proof in (check_laws, check_drifts)]
+    assert list(run_in_processes(few, 2)) == [proof() for proof in few]
+    assert len(few) == 2
+
+
+def test_every_method_is_proven():
+    asked = [proof.args for proof in proofs() if getattr(proof, "func", None) is prove_joint]
+    drawn = {name for name, method in METHODS.items() if method.verifier == "residual"}
+    assert {name for verifier, name, _ in asked if verifier == "residual"} == {*drawn, "random-q"}
+    assert len(set(asked)) == len(asked)
 
 
 def test_proofs_want_float64():
     with pytest.raises(HawkError, match="float64"):
-        prove(tiny_target(0, dtype=torch.float32))
+        proofs(tiny_target(0, dtype=torch.float32))
 
 
 # --- what is counted

@@ -6,7 +6,7 @@ from PIL import Image
 
 from hawk import HawkError, HawkPipeline, scaling
 from hawk.report import scaling_table
-from hawk.scaling import Cost, draw_plots, growth, random_target, run_scaling, weight_bytes, window_costs
+from hawk.scaling import Cost, draw_plots, growth, random_target, run_scaling, step_costs, weight_bytes
 from hawk.targets.llamagen import LlamaGenConfig
 
 SMALL = LlamaGenConfig(dim=16, n_layer=1, n_head=2, multiple_of=16, vocab_size=8, caption_dim=4, caption_tokens=3)
@@ -14,11 +14,12 @@ SMALL = LlamaGenConfig(dim=16, n_layer=1, n_head=2, multiple_of=16, vocab_size=8
 
 @pytest.fixture
 def result(saved_model, monkeypatch):
-    monkeypatch.setattr(scaling, "WINDOWS", (1, 3))
+    monkeypatch.setattr(scaling, "NODES", (1, 3))
+    monkeypatch.setattr(scaling, "WINDOWS", (1, 2))
     monkeypatch.setattr(scaling, "SIDES", (2, 4))
     monkeypatch.setattr(scaling, "BATCHES", (1, 2))
     monkeypatch.setattr(scaling, "SHAPES", {"small": SMALL, "7B": scaling.SHAPES["7B"]})
-    monkeypatch.setattr(scaling, "SHAPE_WINDOWS", (1, 2))
+    monkeypatch.setattr(scaling, "SHAPE_NODES", (1, 2))
     monkeypatch.setattr(scaling, "PROMPT", "a red apple")
     return run_scaling(HawkPipeline.from_pretrained(saved_model, "cpu"), repeats=2)
 
@@ -26,12 +27,14 @@ def result(saved_model, monkeypatch):
 def test_every_axis_is_measured_and_what_does_not_fit_is_said(result):
     found = [(cost.axis, cost.series, cost.at) for cost in result.costs]
     assert found == [
-        ("window", "verify, tiny", 1),
-        ("window", "verify, tiny", 3),
+        ("step", "tiny", 1),
+        ("step", "tiny", 3),
+        ("window", "hawk", 1),
+        ("window", "hawk", 2),
         *[("tokens", method, side * side) for side in (2, 4) for method in ("ar", "hawk")],
         *[("batch", method, batch) for batch in (1, 2) for method in ("ar", "hawk")],
-        ("model", "verify, small", 1),
-        ("model", "verify, small", 2),
+        ("step", "small", 1),
+        ("step", "small", 2),
     ]
     assert all(cost.seconds > 0 for cost in result.costs)
     assert [what.split(":")[0] for what in result.left_out] == ["7B"]
@@ -41,7 +44,7 @@ def test_every_axis_is_measured_and_what_does_not_fit_is_said(result):
 
 def test_plots_are_pictures_of_each_axis(result, tmp_path):
     paths = draw_plots(result, tmp_path / "plots")
-    assert [path.name for path in paths] == [f"scaling-{axis}.png" for axis in ("window", "tokens", "batch", "model")]
+    assert [path.name for path in paths] == [f"scaling-{axis}.png" for axis in ("step", "window", "tokens", "batch")]
     assert all(Image.open(path).size == (720, 480) for path in paths)
 
 
@@ -54,5 +57,5 @@ def test_growth_is_the_exponent():
 def test_a_made_up_target_has_the_shape_and_runs():
     target = random_target(SMALL, torch.device("cpu"))
     assert weight_bytes(SMALL) == 4 * target.parameter_count
-    costs = window_costs(target, "x", (1, 4), 1)
+    costs = step_costs(target, "x", (1, 4), 1)
     assert [cost.at for cost in costs] == [1, 4]

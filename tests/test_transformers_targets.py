@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fixtures.tiny_transformers import CODES, FAMILIES, PROMPTS, Tiny, tiny
 from hawk import HawkError
-from hawk.cost import forward_seconds
+from hawk.cost import step_seconds
 from hawk.decode import NoDrafter, generate
 from hawk.drafters.methods import METHODS, build_drafter
 from hawk.evaluation.losslessness import check_definition, teacher_forced
@@ -147,7 +147,7 @@ def test_the_adapter_is_what_pipeline_and_drafters_ask_for(name):
     assert condition.rows(slice(1, 2)).prompts == condition.prompts[1:2]
     assert condition.negatives[0] != condition.negatives[1] == one.model.family.prompt("a mat", one.grid)
     assert one.model.target.embed(torch.tensor([[0, 3]])).shape == (1, 2, 32)
-    assert set(forward_seconds(one.model.target, (1, 3), 1)) == {1, 3}
+    assert set(step_seconds(one.model.target, [1, 3], 1)) == {1, 3}
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])

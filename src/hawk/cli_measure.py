@@ -27,6 +27,7 @@ from hawk.cli_shared import (
     Window,
     image_bar,
     load_pipeline,
+    proof_bar,
 )
 from hawk.errors import HawkError
 
@@ -44,6 +45,7 @@ def compare(
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = None,
+    engine: Engine = "auto",
 ) -> None:
     """Draw one prompt by plain decoding and by Hawk from one seed, side by side, with a map of accepted drafts."""
     from hawk.compare import compare as run
@@ -52,7 +54,7 @@ def compare(
     from hawk.png import check_writable, write_png
 
     check_writable(out)
-    pipe = load_pipeline(model, device, dtype, drafter, threads)
+    pipe = load_pipeline(model, device, dtype, drafter, threads, engine)
     with image_bar() as bar:
         task = bar.add_task("drawing by turns: plain, hawk", total=2 * (repeats + 1))
         result = run(pipe, prompt, seed, repeats, on_image=lambda: bar.update(task, advance=1, refresh=True))
@@ -207,19 +209,30 @@ def verify(
     prompts: Annotated[int, typer.Option("--prompts", min=1, help="Prompts drawn by the model itself.")] = 4,
     device: Device = "auto",
     threads: Threads = None,
+    engine: Engine = "auto",
     only_json: Annotated[bool, typer.Option("--json", help="Print the line of JSON alone, no table.")] = False,
 ) -> None:
     """Prove on this machine that every method but lantern (lossy) is lossless; exit code 1 if one is not."""
     from dataclasses import asdict
 
+    import torch
+
     from hawk.benchmark import bench_prompts, identical_images
-    from hawk.evaluation.losslessness import Check, prove
+    from hawk.evaluation.losslessness import Check
+    from hawk.evaluation.proofs import proofs, run_in_processes
     from hawk.report import checks_table
 
-    pipes = [load_pipeline(model, device, dtype, drafter, threads) for dtype in ("float32", "auto")]
-    checks = list(prove())
+    chosen = bench_prompts(str(prompts))
+    pipes = [load_pipeline(model, device, dtype, drafter, threads, engine) for dtype in ("float32", "auto")]
+    checks: list[Check] = []
+    with proof_bar() as bar:
+        every = proofs()
+        task = bar.add_task("proving", total=len(every))
+        for found in run_in_processes(every, torch.get_num_threads()):
+            checks += found
+            bar.advance(task)
     for pipe in {pipe.dtype: pipe for pipe in pipes}.values():
-        same = identical_images(pipe, bench_prompts(str(prompts)))
+        same = identical_images(pipe, chosen)
         settings = f"{pipe.model.name}, {pipe.dtype}, {pipe.device.type}"
         measured, enough = f"{same} of {prompts} images identical to ar", same >= 0.99 * prompts
         checks.append(Check("the model itself, same seed", "hawk", "coupled", settings, measured, enough))

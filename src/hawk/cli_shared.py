@@ -67,6 +67,11 @@ def image_bar() -> Progress:
     return _bar(TextColumn("images"), auto_refresh=False)
 
 
+def proof_bar() -> Progress:
+    """A live progress bar in proofs."""
+    return _bar(TextColumn("proofs"))
+
+
 def byte_bar() -> Progress:
     """A live progress bar in bytes."""
     console = Console(stderr=True)

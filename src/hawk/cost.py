@@ -40,7 +40,7 @@ def settings_for(settings: FusedSettings, target: ImageTarget, model: str, engin
     step = max(intercept + slope, 1e-9)
     refresh = settings.refresh
     if refresh and settings.tokens_at:
-        refresh = widest_of_the_fast({reach: seconds[reach + 1] / n for reach, n in settings.tokens_at.items()})
+        refresh = min(settings.tokens_at, key=lambda reach: seconds[reach + 1] / settings.tokens_at[reach])
     return replace(settings, node_cost=max(slope, 0.0) / step, refresh=refresh, measured_on=here)
 
 
@@ -67,15 +67,6 @@ def known_seconds(key: str, widths: list[int], measure: Callable[[], dict[int, f
     with suppress(OSError):
         write_json(path, {**known, key: seconds})
     return seconds
-
-
-def widest_of_the_fast(seconds: dict[int, float]) -> int:
-    """The widest window among those as fast as the fastest (within 3 %): it takes the fewest forwards.
-
-    `seconds` a token, or an image, for each window.
-    """
-    most = 1.03 * min(seconds.values())
-    return max(reach for reach, time in seconds.items() if time <= most)
 
 
 @torch.inference_mode()
@@ -120,23 +111,3 @@ class MidImage:
         self.state.committed.fill_(middle)
         self.state.steps.fill_(1)
         self.state.cache.rewind([length + middle - 1 for length in self.prompt])
-
-
-@torch.inference_mode()
-def forward_seconds(target: ImageTarget, widths: tuple[int, ...], repeats: int) -> dict[int, float]:
-    """Median seconds of a guided forward of n nodes in the middle of an image, by turns over the widths."""
-    grid, device = target.grid, target.device
-    middle = grid.size // 2
-    prefilled = target.prefill(target.blank_prompt(), guided=True, capacity=middle + max(widths))
-    prefilled.cache.rewind([length + middle for length in prefilled.cache.lengths])
-    seconds: dict[int, list[float]] = {nodes: [] for nodes in widths}
-    for turn in range(repeats + 1):
-        for nodes, runs in seconds.items():
-            tokens = torch.zeros(2, nodes, dtype=torch.long, device=device)
-            positions = (middle + torch.arange(nodes, device=device)).clamp(max=grid.size - 1).expand(2, nodes)
-            chain = torch.ones(nodes, nodes, dtype=torch.bool, device=device).tril().expand(2, nodes, nodes)
-            asked = tokens, positions, chain, prefilled.padding, prefilled.cache, grid
-            taken = seconds_of(partial(target.forward_nodes, *asked), device)
-            if turn:  # the first turn warms up
-                runs.append(taken)
-    return {nodes: statistics.median(runs) for nodes, runs in seconds.items()}

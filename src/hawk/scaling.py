@@ -1,7 +1,7 @@
 """`hawk bench --suite scaling`: how cost grows with the window, the image, the batch and the model.
 
-Time a forward against its width, time an image against its tokens and the images drawn together; and, for the cost
-side of models that are not here, forwards of LlamaGen shapes with random weights.
+Times an image against its window, its tokens and the images drawn together, and a step against its nodes; steps also
+of LlamaGen shapes with made-up weights, for the cost side of models that are not here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from hawk.benchmark import environment
-from hawk.cost import forward_seconds
+from hawk.cost import step_seconds
 from hawk.errors import HawkError
 from hawk.machine import synchronize
 from hawk.model import ImageTarget
@@ -25,7 +25,7 @@ from hawk.packed import fast_dtype, worth_packing
 from hawk.pipeline import HawkPipeline, PipelineOutput
 from hawk.targets.llamagen import LlamaGen, LlamaGenConfig
 
-WINDOWS = (1, 2, 4, 8, 16, 32, 64, 128)
+NODES = WINDOWS = (1, 2, 4, 8, 16, 32, 64, 128)
 SIDES = (16, 24, 32, 48)
 BATCHES = (1, 2, 4, 8, 16)
 SHAPES = {
@@ -34,7 +34,7 @@ SHAPES = {
     "775M": LlamaGenConfig(),
     "7B": LlamaGenConfig(dim=4096, n_layer=32, n_head=32, vocab_size=65536, height=24, width=24),
 }
-SHAPE_WINDOWS = (1, 8, 64)
+SHAPE_NODES = (1, 8, 64)
 MOST_BYTES = 6 << 30
 """Weights of a shape that are still made up and measured."""
 PROMPT = "a red apple on a blue background"
@@ -42,7 +42,7 @@ PROMPT = "a red apple on a blue background"
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of one `unit` (a forward or an image) of `series` at `at` on an axis: window, tokens, batch or model."""
+    """Seconds of one `unit` (a step or an image) of `series` at `at` on an axis: step, window, tokens or batch."""
 
     axis: str
     series: str
@@ -69,10 +69,14 @@ def run_scaling(
     pipe: HawkPipeline, repeats: int = 5, on_progress: Callable[[str], None] = lambda what: None
 ) -> ScalingResult:
     """Measure every axis on a loaded model's machine."""
-    costs = window_costs(pipe.model.target, f"verify, {pipe.model.name}", WINDOWS, repeats)
-    on_progress("window")
+    costs = step_costs(pipe.model.target, pipe.model.name, NODES, repeats)
+    on_progress("steps")
+    for window in WINDOWS:
+        costs += image_costs(pipe, "window", window, repeats=3, methods=("hawk",), window=window)
+    on_progress("windows")
     for side in SIDES:
-        costs += image_costs(pipe, "tokens", side * side, repeats=1, side=side)
+        pixels = side * pipe.model.cell
+        costs += image_costs(pipe, "tokens", side * side, repeats=1, height=pixels, width=pixels)
         on_progress(f"{side}x{side} tokens")
     for batch in BATCHES:
         costs += image_costs(pipe, "batch", batch, repeats=1, batch=batch)
@@ -84,32 +88,35 @@ def run_scaling(
             left_out.append(f"{name}: its weights need {needed / 1e9:.0f} GB in float32")
             continue
         target = random_target(shape, pipe.device)
-        costs += window_costs(target, f"verify, {name}", SHAPE_WINDOWS, max(1, repeats // 2), axis="model")
+        costs += step_costs(target, name, SHAPE_NODES, max(1, repeats // 2))
         on_progress(f"shape {name}")
     by_series = {name: [c for c in costs if c.axis == "tokens" and c.series == name] for name in ("ar", "hawk")}
     exponents = {name: growth(found) for name, found in by_series.items()}
     return ScalingResult(costs, left_out, exponents, environment(pipe, 1, 1, 1, {}))
 
 
-def window_costs(
-    target: ImageTarget, series: str, windows: tuple[int, ...], repeats: int, axis: str = "window"
-) -> list[Cost]:
-    """Median seconds of a guided forward at each width."""
-    seconds = forward_seconds(target, windows, repeats)
-    return [Cost(axis, series, nodes, median, "forward") for nodes, median in seconds.items()]
+def step_costs(target: ImageTarget, series: str, nodes: tuple[int, ...], repeats: int) -> list[Cost]:
+    """Median seconds of a guided step of window decoding at each width: its forward, and what chooses and drafts."""
+    seconds = step_seconds(target, list(nodes), repeats)
+    return [Cost("step", series, width, median, "step") for width, median in seconds.items()]
 
 
 def image_costs(
-    pipe: HawkPipeline, axis: str, at: int, repeats: int, side: int | None = None, batch: int = 1
+    pipe: HawkPipeline,
+    axis: str,
+    at: int,
+    repeats: int,
+    batch: int = 1,
+    methods: tuple[str, ...] = ("ar", "hawk"),
+    **asked: Any,
 ) -> list[Cost]:
-    """Median seconds an image of plain AR and of `hawk`, by turns."""
-    pixels = None if side is None else side * pipe.model.cell
-    seconds: dict[str, list[float]] = {"ar": [], "hawk": []}
+    """Median seconds an image of each method, by turns; `asked` of the pipeline."""
+    seconds: dict[str, list[float]] = {method: [] for method in methods}
     for turn in range(repeats):
         for method, runs in seconds.items():
             synchronize(pipe.device)
             started = time.perf_counter()
-            output = pipe([PROMPT] * batch, seed=turn, method=method, height=pixels, width=pixels, batch_size=batch)
+            output = pipe([PROMPT] * batch, seed=turn, method=method, batch_size=batch, **asked)
             synchronize(pipe.device)
             assert isinstance(output, PipelineOutput)
             runs.append((time.perf_counter() - started) / batch)
@@ -151,16 +158,16 @@ def draw_plots(result: ScalingResult, folder: Path) -> list[Path]:
         raise HawkError("plots need matplotlib: pip install 'hawk-t2i[eval]', or leave out --plots") from None
     folder.mkdir(parents=True, exist_ok=True)
     labels = {
-        "window": "nodes in a forward",
+        "step": "nodes in a step",
+        "window": "window of hawk",
         "tokens": "tokens in an image",
         "batch": "images together",
-        "model": "nodes",
     }
     written = []
     for axis, label in labels.items():
         here = [cost for cost in result.costs if cost.axis == axis]
         figure = Figure(figsize=(6, 4), layout="constrained")
-        seconds = "seconds an image" if here[0].unit == "image" else "seconds a forward"
+        seconds = f"seconds {'an image' if here[0].unit == 'image' else 'a step'}"
         plot = figure.add_subplot(xlabel=label, ylabel=seconds, xscale="log", yscale="log")
         for series in dict.fromkeys(cost.series for cost in here):
             points = [cost for cost in here if cost.series == series]

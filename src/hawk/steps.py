@@ -178,14 +178,14 @@ def parts_of(target: ImageTarget, start: MidImage, engine: Engine) -> list[Part]
     state = start.state
     reach, grid, params, images = state.window.reach, state.grid, state.params, len(state.committed)
     positions = state.committed[:, None] + torch.arange(-1, reach, device=target.device)
-    tokens = state.tokens.gather(1, positions)
+    tokens, cells = state.tokens.gather(1, positions), positions.clamp(max=grid.size - 1)
     last = positions[:, -1:] + 1
 
     def step() -> None:
         advance(target, state, reach)
 
     def forward() -> None:
-        nodes = both(tokens, params), both(positions, params), state.chain, state.padding, state.cache, grid
+        nodes = both(tokens, params), both(cells, params), state.chain, state.padding, state.cache, grid
         hidden = target.forward_nodes(*nodes)
         guided_logits(target, hidden, guided_state(hidden, params, images), params)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -42,6 +42,10 @@ LAG = 2
 """Steps that a GPU is given ahead of what the host knows."""
 
 
+CHANGING = ("tokens", "origins", "committed", "history", "steps", "padding")
+"""What a step changes in a state, the cache and the noise aside, and what differs between prompts."""
+
+
 @dataclass
 class WindowState:
     """Everything that a step reads and changes.
@@ -65,8 +69,8 @@ class WindowState:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All that a step changes, the cache and the noise aside, and what differs between prompts."""
-        return [self.tokens, self.origins, self.committed, self.history, self.steps, self.padding]
+        """Those of `CHANGING`."""
+        return [getattr(self, name) for name in CHANGING]
 
     def load(self, state: WindowState) -> None:
         """Take over another state of the same shapes, in the memory of this one."""
@@ -320,20 +324,10 @@ def recorded(call: Callable[[], Any], engine: Engine) -> Callable[[], Any]:
 
 def on_device(state: WindowState) -> WindowState:
     """The same state in memory of its own, its cache one whose ends the device alone knows."""
-    copies = [tensor.clone() for tensor in state.tensors]
-    tokens, origins, committed, history, steps, padding = copies
     noise = state.noise
-    return WindowState(
-        grid=state.grid,
-        params=state.params,
-        window=state.window,
-        tokens=tokens,
-        origins=origins,
-        committed=committed,
-        history=history,
-        steps=steps,
+    return replace(
+        state,
+        **{name: getattr(state, name).clone() for name in CHANGING},
         cache=FixedCache.of(state.cache),
-        padding=padding,
-        chain=state.chain,
         noise=GumbelNoise(noise.seeds, noise.positions, noise.vocab, noise.held, noise.ring),
     )

@@ -1,4 +1,4 @@
-"""Losslessness, proven on this machine: what `hawk verify` runs.
+"""Losslessness, proven on this machine: the checks that `proofs` puts together and `hawk verify` runs.
 
 Coupled verification must return the tokens of plain AR, one by one, for the same seed; and plain AR must return what
 its definition says, argmax(log p + g) at every position, from a teacher-forced forward that shares nothing with the
@@ -21,7 +21,6 @@ from torch import Tensor
 from hawk.decode import Drafter, NoDrafter, generate
 from hawk.errors import HawkError
 from hawk.evaluation.law import DrawLaw, exact_law, excess
-from hawk.evaluation.tiny import tiny_drafters, tiny_prompt, tiny_target
 from hawk.evaluation.tree_law import Continuation, TreeLaw, exact_traversal, joint_of, tree_cases
 from hawk.forward import Target, guided_logits, guided_state
 from hawk.grid import Grid
@@ -29,7 +28,6 @@ from hawk.noise import gumbel_rows
 from hawk.relaxed import Relaxation, relaxed
 from hawk.sampling import SamplingParams, gumbel_argmax, log_probs
 from hawk.stats import Generation
-from hawk.targets.llamagen import LlamaGen
 from hawk.tree import Window
 
 MOST_SEQUENCES = 20_000
@@ -74,38 +72,6 @@ class Fit:
     statistic: float
     freedom: int
     p_value: float
-
-
-def prove(target: LlamaGen | None = None) -> list[Check]:
-    """Every proof, for every drafter. The seed-exact ones run on `target`, or else on a tiny random LlamaGen.
-
-    A `target` must be in float64, where rounding does not decide between tokens (`HawkError`).
-    """
-    target = target or tiny_target(0)
-    if target.dtype != torch.float64:
-        raise HawkError(f"equality of tokens is proven in float64, not {target.dtype}: use target.double()")
-    exact = {name: (drafter, "coupled") for name, (drafter, _) in tiny_drafters(target).items()}
-    small = tiny_target(3, vocab=3, grid=Grid(3, 2), dim=16)
-    images = 250
-    prompt, seeds = tiny_prompt(small, images, alike=True), list(range(images))
-    return [
-        *check_all(target, tiny_prompt(target, 3), target.grid, exact, EXACT_SETTINGS, [1, 2, 3]),
-        *check_all(small, prompt, small.grid, drawn_for("residual", small), JOINT_SETTINGS, seeds),
-        *check_all(small, prompt, small.grid, drawn_for("traversal", small), JOINT_SETTINGS, seeds),
-        *check_laws(),
-        *check_tree_laws(),
-        *check_drifts(),
-    ]
-
-
-def drawn_for(verifier: str, target: LlamaGen) -> dict[str, tuple[Drafter | Window, str]]:
-    """The drafters of methods that draw their drafts, made for this verifier, where it can verify them."""
-    drafters = tiny_drafters(target, verifier=verifier)
-    return {
-        name: (drafter, verifier)
-        for name, (drafter, own) in drafters.items()
-        if own == "residual" and verifier in drafter.lossless_with
-    }
 
 
 def check_all(

@@ -257,6 +257,8 @@ class LlamaGen(nn.Module):
                     f"this model takes {config.caption_tokens}x{config.caption_dim}"
                 )
         features, real = self._prefix_rows(prompt) if guided else (prompt.features, prompt.mask)
+        longest = max(1, int(real.sum(1).max()))  # padding is never seen, and captions have no positions
+        features, real = features[:, -longest:], real[:, -longest:]
         rows, t = real.shape
         x = self.cls_embedding(features.to(self.tok_embeddings.weight))
         real = real.to(x.device)

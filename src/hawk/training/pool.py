@@ -40,7 +40,7 @@ from hawk.training.teacher import Prompts, forced_hidden, teacher_log_p
 from hawk.tree import DraftTree
 from hawk.verify import Scored
 
-REACHES = (1, 3, 7, 11, 15, 19, 23, 27, 31, 47, 63)
+REACHES = (1, 3, 7, 11, 15, 17, 19, 23, 27, 31, 47, 63)
 """Windows whose speed is measured: with the root, rows that fill the tiles of matrix units."""
 
 LIKELY = 2

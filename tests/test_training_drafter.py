@@ -24,6 +24,7 @@ from hawk.training.drafter import HeadsLoss, head_pairs, train_heads
 from hawk.training.feature import FeatureLoss, feature_shape, train_feature
 from hawk.training.grids import OnPolicy, draw_on_policy
 from hawk.training.loop import FitConfig
+from hawk.training.losses import coupled_nats
 from hawk.training.pool import (
     PoolData,
     draft_quality,
@@ -292,3 +293,19 @@ def test_a_left_factor_survives_saving_and_is_checked(tmp_path: Path) -> None:
     with pytest.raises(HawkError, match="is damaged: train the drafter again"):
         LeftFactor.load(tmp_path, vocab)
     assert LeftFactor.load(tmp_path / "nowhere", vocab) is None
+
+
+def test_coupled_nats_are_least_where_the_draft_is_the_target() -> None:
+    """A flatter, a sharper or another draft is worse; a greedy target gives finite ones."""
+    torch.manual_seed(0)
+    log_p = (2 * torch.randn(12)).log_softmax(-1).expand(20_000, -1)
+
+    def lost(log_q: torch.Tensor) -> float:
+        torch.manual_seed(1)
+        return float(coupled_nats(log_q.log_softmax(-1), log_p).mean())
+
+    at_p = lost(log_p)
+    assert at_p < min(lost(log_p.roll(1, -1)), lost(torch.zeros_like(log_p)), lost(log_p * 0.7), lost(log_p * 2))
+    greedy = torch.where(log_p == log_p.max(), 0.0, -torch.inf)
+    torch.manual_seed(1)
+    assert torch.isfinite(coupled_nats(torch.zeros_like(greedy).log_softmax(-1), greedy)).all()

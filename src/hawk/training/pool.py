@@ -36,6 +36,7 @@ from hawk.model import ImageTarget
 from hawk.noise import GumbelNoise, Randomness
 from hawk.sampling import SamplingParams
 from hawk.stats import Stats
+from hawk.training.losses import overlap
 from hawk.training.teacher import Prompts, forced_hidden, teacher_log_p
 from hawk.tree import DraftTree
 from hawk.verify import Scored
@@ -174,11 +175,6 @@ def fit_weights(data: PoolData, steps: int = 60) -> Weights:
                 rows.append(rows[-1] if rows else (1.0 / len(pattern),) * len(pattern))
         table[pattern_key(pattern)] = tuple(rows)
     return table
-
-
-def overlap(log_q: Float[Tensor, "*b vocab"], log_p: Float[Tensor, "*b vocab"]) -> Float[Tensor, "*b"]:
-    """Mass kept: the sum over tokens of min(p, q), one less the total variation."""
-    return torch.minimum(log_q.exp(), log_p.exp()).sum(-1)
 
 
 def _fit_row(log_q: Tensor, log_p: Tensor, steps: int) -> tuple[float, ...]:

@@ -171,7 +171,7 @@ def test_noise_differs_between_seeds_positions_and_tokens():
 
 def test_noise_is_standard_gumbel():
     """Kolmogorov-Smirnov against exp(-exp(-x)), over positions and over seeds."""
-    by_position = gumbel_rows(7, 0, 64, 64).ravel()
+    by_position = gumbel_rows(7, 0, 64, 64).flatten().numpy()
     by_seed = np.concatenate([gumbel_rows(seed, 0, 1, 64)[0] for seed in range(64)])
     for sample in (by_position, by_seed):
         cdf = np.exp(-np.exp(-np.sort(sample)))
@@ -183,14 +183,14 @@ def test_noise_is_standard_gumbel():
 
 def test_argmax_of_log_p_plus_noise_is_distributed_as_p():
     p = torch.tensor([0.5, 0.2, 0.0, 0.25, 0.05], dtype=F64)
-    noise = torch.from_numpy(gumbel_rows(11, 0, 6000, 5))
+    noise = gumbel_rows(11, 0, 6000, 5)
     drawn = gumbel_argmax(p.log().expand_as(noise), noise)
     assert chi_square(torch.bincount(drawn, minlength=5), p).p_value > FLAT
 
 
 def test_draws_at_neighbouring_positions_are_independent():
     p = torch.tensor([0.6, 0.3, 0.1], dtype=F64)
-    noise = torch.from_numpy(gumbel_rows(5, 0, 6000, 3))
+    noise = gumbel_rows(5, 0, 6000, 3)
     drawn = gumbel_argmax(p.log().expand_as(noise), noise).view(-1, 2)
     pairs = torch.bincount(drawn[:, 0] * 3 + drawn[:, 1], minlength=9)
     assert chi_square(pairs, torch.outer(p, p).flatten()).p_value > FLAT
@@ -221,7 +221,7 @@ def test_the_same_memory_serves_other_seeds():
 
 def test_noise_is_the_same_in_any_order_though_little_of_it_is_held():
     seeds, positions, vocab = [3, 9], 700, 5
-    whole = torch.stack([torch.from_numpy(gumbel_rows(seed, 0, positions, vocab)) for seed in seeds])
+    whole = torch.stack([gumbel_rows(seed, 0, positions, vocab) for seed in seeds])
     noise = GumbelNoise(seeds, positions, vocab, whole)
     for first, second in [(0, 3), (60, 90), (500, 640), (620, 699), (10, 12), (699, 300)]:
         asked = torch.tensor([[first, first + 1], [second, second + 2]])

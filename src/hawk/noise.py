@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from torch import Tensor
 
 NOISE_BLOCK = 16
@@ -72,7 +71,8 @@ class GumbelNoise:
             first = self._until[row]
             count = min(NOISE_BLOCK, self.positions - first)
             at = first % self.ring
-            self.held[row, at : at + count] = gumbel_block(self.seeds[row], first, count, self.vocab, self.held)
+            drawn = gumbel_rows(self.seeds[row], first, count, self.vocab, self.held.device)
+            self.held[row, at : at + count] = drawn
             self._until[row] = first + count
             self._from[row] = max(self._from[row], whole_blocks(first + count) - self.ring)
 
@@ -90,23 +90,17 @@ def whole_blocks(positions: int) -> int:
     return -(-positions // NOISE_BLOCK) * NOISE_BLOCK
 
 
-def gumbel_block(seed: int, first: int, count: int, vocab: int, like: Tensor) -> Float[Tensor, "count vocab"]:
-    """Standard Gumbel noise of every token at some positions, drawn on the device of `like`, in its dtype."""
-    if like.device.type == "cpu":
-        return torch.from_numpy(gumbel_rows(seed, first, count, vocab)).to(like.dtype)
-    uniform = uniform_rows(seed, first, count, vocab, like.device).clamp_(SMALLEST, LARGEST)
-    return uniform.log_().neg_().log_().neg_().to(like.dtype)
-
-
-def gumbel_rows(seed: int, first: int, count: int, vocab: int) -> NDArray[np.float64]:
-    """Standard Gumbel noise of every token at the positions `first` .. `first + count - 1`, `[count, vocab]`."""
-    blocks = counters(vocab)
-    generator = np.random.Generator(np.random.Philox(key=seed, counter=first * blocks))
-    noise = generator.random((count, 4 * blocks))
-    np.clip(noise, SMALLEST, LARGEST, out=noise)
-    for _ in range(2):
-        np.negative(np.log(noise, out=noise), out=noise)
-    return noise[:, :vocab]
+def gumbel_rows(
+    seed: int, first: int, count: int, vocab: int, device: torch.device | None = None
+) -> Float[Tensor, "count vocab"]:
+    """Standard Gumbel noise of every token at the positions `first` .. `first + count - 1`, in float64."""
+    if device is None or device.type == "cpu":  # numpy is quicker there
+        blocks = counters(vocab)
+        generator = np.random.Generator(np.random.Philox(key=seed, counter=first * blocks))
+        uniform = torch.from_numpy(generator.random((count, 4 * blocks)))[:, :vocab]
+    else:
+        uniform = uniform_rows(seed, first, count, vocab, device)
+    return uniform.clamp_(SMALLEST, LARGEST).log_().neg_().log_().neg_()
 
 
 def counters(vocab: int) -> int:

@@ -154,6 +154,7 @@ def draw_plots(result: ScalingResult, folder: Path) -> list[Path]:
     """One PNG for each axis, both scales logarithmic. Raises `HawkError` where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator
     except ImportError:
         raise HawkError("plots need matplotlib: pip install 'hawk-t2i[eval]', or leave out --plots") from None
     folder.mkdir(parents=True, exist_ok=True)
@@ -174,6 +175,8 @@ def draw_plots(result: ScalingResult, folder: Path) -> list[Path]:
             plot.plot([c.at for c in points], [c.seconds for c in points], marker="o", label=series)
         ticks = sorted({cost.at for cost in here})
         plot.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        plot.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        plot.yaxis.set_major_formatter("{x:g}")
         plot.minorticks_off()
         plot.grid(True, alpha=0.3)
         plot.legend()

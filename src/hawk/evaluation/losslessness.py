@@ -107,7 +107,7 @@ def check_definition(
 ) -> Check:
     """Plain AR's tokens are argmax(log p + g) at every position, by one teacher-forced forward over them."""
     scores = teacher_forced(target, prompt, grid, params, plain.tokens)
-    noise = torch.stack([torch.from_numpy(gumbel_rows(seed, 0, grid.size, target.vocab_size)) for seed in seeds])
+    noise = torch.stack([gumbel_rows(seed, 0, grid.size, target.vocab_size) for seed in seeds])
     expected = gumbel_argmax(scores, noise.to(scores))
     return Check(
         "argmax(log p + g) at every position",

@@ -14,12 +14,13 @@ def overlap(log_q: Float[Tensor, "*b vocab"], log_p: Float[Tensor, "*b vocab"]) 
     return torch.minimum(log_q.exp(), log_p.exp()).sum(-1)
 
 
-def coupled_nats(log_q: Float[Tensor, "*b vocab"], log_p: Float[Tensor, "*b vocab"]) -> Float[Tensor, "*b"]:
-    """-log softmax(log q + g) of the token argmax(log p + g), for one draw of Gumbel noise g.
+def coupled_nats(
+    log_q: Float[Tensor, "*b vocab"], log_p: Float[Tensor, "*b vocab"], noise: Float[Tensor, "*b vocab"]
+) -> Float[Tensor, "*b"]:
+    """-log softmax(log q + g) of the token argmax(log p + g), for the Gumbel noise g.
 
     The drafter will know the noise by which the target chooses, so it is asked for the token of each noise, where
-    cross-entropy asks for all tokens by their chance. Differentiable in `log_q`; a sample, from the global generator.
+    cross-entropy asks for all tokens by their chance.
     """
-    noise = -torch.empty_like(log_p).exponential_().log()
     chosen = gumbel_argmax(log_p, noise)
     return -(log_q + noise).log_softmax(-1).gather(-1, chosen[..., None])[..., 0]

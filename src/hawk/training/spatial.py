@@ -14,6 +14,7 @@ from hawk.drafters.left import LeftFactor
 from hawk.drafters.spatial import SpatialConfig, SpatialDrafter, spatial_mask, window_positions
 from hawk.grid import Grid
 from hawk.model import ImageTarget
+from hawk.noise import gumbel_rows
 from hawk.sampling import SamplingParams
 from hawk.training.grids import OnPolicy
 from hawk.training.loop import FitConfig, Fitted, fit, mean_measured
@@ -45,9 +46,16 @@ class SpatialLoss(nn.Module):
         nn.init.zeros_(self.here.weight)
 
     def forward(
-        self, tokens: Int[Tensor, "b n"], hidden: Float[Tensor, "parts b n d"], starts: Int[Tensor, " b"]
+        self,
+        tokens: Int[Tensor, "b n"],
+        hidden: Float[Tensor, "parts b n d"],
+        starts: Int[Tensor, " b"],
+        noise: Float[Tensor, "b w vocab"],
     ) -> dict[str, Tensor]:
-        """Means over windows after the first `starts` tokens of each image (`hidden[..., i, :]` predicts token i)."""
+        """Means over windows after the first `starts` tokens of each image (`hidden[..., i, :]` predicts token i).
+
+        `noise` is by what the target chooses.
+        """
         grid, rows = self.grid, torch.arange(len(tokens), device=tokens.device)[:, None]
         _, wanted = window_positions(starts, grid, self.drafter.config)
         inside, coming = wanted < grid.size, wanted.clamp(max=grid.size - 1)
@@ -55,7 +63,7 @@ class SpatialLoss(nn.Module):
         log_p = teacher_log_p(self._target[0], hidden[:, rows, coming], self.params)
         beside = (wanted % grid.width > 0) & (wanted > starts[:, None])
         told = log_q + self.told(tokens[rows, coming - 1]) * beside[..., None]
-        plain, informed = (self._lost(q, log_p, inside) for q in (log_q, told.log_softmax(-1)))
+        plain, informed = (self._lost(q, log_p, noise, inside) for q in (log_q, told.log_softmax(-1)))
         return {
             "loss": 0.5 * (plain["nats"] + plain["lost"] + informed["nats"] + informed["lost"]),
             **plain,
@@ -91,9 +99,9 @@ class SpatialLoss(nn.Module):
         left, here = (table.detach().float().cpu().contiguous().numpy() for table in tables)
         return LeftFactor(left, here, 1.0)
 
-    def _lost(self, log_q: Tensor, log_p: Tensor, inside: Tensor) -> dict[str, Tensor]:
+    def _lost(self, log_q: Tensor, log_p: Tensor, noise: Tensor, inside: Tensor) -> dict[str, Tensor]:
         """Nats to the target's choice and the mass lost, over the positions inside the image."""
-        nats, lost = coupled_nats(log_q, log_p), 1 - overlap(log_q, log_p)
+        nats, lost = coupled_nats(log_q, log_p, noise), 1 - overlap(log_q, log_p)
         return {"nats": nats[inside].mean(), "lost": lost[inside].mean()}
 
 
@@ -141,26 +149,34 @@ def train_spatial(
     def roots(images: Int[Tensor, " b"], generator: torch.Generator) -> Int[Tensor, " b"]:
         return torch.multinomial(surprise[images, :-1] + 0.05, 1, generator=generator)[:, 0]
 
-    def windows(images: Int[Tensor, " b"], starts: Int[Tensor, " b"]) -> tuple[Tensor, Tensor, Tensor]:
-        return data.tokens[images].to(config.device), data.hidden(images), starts.to(config.device)
+    def windows(images: Int[Tensor, " b"], starts: Int[Tensor, " b"], seeds: Int[Tensor, " b"]) -> tuple[Tensor, ...]:
+        noise = window_noise(seeds.tolist(), shape.window, target.vocab_size, config.device)
+        return data.tokens[images].to(config.device), data.hidden(images), starts.to(config.device), noise
 
     def batch_loss(runner: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         images = torch.randint(data.kept, (config.batch_size,), generator=generator)
         starts = roots(images, generator) + 1
+        seeds = torch.randint(1 << 62, (config.batch_size,), generator=generator)
         inside = inside_image(starts, grid, shape)
         share = float(inside[own].sum() * world.size / inside.sum())
-        return {name: value * share for name, value in runner(*windows(images[own], starts[own])).items()}
+        return {name: value * share for name, value in runner(*windows(images[own], starts[own], seeds[own])).items()}
 
     def evaluate(runner: nn.Module, step: int) -> dict[str, float]:
         images = torch.arange(data.kept, len(data.tokens)).repeat(4)[:MOST_HELD_OUT]
         starts = roots(images, torch.Generator().manual_seed(0)) + 1
-        parts = list(zip(images.split(config.batch_size), starts.split(config.batch_size), strict=True))
-        counts = [int(inside_image(part, grid, shape).sum()) for _, part in parts]
+        together = (images, starts, torch.arange(len(images)))
+        parts = list(zip(*(each.split(config.batch_size) for each in together), strict=True))
+        counts = [int(inside_image(part, grid, shape).sum()) for _, part, _ in parts]
         return mean_measured([runner(*windows(*part)) for part in parts], counts)
 
     fitted = fit(module, batch_loss, config, out, evaluate)
     module.load_state_dict(fitted.averaged)
     return FittedSpatial(drafter.eval(), module.factor(), fitted)
+
+
+def window_noise(seeds: list[int], window: int, vocab: int, device: str) -> Float[Tensor, "b w vocab"]:
+    """The noise by which the target chooses in a window of each seed."""
+    return torch.stack([gumbel_rows(seed, 0, window, vocab, torch.device(device)) for seed in seeds]).float()
 
 
 def inside_image(starts: Int[Tensor, " b"], grid: Grid, shape: SpatialConfig) -> Int[Tensor, " b"]:

@@ -167,7 +167,7 @@ def test_a_target_is_trained_from_sprites_to_a_lower_loss(tmp_path: Path) -> Non
     (tmp_path / "data").mkdir()
     write_shards(tmp_path / "data", [disc_job(name, i) for i, name in enumerate(names)], {}, workers=0)
     torch.manual_seed(0)
-    tokenizer = FSQTokenizer(FSQConfig(encoder_widths=(8, 8, 8), decoder_widths=(8, 8, 8), decoder_depths=(1, 1, 1)))
+    tokenizer = FSQTokenizer(FSQConfig((8, 8), (8, 8, 8), (8, 8, 8), (1, 1, 1)))
     words = ["thing", *"abcdefghijklmnopqrstuvwxyz"]
     text = StaticTextEncoder({word: i for i, word in enumerate(words)}, torch.randn(len(words), 4), tokens=24)
     shape = LlamaGenConfig(

@@ -36,6 +36,9 @@ DRAWN = ("residual", "traversal")
 JOINT_IMAGES = list(range(250))
 """Seeds of the images that are drawn together where their joint distribution is tested."""
 
+MOST_PROCESSES = 8
+"""Each holds PyTorch and a proof's images: 0.6 GB."""
+
 Proof = Callable[[], list[Check]]
 
 
@@ -59,7 +62,9 @@ def proofs(target: LlamaGen | None = None) -> list[Proof]:
 def run_in_processes(proofs: Sequence[Proof], processes: int) -> Iterator[list[Check]]:
     """The checks of each proof, in their order, from processes of one thread each: tiny models gain nothing by more."""
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(
+        min(processes, MOST_PROCESSES), spawn, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
         pending = [pool.submit(proof) for proof in proofs]
         for each in pending:
             yield each.result()

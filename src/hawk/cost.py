@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -72,15 +73,13 @@ def known_seconds(key: str, widths: list[int], measure: Callable[[], dict[int, f
 @torch.inference_mode()
 def step_seconds(target: ImageTarget, widths: list[int], repeats: int, engine: Engine = "eager") -> dict[int, float]:
     """Median seconds of a guided step of window decoding over n nodes in the middle of an image, by turns."""
-    device = target.device
     start = MidImage.of(target, target.grid, SamplingParams(cfg_scale=2.0), max(widths) - 1, engine)
     seconds: dict[int, list[float]] = {nodes: [] for nodes in widths}
     steps = {nodes: partial(advance, target, start.state, nodes - 1) for nodes in widths}
     calls = {nodes: recorded(step, engine) for nodes, step in steps.items()}
     for turn in range(repeats + 1):
         for nodes, call in calls.items():
-            start.rewind()
-            taken = seconds_of(call, device)
+            taken = start.seconds(call)
             if turn:  # the first turn warms up
                 seconds[nodes].append(taken)
     return {nodes: statistics.median(runs) for nodes, runs in seconds.items()}
@@ -111,3 +110,9 @@ class MidImage:
         self.state.committed.fill_(middle)
         self.state.steps.fill_(1)
         self.state.cache.rewind([length + middle - 1 for length in self.prompt])
+
+    @torch.inference_mode()
+    def seconds(self, call: Callable[[], Any]) -> float:
+        """Wall-clock seconds of one call from here on."""
+        self.rewind()
+        return seconds_of(call, self.state.tokens.device)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ import torch
 from hawk.benchmark import environment
 from hawk.cost import step_seconds
 from hawk.errors import HawkError
-from hawk.machine import synchronize
+from hawk.machine import seconds_of
 from hawk.model import ImageTarget
 from hawk.packed import fast_dtype, worth_packing
-from hawk.pipeline import HawkPipeline, PipelineOutput
+from hawk.pipeline import HawkPipeline
 from hawk.targets.llamagen import LlamaGen, LlamaGenConfig
+from hawk.window import Engine
 
 NODES = WINDOWS = (1, 2, 4, 8, 16, 32, 64, 128)
 SIDES = (16, 24, 32, 48)
@@ -69,7 +70,7 @@ def run_scaling(
     pipe: HawkPipeline, repeats: int = 5, on_progress: Callable[[str], None] = lambda what: None
 ) -> ScalingResult:
     """Measure every axis on a loaded model's machine."""
-    costs = step_costs(pipe.model.target, pipe.model.name, NODES, repeats)
+    costs = step_costs(pipe.model.target, pipe.model.name, NODES, repeats, pipe.engine)
     on_progress("steps")
     for window in WINDOWS:
         costs += image_costs(pipe, "window", window, repeats=3, methods=("hawk",), window=window)
@@ -88,16 +89,18 @@ def run_scaling(
             left_out.append(f"{name}: its weights need {needed / 1e9:.0f} GB in float32")
             continue
         target = random_target(shape, pipe.device)
-        costs += step_costs(target, name, SHAPE_NODES, max(1, repeats // 2))
+        costs += step_costs(target, name, SHAPE_NODES, max(1, repeats // 2), pipe.engine)
         on_progress(f"shape {name}")
     by_series = {name: [c for c in costs if c.axis == "tokens" and c.series == name] for name in ("ar", "hawk")}
     exponents = {name: growth(found) for name, found in by_series.items()}
     return ScalingResult(costs, left_out, exponents, environment(pipe, 1, 1, 1, {}))
 
 
-def step_costs(target: ImageTarget, series: str, nodes: tuple[int, ...], repeats: int) -> list[Cost]:
+def step_costs(
+    target: ImageTarget, series: str, nodes: tuple[int, ...], repeats: int, engine: Engine = "eager"
+) -> list[Cost]:
     """Median seconds of a guided step of window decoding at each width: its forward, and what chooses and drafts."""
-    seconds = step_seconds(target, list(nodes), repeats)
+    seconds = step_seconds(target, list(nodes), repeats, engine)
     return [Cost("step", series, width, median, "step") for width, median in seconds.items()]
 
 
@@ -114,12 +117,8 @@ def image_costs(
     seconds: dict[str, list[float]] = {method: [] for method in methods}
     for turn in range(repeats):
         for method, runs in seconds.items():
-            synchronize(pipe.device)
-            started = time.perf_counter()
-            output = pipe([PROMPT] * batch, seed=turn, method=method, batch_size=batch, **asked)
-            synchronize(pipe.device)
-            assert isinstance(output, PipelineOutput)
-            runs.append((time.perf_counter() - started) / batch)
+            call = partial(pipe, [PROMPT] * batch, seed=turn, method=method, batch_size=batch, **asked)
+            runs.append(seconds_of(call, pipe.device) / batch)
     return [Cost(axis, method, at, statistics.median(runs), "image") for method, runs in seconds.items()]
 
 

@@ -141,12 +141,12 @@ def step_costs(
     engine: Engine,
 ) -> list[StepCost]:
     """What a step takes at each reach, by turns; `committed` tokens a step where that is known (else 0)."""
-    device = target.device
-    timed = {reach: parts_of(target, MidImage.of(target, grid, params, reach, engine), engine) for reach in committed}
+    starts = {reach: MidImage.of(target, grid, params, reach, engine) for reach in committed}
+    parts = {reach: parts_of(target, start, engine) for reach, start in starts.items()}
     runs: dict[int, list[list[float]]] = {reach: [] for reach in committed}
     for turn in range(repeats + 2):
-        for reach, parts in timed.items():
-            seconds = [part.seconds(device) for part in parts]
+        for reach, start in starts.items():
+            seconds = [start.seconds(part) for part in parts[reach]]
             if turn > 1:  # the first turns warm up
                 runs[reach].append(seconds)
     a_position, floor = noise_seconds(target), weight_bytes_of(target) / bandwidth
@@ -159,21 +159,7 @@ def step_costs(
     return costs
 
 
-@dataclass(frozen=True)
-class Part:
-    """Something to be timed, from the middle of an image on."""
-
-    call: Callable[[], Any]
-    start: MidImage
-
-    @torch.inference_mode()
-    def seconds(self, device: torch.device) -> float:
-        """Of one call."""
-        self.start.rewind()
-        return seconds_of(self.call, device)
-
-
-def parts_of(target: ImageTarget, start: MidImage, engine: Engine) -> list[Part]:
+def parts_of(target: ImageTarget, start: MidImage, engine: Engine) -> list[Callable[[], Any]]:
     """A step, its bare forward with the output head, and its drafting; on a GPU recordings of them."""
     state = start.state
     reach, grid, params, images = state.window.reach, state.grid, state.params, len(state.committed)
@@ -193,8 +179,7 @@ def parts_of(target: ImageTarget, start: MidImage, engine: Engine) -> list[Part]
         if reach:
             enter(state, last, reach)
 
-    calls = [step, forward, draft]
-    return [Part(recorded(call, engine), start) for call in calls]
+    return [recorded(call, engine) for call in (step, forward, draft)]
 
 
 def noise_seconds(target: ImageTarget) -> float:

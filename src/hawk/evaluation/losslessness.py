@@ -37,6 +37,8 @@ SMALLEST_P_VALUE = 1e-3
 SMALLEST_CELL = 5.0
 """Expected count below which the chi-square test lumps sequences together (Cochran's rule)."""
 LAW_TOLERANCE = 1e-12
+ROUNDS = 6
+"""Batches of images that a joint distribution is told from."""
 
 EXACT_SETTINGS = (
     SamplingParams(),
@@ -81,7 +83,7 @@ def check_all(
     drafters: dict[str, tuple[Drafter | Window, str]],
     params_list: Sequence[SamplingParams],
     seeds: list[int],
-    rounds: int = 6,
+    rounds: int = ROUNDS,
 ) -> list[Check]:
     """Plain AR against its definition, then each (drafter, verifier) under each of `params_list`.
 

@@ -17,6 +17,7 @@ from hawk.errors import HawkError
 from hawk.evaluation.losslessness import (
     EXACT_SETTINGS,
     JOINT_SETTINGS,
+    ROUNDS,
     Check,
     check_all,
     check_drifts,
@@ -59,13 +60,13 @@ def proofs(target: LlamaGen | None = None) -> list[Proof]:
     return [*exact, prove_definition, *joint, check_laws, check_tree_laws, check_drifts]
 
 
-def run_in_processes(proofs: Sequence[Proof], processes: int) -> Iterator[list[Check]]:
+def run_in_processes(every: Sequence[Proof], processes: int) -> Iterator[list[Check]]:
     """The checks of each proof, in their order, from processes of one thread each: tiny models gain nothing by more."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
         min(processes, MOST_PROCESSES), spawn, initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
-        pending = [pool.submit(proof) for proof in proofs]
+        pending = [pool.submit(proof) for proof in every]
         for each in pending:
             yield each.result()
 
@@ -83,13 +84,13 @@ def prove_definition() -> list[Check]:
     return check_all(small, tiny_prompt(small, images, alike=True), small.grid, {}, JOINT_SETTINGS, JOINT_IMAGES)
 
 
-def prove_joint(verifier: str, name: str, params: SamplingParams, rounds: int = 6) -> list[Check]:
+def prove_joint(verifier: str, name: str, params: SamplingParams) -> list[Check]:
     """Images of one method under a verifier of drawn drafts follow plain AR's joint distribution."""
     small, images = joint_target(), len(JOINT_IMAGES)
     prompt = tiny_prompt(small, images, alike=True)
     drafter = drawn_for(verifier, small)[name]
     joint = exact_joint(small, prompt, small.grid, params, images)
-    return [check_joint(name, verifier, small, prompt, small.grid, drafter, params, JOINT_IMAGES, rounds, joint)]
+    return [check_joint(name, verifier, small, prompt, small.grid, drafter, params, JOINT_IMAGES, ROUNDS, joint)]
 
 
 def joint_target() -> LlamaGen:

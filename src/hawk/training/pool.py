@@ -42,7 +42,7 @@ from hawk.tree import DraftTree
 from hawk.verify import Scored
 
 REACHES = (1, 3, 7, 11, 15, 17, 19, 23, 27, 31, 47, 63)
-"""Windows whose speed is measured: with the root, rows that fill the tiles of matrix units."""
+"""Windows whose speed is measured: with the root most fill the tiles of matrix units; 17 is a row of 16 and one."""
 
 LIKELY = 2
 """Ranks among which a tree's nodes mostly are."""

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 
 from hawk import HawkPipeline
-from hawk.contact_sheet import contact_sheet
+from hawk.pictures.contact_sheet import contact_sheet
 
 PROMPTS = [
     "a juicy red apple on a bright blue background",

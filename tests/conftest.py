@@ -53,14 +53,14 @@ def saved_model(tmp_path_factory):
 
     from safetensors.torch import save_file
 
-    from hawk.bundle import HEADS_FOLDER, save_model, target_fingerprint
+    from hawk.decoding.sampling import SamplingParams
     from hawk.drafters.feature import FeatureConfig, FeatureDrafter
     from hawk.drafters.heads import DraftHeads, HeadsConfig
-    from hawk.drafters.pool import FusedSettings
-    from hawk.sampling import SamplingParams
-    from hawk.targets.llamagen import LlamaGen, LlamaGenConfig
-    from hawk.targets.text import StaticTextEncoder
-    from hawk.targets.vq import FSQConfig, FSQTokenizer
+    from hawk.drafters.settings import FusedSettings
+    from hawk.models.folder import HEADS_FOLDER, save_model, target_fingerprint
+    from hawk.models.llamagen.target import LlamaGen, LlamaGenConfig
+    from hawk.models.llamagen.words import StaticTextEncoder
+    from hawk.models.tokenizers.fsq import FSQConfig, FSQTokenizer
 
     torch.manual_seed(0)
     text, folder = tmp_path_factory.mktemp("text"), tmp_path_factory.mktemp("models") / "tiny"

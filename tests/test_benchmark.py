@@ -10,8 +10,17 @@ import pytest
 import torch
 
 from hawk import HawkError, HawkPipeline
-from hawk import benchmark as module
-from hawk.benchmark import (
+from hawk.cli.tables import bench_table
+from hawk.decoding.stats import Stats
+from hawk.drafters.feature import FeatureConfig, FeatureDrafter
+from hawk.drafters.heads import DraftHeads, HeadsConfig
+from hawk.drafters.methods import METHODS
+from hawk.drafters.parts import DraftParts
+from hawk.drafters.settings import FusedSettings
+from hawk.drafters.spatial import SpatialConfig, SpatialDrafter
+from hawk.machine import cpu_model
+from hawk.measure import methods as module
+from hawk.measure.methods import (
     Trial,
     acceptance_by_depth,
     bench_methods,
@@ -20,16 +29,7 @@ from hawk.benchmark import (
     run_benchmark,
     summarise,
 )
-from hawk.drafters.feature import FeatureConfig, FeatureDrafter
-from hawk.drafters.heads import DraftHeads, HeadsConfig
-from hawk.drafters.methods import METHODS
-from hawk.drafters.parts import DraftParts
-from hawk.drafters.pool import FusedSettings
-from hawk.drafters.spatial import SpatialConfig, SpatialDrafter
-from hawk.machine import cpu_model
-from hawk.prompts import BENCH_PROMPTS
-from hawk.report import bench_table
-from hawk.stats import Stats
+from hawk.measure.prompts import BENCH_PROMPTS
 
 
 @pytest.fixture(scope="module")

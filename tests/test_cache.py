@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hawk.cache import FixedCache, KVCache, visibility
+from hawk.decoding.cache import FixedCache, KVCache, visibility
 
 LAYERS, KV_HEADS, DIM = 2, 2, 3
 

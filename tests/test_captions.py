@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from hawk.contact_sheet import contact_sheet
 from hawk.errors import HawkError
-from hawk.training.captions import (
+from hawk.pictures.contact_sheet import contact_sheet
+from hawk.training.sprites.captions import (
     ASIDES,
     LOOKS,
     MAX_WORDS,
@@ -22,7 +22,7 @@ from hawk.training.captions import (
     object_name,
     with_article,
 )
-from hawk.training.composition import (
+from hawk.training.sprites.composition import (
     BACKGROUNDS,
     COLOUR_SYNONYMS,
     WHITE,
@@ -34,7 +34,7 @@ from hawk.training.composition import (
     own_colour,
     swallows,
 )
-from hawk.training.sprites import SpriteRecord, SpriteSet
+from hawk.training.sprites.records import SpriteRecord, SpriteSet
 
 COLOURS = (
     BACKGROUNDS

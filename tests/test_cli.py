@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hawk import HawkPipeline, __version__
-from hawk.cli import app
+from hawk.cli.app import app
 from hawk.drafters.methods import METHODS
 from hawk.pipeline import tokens_sha256
 
@@ -218,7 +218,7 @@ def test_compare_draws_both_and_the_map(saved_model, empty_folder):
 
 
 def test_the_picture_shows_both_images_and_colours_each_cell(saved_model):
-    from hawk.compare import RECOVERED_COLOUR, acceptance_map, compare, draw_comparison, source_colours
+    from hawk.measure.compare import RECOVERED_COLOUR, acceptance_map, compare, draw_comparison, source_colours
 
     pipe = HawkPipeline.from_pretrained(saved_model, "cpu")
     seen = []
@@ -278,12 +278,15 @@ class Proven:
 
 @pytest.mark.parametrize("holds", [True, False])
 def test_verify_ends_with_1_where_a_proof_fails(saved_model, monkeypatch, holds):
-    from hawk.benchmark import bench_prompts as real
-    from hawk.evaluation import losslessness, proofs
+    from hawk.measure.methods import bench_prompts as real
+    from hawk.proofs import losslessness
+    from hawk.proofs import suite as proofs
 
     check = losslessness.Check("tokens", "medusa", "coupled", "cfg 2", "0 differ", holds)
     monkeypatch.setattr(proofs, "run_in_processes", lambda every, processes: [[check]])
-    monkeypatch.setattr("hawk.benchmark.bench_prompts", lambda wanted: ["a cat", "red apple"][: len(real(wanted))])
+    monkeypatch.setattr(
+        "hawk.measure.methods.bench_prompts", lambda wanted: ["a cat", "red apple"][: len(real(wanted))]
+    )
     result = hawk_command("verify", "-m", saved_model, "--prompts", 2, code=0 if holds else 1)
     document = last_json(result)
     assert document["passed"] is holds
@@ -304,10 +307,10 @@ def test_verify_ends_with_1_where_a_proof_fails(saved_model, monkeypatch, holds)
 
 
 def test_verify_fails_where_the_models_own_images_differ(saved_model, monkeypatch):
-    from hawk.evaluation import proofs
+    from hawk.proofs import suite as proofs
 
     monkeypatch.setattr(proofs, "run_in_processes", lambda every, processes: [])
-    monkeypatch.setattr("hawk.benchmark.identical_images", lambda pipe, prompts: 3)
+    monkeypatch.setattr("hawk.measure.methods.identical_images", lambda pipe, prompts: 3)
     document = last_json(hawk_command("verify", "-m", saved_model, "--prompts", 4, code=1))
     assert document["checks"][0]["measured"] == "3 of 4 images identical to ar"
 
@@ -323,7 +326,7 @@ def test_info_names_sizes_and_drafters(saved_model, model_copy):
 
 
 def test_data_build_passes_its_options_on(empty_folder, monkeypatch):
-    from hawk.training import data
+    from hawk.training.sprites import data
 
     asked = []
 

@@ -12,16 +12,16 @@ import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
 
-import hawk.convert
+import hawk.models.convert
 from hawk import HawkError, HawkPipeline
-from hawk.bundle import load_model, read_config
-from hawk.checkpoint import read_checkpoint
-from hawk.convert import Sources, convert_llamagen, decoder_shape, find_sources, target_shape
+from hawk.decoding.grid import Grid
+from hawk.decoding.sampling import SamplingParams
 from hawk.drafters.methods import METHODS
-from hawk.grid import Grid
-from hawk.sampling import SamplingParams
-from hawk.targets.llamagen import LlamaGen, LlamaGenConfig
-from hawk.targets.vqgan import VQGAN, VQGANConfig, decoding_weights
+from hawk.models.checkpoint import read_checkpoint
+from hawk.models.convert import Sources, convert_llamagen, decoder_shape, find_sources, target_shape
+from hawk.models.folder import load_model, read_config
+from hawk.models.llamagen.target import LlamaGen, LlamaGenConfig
+from hawk.models.tokenizers.vqgan import VQGAN, VQGANConfig, decoding_weights
 from test_cli import hawk_command, last_json, refused
 
 OFFICIAL = json.loads((Path(__file__).parent / "fixtures" / "llamagen_official.json").read_text())
@@ -124,7 +124,7 @@ def test_every_usual_wrapping_gives_the_same_weights(published, converted, tmp_p
 
 
 def test_stored_in_bfloat16_and_in_shards(published, tmp_path, monkeypatch):
-    monkeypatch.setattr(hawk.convert, "SHARD_BYTES", 4096)
+    monkeypatch.setattr(hawk.models.convert, "SHARD_BYTES", 4096)
     told = []
     convert_llamagen(sources_in(published), tmp_path / "m", n_head=2, on_bytes=lambda *bytes_: told.append(bytes_))
     shards = sorted((tmp_path / "m").glob("target-*.safetensors"))

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import torch
 
-import hawk.cost
-from hawk.cost import costs_file, known_seconds, settings_for, step_seconds
-from hawk.drafters.pool import FusedSettings
-from hawk.evaluation.tiny import tiny_target
+import hawk.drafters.settings
+from hawk.decoding.planning import costs_file, known_seconds, step_seconds
+from hawk.drafters.settings import FusedSettings, settings_for
 from hawk.machine import machine_name
+from hawk.proofs.tiny import tiny_target
 
 
 def test_costs_of_this_machine_or_of_none_are_taken_as_they_are():
@@ -40,7 +40,7 @@ def test_another_machine_chooses_its_own_window(monkeypatch):
     chosen = {}
     for name, cost in costs.items():
         monkeypatch.setattr(
-            hawk.cost, "step_seconds", lambda target, widths, n, engine, f=cost: {w: f(w) for w in widths}
+            hawk.drafters.settings, "step_seconds", lambda target, widths, n, engine, f=cost: {w: f(w) for w in widths}
         )
         chosen[name] = settings_for(foreign, tiny_target(0), name).refresh
     assert chosen == {"flat": 15, "steep": 1}
@@ -54,7 +54,7 @@ def test_costs_are_measured_once_for_a_model_and_machine(monkeypatch, tmp_path):
         measured.append(widths)
         return {width: 1.0 + width for width in widths}
 
-    monkeypatch.setattr(hawk.cost, "step_seconds", step_seconds)
+    monkeypatch.setattr(hawk.drafters.settings, "step_seconds", step_seconds)
     foreign = replace(FusedSettings.unfitted(("stale",)), measured_on="abacus", tokens_at={1: 1.8, 7: 4.0})
     target = tiny_target(0)
     first = settings_for(foreign, target, "one")

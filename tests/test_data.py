@@ -14,10 +14,10 @@ import pytest
 from PIL import Image, ImageDraw
 
 from hawk.errors import HawkError
-from hawk.training import data, sources
-from hawk.training.data import SpriteJob, SpriteRecord, load_sprites, plan, render_job, split_of, write_shards
-from hawk.training.naming import clean_name
-from hawk.training.sources import Archive, Source, chosen_sources, fetch_archive
+from hawk.training.sprites import data, sources
+from hawk.training.sprites.data import SpriteJob, SpriteRecord, load_sprites, plan, render_job, split_of, write_shards
+from hawk.training.sprites.naming import clean_name
+from hawk.training.sprites.sources import Archive, Source, chosen_sources, fetch_archive
 
 
 def disc(colour: tuple[int, int, int], box: tuple[int, int, int, int] = (10, 30, 190, 120)) -> bytes:

@@ -3,12 +3,20 @@
 import pytest
 import torch
 
-from hawk import decode
-from hawk.canvas import RECOVERED
-from hawk.decode import Drafter, NoDrafter, generate
+from hawk.decoding import trees
+from hawk.decoding.canvas import RECOVERED
+from hawk.decoding.forward import Target
+from hawk.decoding.generate import generate
+from hawk.decoding.grid import Grid
+from hawk.decoding.noise import GumbelNoise
+from hawk.decoding.request import Request
+from hawk.decoding.sampling import SamplingParams
+from hawk.decoding.tree import TreeBuilder, Window, batch_trees
+from hawk.decoding.trees import Drafter, NoDrafter
 from hawk.drafters.methods import METHODS
 from hawk.errors import HawkError
-from hawk.evaluation.losslessness import (
+from hawk.models.llamagen.target import CaptionPrompt
+from hawk.proofs.losslessness import (
     EXACT_SETTINGS,
     JOINT_SETTINGS,
     check_all,
@@ -18,14 +26,8 @@ from hawk.evaluation.losslessness import (
     exact_joint,
     teacher_forced,
 )
-from hawk.evaluation.proofs import proofs, prove_definition, prove_joint, run_in_processes
-from hawk.evaluation.tiny import RandomDrafter, tiny_drafters, tiny_prompt, tiny_target
-from hawk.forward import Target
-from hawk.grid import Grid
-from hawk.noise import GumbelNoise
-from hawk.sampling import SamplingParams
-from hawk.targets.llamagen import CaptionPrompt
-from hawk.tree import TreeBuilder, Window, batch_trees
+from hawk.proofs.suite import proofs, prove_definition, prove_joint, run_in_processes
+from hawk.proofs.tiny import RandomDrafter, tiny_drafters, tiny_prompt, tiny_target
 
 DRAFTERS = ("ar", "hawk, untrained", "random", "random-q", *(name for name in METHODS if name != "ar"))
 SEEDS = [1, 2, 3]
@@ -48,7 +50,7 @@ def drafters(target):
 
 @pytest.fixture(scope="module")
 def plain(target, prompt):
-    return [generate(target, prompt, target.grid, params, NoDrafter(), SEEDS) for params in EXACT_SETTINGS]
+    return [generate(target, Request(prompt, target.grid, params, SEEDS), NoDrafter()) for params in EXACT_SETTINGS]
 
 
 def rows_of(prompt, rows):
@@ -79,7 +81,7 @@ def test_same_seed_same_tokens(name, target, prompt, plain, drafters):
 @pytest.mark.parametrize("name", ["random", "hawk"])
 def test_committing_only_aligned_nodes_gives_the_same_tokens(name, target, prompt, plain, drafters, monkeypatch):
     """What half precision does; here in float64, where every difference would be a mistake."""
-    verified = decode.coupled_at
+    verified = trees.coupled_at
     ahead = []
 
     def aligned(randomness, half, *rest):
@@ -87,7 +89,7 @@ def test_committing_only_aligned_nodes_gives_the_same_tokens(name, target, promp
         ahead.extend(verdict.ahead for verdict in verdicts)
         return verdicts
 
-    monkeypatch.setattr(decode, "coupled_at", aligned)
+    monkeypatch.setattr(trees, "coupled_at", aligned)
     for params, generation in zip(EXACT_SETTINGS, plain, strict=True):
         check = check_seed_exact(name, target, prompt, target.grid, drafters[name], params, SEEDS, generation)
         assert check.passed, check
@@ -112,7 +114,7 @@ def test_speculation_pays(target, prompt, plain, drafters):
         "hawk-spatial",
     )  # on a target that is all noise: a draft is seldom kept
     for name in DRAFTERS:
-        generation = generate(target, prompt, target.grid, EXACT_SETTINGS[0], drafters[name], SEEDS)
+        generation = generate(target, Request(prompt, target.grid, EXACT_SETTINGS[0], SEEDS), drafters[name])
         assert generation.stats.accepted_by_source or name == "ar", name
         assert name in helpless or generation.stats.nfe < plain[0].stats.nfe, name
 
@@ -120,22 +122,26 @@ def test_speculation_pays(target, prompt, plain, drafters):
 @pytest.mark.parametrize(("name", "verifier"), [("hawk", "coupled"), ("random", "coupled"), ("hawk-paper", "residual")])
 @pytest.mark.parametrize("params", [EXACT_SETTINGS[0], EXACT_SETTINGS[2]])
 def test_an_image_does_not_depend_on_its_neighbours(name, verifier, params, target, prompt, drafters):
-    together = generate(target, prompt, target.grid, params, drafters[name], SEEDS, verifier)
+    together = generate(target, Request(prompt, target.grid, params, SEEDS, verifier), drafters[name])
     turned = [2, 0, 1]
     again = generate(
-        target, rows_of(prompt, turned), target.grid, params, drafters[name], [SEEDS[i] for i in turned], verifier
+        target,
+        Request(rows_of(prompt, turned), target.grid, params, [SEEDS[i] for i in turned], verifier),
+        drafters[name],
     )
     assert torch.equal(again.tokens, together.tokens[turned])
-    alone = generate(target, rows_of(prompt, [1]), target.grid, params, drafters[name], SEEDS[1:2], verifier)
+    alone = generate(target, Request(rows_of(prompt, [1]), target.grid, params, SEEDS[1:2], verifier), drafters[name])
     assert torch.equal(alone.tokens[0], together.tokens[1])
 
 
 def test_seeds_make_images_differ_and_greedy_ignores_them(target):
     prompt = tiny_prompt(target, 3, alike=True)
-    drawn = generate(target, prompt, target.grid, SamplingParams(), NoDrafter(), [5, 6, 5]).tokens
+    drawn = generate(target, Request(prompt, target.grid, SamplingParams(), [5, 6, 5]), NoDrafter()).tokens
     assert torch.equal(drawn[0], drawn[2])
     assert not torch.equal(drawn[0], drawn[1])
-    greedy = generate(target, prompt, target.grid, SamplingParams(temperature=0.0), NoDrafter(), [5, 6, 7]).tokens
+    greedy = generate(
+        target, Request(prompt, target.grid, SamplingParams(temperature=0.0), [5, 6, 7]), NoDrafter()
+    ).tokens
     assert bool((greedy == greedy[0]).all())
 
 
@@ -143,7 +149,9 @@ def test_captions_and_guidance_matter(target, prompt):
     alike = tiny_prompt(target, 3, alike=True)
 
     def draw(prompt, scale):
-        return generate(target, prompt, target.grid, SamplingParams(cfg_scale=scale), NoDrafter(), SEEDS).tokens
+        return generate(
+            target, Request(prompt, target.grid, SamplingParams(cfg_scale=scale), SEEDS), NoDrafter()
+        ).tokens
 
     assert not torch.equal(draw(prompt, 1.0), draw(alike, 1.0))
     assert not torch.equal(draw(prompt, 3.0), draw(prompt, 1.0))
@@ -162,22 +170,24 @@ def test_guided_decoding_is_teacher_forcing_with_caption_and_null_caption(target
 
 def test_what_lies_under_the_padding_does_not_matter(target, prompt, plain, drafters):
     junk = torch.where(prompt.mask[..., None], prompt.features, 9.0)
-    drawn = generate(target, CaptionPrompt(junk, prompt.mask), target.grid, SamplingParams(), drafters["hawk"], SEEDS)
+    drawn = generate(
+        target, Request(CaptionPrompt(junk, prompt.mask), target.grid, SamplingParams(), SEEDS), drafters["hawk"]
+    )
     assert not bool(prompt.mask.all())
     assert torch.equal(drawn.tokens, plain[0].tokens)
 
 
 def test_a_negative_prompt_equal_to_the_prompt_undoes_guidance(target, prompt):
     cancelled = CaptionPrompt(prompt.features, prompt.mask, prompt.features, prompt.mask)
-    guided = generate(target, cancelled, target.grid, SamplingParams(cfg_scale=4.0), NoDrafter(), SEEDS)
-    unguided = generate(target, prompt, target.grid, SamplingParams(), NoDrafter(), SEEDS)
+    guided = generate(target, Request(cancelled, target.grid, SamplingParams(cfg_scale=4.0), SEEDS), NoDrafter())
+    unguided = generate(target, Request(prompt, target.grid, SamplingParams(), SEEDS), NoDrafter())
     assert torch.equal(guided.tokens, unguided.tokens)
 
 
 def test_guiding_logits_and_guiding_states_agree(target, prompt, plain, drafters, monkeypatch):
     """A head that is not known to be linear is applied to both rows."""
     monkeypatch.setattr(target, "linear_head", False)
-    drawn = generate(target, prompt, target.grid, EXACT_SETTINGS[1], drafters["hawk"], SEEDS)
+    drawn = generate(target, Request(prompt, target.grid, EXACT_SETTINGS[1], SEEDS), drafters["hawk"])
     assert torch.equal(drawn.tokens, plain[1].tokens)
 
 
@@ -277,11 +287,11 @@ NUMBERED = SamplingParams(cfg_scale=2.0)
 
 @pytest.fixture(scope="module")
 def known(target, prompt):
-    return generate(target, prompt, SMALL, NUMBERED, NoDrafter(), SEEDS).tokens
+    return generate(target, Request(prompt, SMALL, NUMBERED, SEEDS), NoDrafter()).tokens
 
 
 def test_plain_ar_takes_one_forward_a_token(target, prompt):
-    stats = generate(target, prompt, SMALL, NUMBERED, NoDrafter(), SEEDS).stats
+    stats = generate(target, Request(prompt, SMALL, NUMBERED, SEEDS), NoDrafter()).stats
     assert (stats.images, stats.nfe, stats.committed) == (3, 12, 36)
     assert stats.accept_length == 1
     assert stats.nodes == 36
@@ -292,7 +302,7 @@ def test_plain_ar_takes_one_forward_a_token(target, prompt):
 def test_an_oracle_is_always_kept(target, prompt, known):
     """12 tokens: the prefill commits 1, then 3 drafts and a bonus a step: 4 + 4 + 3."""
     oracle = Oracle(known, [3, 3, 3])
-    drawn = generate(target, prompt, SMALL, NUMBERED, oracle, SEEDS)
+    drawn = generate(target, Request(prompt, SMALL, NUMBERED, SEEDS), oracle)
     assert torch.equal(drawn.tokens, known)
     stats = drawn.stats
     assert (stats.nfe, stats.committed) == (1 + 3, 36)
@@ -308,7 +318,7 @@ def test_an_oracle_is_always_kept(target, prompt, known):
 
 def test_a_wrong_draft_costs_what_lies_below_it(target, prompt, known):
     """Of right, wrong, right: one draft and a recovered token a step. Rooms 11, 9, 7, 5, 3, 1: six steps."""
-    drawn = generate(target, prompt, SMALL, NUMBERED, Oracle(known, [3, 3, 3], wrong=(2,)), SEEDS)
+    drawn = generate(target, Request(prompt, SMALL, NUMBERED, SEEDS), Oracle(known, [3, 3, 3], wrong=(2,)))
     assert torch.equal(drawn.tokens, known)
     stats = drawn.stats
     assert stats.nfe == 7
@@ -321,7 +331,7 @@ def test_a_wrong_draft_costs_what_lies_below_it(target, prompt, known):
 
 def test_a_finished_image_waits_uncounted(target, prompt, known):
     """The first image needs 1 + 1 forwards, the second 12, the third 1 + 4; the batch takes the longest."""
-    drawn = generate(target, prompt, SMALL, NUMBERED, Oracle(known, [11, 0, 2]), SEEDS)
+    drawn = generate(target, Request(prompt, SMALL, NUMBERED, SEEDS), Oracle(known, [11, 0, 2]))
     assert torch.equal(drawn.tokens, known)
     stats = drawn.stats
     assert (stats.nfe, stats.committed) == (12, 36)
@@ -335,11 +345,8 @@ def test_on_step_sees_every_step(target, prompt, known):
     seen = []
     generate(
         target,
-        prompt,
-        SMALL,
-        NUMBERED,
+        Request(prompt, SMALL, NUMBERED, SEEDS),
         Oracle(known, [3, 3, 3]),
-        SEEDS,
         on_step=lambda canvas, stats: seen.append((list(canvas.committed), stats.nfe)),
     )
     assert seen == [([5] * 3, 2), ([9] * 3, 3), ([12] * 3, 4)]
@@ -350,21 +357,21 @@ def test_on_step_sees_every_step(target, prompt, known):
 
 def test_a_verifier_that_the_drafts_cannot_be_verified_by_is_refused(target, prompt, drafters):
     with pytest.raises(HawkError, match="need the verifier coupled, not residual"):
-        generate(target, prompt, SMALL, NUMBERED, drafters["hawk"], SEEDS, "residual")
+        generate(target, Request(prompt, SMALL, NUMBERED, SEEDS, "residual"), drafters["hawk"])
     with pytest.raises(HawkError, match="unknown verifier 'loose'"):
-        generate(target, prompt, SMALL, NUMBERED, drafters["hawk"], SEEDS, "loose")
+        generate(target, Request(prompt, SMALL, NUMBERED, SEEDS, "loose"), drafters["hawk"])
     with pytest.raises(HawkError, match="need the verifier residual or coupled, not traversal"):  # draws are shared
-        generate(target, prompt, SMALL, NUMBERED, drafters["medusa"], SEEDS, "traversal")
+        generate(target, Request(prompt, SMALL, NUMBERED, SEEDS, "traversal"), drafters["medusa"])
     with pytest.raises(HawkError, match="need the verifier residual or coupled, not traversal"):  # drafts live on
-        generate(target, prompt, SMALL, NUMBERED, drafters["scd-maximal"], SEEDS, "traversal")
+        generate(target, Request(prompt, SMALL, NUMBERED, SEEDS, "traversal"), drafters["scd-maximal"])
     with pytest.raises(HawkError, match="a relaxation goes with the verifier relaxed"):
-        generate(target, prompt, SMALL, NUMBERED, drafters["lantern"], SEEDS, "relaxed")
+        generate(target, Request(prompt, SMALL, NUMBERED, SEEDS, "relaxed"), drafters["lantern"])
 
 
 def test_captions_of_another_shape_are_refused(target):
     prompt = CaptionPrompt(torch.zeros(1, 7, 10, dtype=torch.float64), torch.ones(1, 7, dtype=torch.bool))
     with pytest.raises(HawkError, match="7x10, this model takes 5x10"):
-        generate(target, prompt, SMALL, NUMBERED, NoDrafter(), [1])
+        generate(target, Request(prompt, SMALL, NUMBERED, [1]), NoDrafter())
 
 
 def test_random_trees_never_pass_the_end_and_do_not_depend_on_neighbours(target, prompt):
@@ -377,5 +384,5 @@ def test_random_trees_never_pass_the_end_and_do_not_depend_on_neighbours(target,
             assert tree.nodes <= self.max_nodes
             return tree
 
-    generate(target, prompt, SMALL, NUMBERED, Watched(12), SEEDS)
-    generate(target, prompt, SMALL, NUMBERED, Watched(12, carries_q=True), SEEDS, "residual")
+    generate(target, Request(prompt, SMALL, NUMBERED, SEEDS), Watched(12))
+    generate(target, Request(prompt, SMALL, NUMBERED, SEEDS, "residual"), Watched(12, carries_q=True))

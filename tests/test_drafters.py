@@ -9,35 +9,30 @@ import numpy as np
 import pytest
 import torch
 
-from hawk.canvas import Canvas
-from hawk.decode import NoDrafter, generate
+from hawk.decoding.canvas import Canvas
+from hawk.decoding.generate import generate
+from hawk.decoding.grid import Grid
+from hawk.decoding.noise import Randomness
+from hawk.decoding.request import Request
+from hawk.decoding.sampling import SamplingParams, gumbel_argmax, log_probs
+from hawk.decoding.tree import TreeBuilder, Window, batch_trees
+from hawk.decoding.trees import NoDrafter
+from hawk.decoding.verify import Scored, Verdict, sample
+from hawk.drafters.best_first import Candidates, grow_best_first
 from hawk.drafters.feature import FeatureConfig, FeatureDrafter
 from hawk.drafters.heads import DraftHeads, HeadsConfig, HorizontalSource, VerticalSource
 from hawk.drafters.jacobi import JacobiTree, coupled_draw, siblings
 from hawk.drafters.left import LeftFactor
 from hawk.drafters.methods import METHODS, build_drafter, method_named
 from hawk.drafters.parts import DraftParts
-from hawk.drafters.pool import (
-    HEAD_SOURCES,
-    REFRESH,
-    CartesianPool,
-    Children,
-    FusedPool,
-    FusedSettings,
-    SourceDraft,
-    TreeLimits,
-    grow_best_first,
-)
+from hawk.drafters.pool import CartesianPool, FusedPool
+from hawk.drafters.settings import HEAD_SOURCES, REFRESH, FusedSettings, TreeLimits
+from hawk.drafters.source import Draft
 from hawk.drafters.spatial import SpatialConfig, SpatialDrafter
 from hawk.drafters.stale import StaleSource
 from hawk.errors import HawkError
-from hawk.evaluation.losslessness import chi_square
-from hawk.evaluation.tiny import tiny_drafters, tiny_prompt, tiny_target
-from hawk.grid import Grid
-from hawk.noise import Randomness
-from hawk.sampling import SamplingParams, gumbel_argmax, log_probs
-from hawk.tree import TreeBuilder, Window, batch_trees
-from hawk.verify import Scored, Verdict, sample
+from hawk.proofs.losslessness import chi_square
+from hawk.proofs.tiny import tiny_drafters, tiny_prompt, tiny_target
 
 F64 = torch.float64
 TWO = ("horizontal", "vertical-1")
@@ -110,10 +105,10 @@ def test_vertical_drafts_wait_for_the_cell_d_rows_below(numbered_heads):
         for row in range(canvas.batch):
             root = canvas.committed[row] - 1
             found = {}
-            for draft in pool.drafts(memory, canvas, row, canvas.room(row)):
+            for source, draft in pool.drafts(memory, canvas, row, canvas.room(row)).items():
                 positions = range(root + 1 + draft.first, root + 1 + draft.end)
                 assert draft.log_q.argmax(-1).tolist() == list(positions)
-                found[draft.source + 1] = list(positions)
+                found[source + 1] = list(positions)
             for d in (1, 2):  # exactly the cells whose cell d rows above has a state by now
                 known = [p for p in range(root + 1, GRID.size) if 0 <= p - d * GRID.width < root]
                 assert found.get(d, []) == known
@@ -137,8 +132,8 @@ def test_waiting_predictions_equal_those_made_afresh(name, params):
     def watched(memory, canvas, row, window):
         nonlocal checked
         drafts = inner(memory, canvas, row, window)
-        for draft in drafts:
-            source = pool.sources[draft.source]
+        for k, draft in drafts.items():
+            source = pool.sources[k]
             if not isinstance(source, VerticalSource):
                 continue
             block, first = source.heads.vertical[source.depth - 1], canvas.committed[row] + draft.first
@@ -152,7 +147,7 @@ def test_waiting_predictions_equal_those_made_afresh(name, params):
         return drafts
 
     pool.drafts = watched
-    generate(target, tiny_prompt(target, 3), target.grid, params, pool, [1, 2, 3], verifier)
+    generate(target, Request(tiny_prompt(target, 3), target.grid, params, [1, 2, 3], verifier), pool)
     assert checked > 20
 
 
@@ -210,7 +205,7 @@ def test_the_first_branch_goes_on_to_the_refreshed_positions():
     settings = FusedSettings(
         {"0": ((50.0,),)}, (), ((0.6, 0.3),), window=2, refresh=8, max_nodes=4, node_cost=0.01, sources=("one",)
     )
-    pool = known_pool(FusedPool, [SourceDraft(0, 0, log_q)], sources=1, settings=settings)
+    pool = known_pool(FusedPool, {0: Draft(0, log_q)}, sources=1, settings=settings)
     canvas = settled_canvas(grid, [3], vocab)
     memory = pool.start(canvas, FREE, Randomness.from_seeds([1], grid.size, vocab, log_q))
     tree = pool.propose(memory, canvas)
@@ -271,8 +266,7 @@ def known_pool(kind, drafts, sources=2, **settings):
         source_names = tuple(f"source-{k}" for k in range(sources))
 
         def drafts(self, memory, canvas, row, window):
-            kept = [replace(d, log_q=d.log_q[: max(window - d.first, 0)]) for d in drafts]
-            return [d for d in kept if len(d.log_q)]
+            return {k: draft.until(window) for k, draft in drafts.items() if draft.first < window}
 
     return Known([], lambda s: s, **settings)
 
@@ -281,7 +275,7 @@ def test_cartesian_draws_carry_the_q_they_were_drawn_from():
     """Sources whose supports do not meet, so that a draw tells its source; over many proposals they follow q."""
     left = torch.tensor([[0.7, 0.3, 0, 0], [0.2, 0.8, 0, 0]], dtype=F64)
     right = torch.tensor([[0, 0, 0.5, 0.5]], dtype=F64)
-    pool = known_pool(CartesianPool, [SourceDraft(0, 0, left.log()), SourceDraft(1, 1, right.log())], depth=2)
+    pool = known_pool(CartesianPool, {0: Draft(0, left.log()), 1: Draft(1, right.log())}, depth=2)
     canvas = settled_canvas(Grid(1, 9), [2], 4)
     memory = pool.start(canvas, FREE, Randomness.from_seeds([7], 9, 4, torch.zeros(0, dtype=F64)))
     counts = torch.zeros(3, 4, dtype=torch.long)
@@ -310,7 +304,7 @@ def test_cartesian_draws_carry_the_q_they_were_drawn_from():
 def test_cartesian_tree_multiplies_the_depths():
     """One-hot sources: two candidates at each of three depths make 2 + 4 + 8 nodes, every combination once."""
     eye = torch.eye(6, dtype=F64).log()
-    drafts = [SourceDraft(0, 0, eye[[0, 1, 2]]), SourceDraft(1, 0, eye[[3, 4, 5]])]
+    drafts = {0: Draft(0, eye[[0, 1, 2]]), 1: Draft(0, eye[[3, 4, 5]])}
     canvas = settled_canvas(Grid(2, 5), [1, 8], 6)
     memory = known_pool(CartesianPool, drafts).start(canvas, FREE, Randomness.from_seeds([1, 2], 10, 6, torch.zeros(0)))
     tree = known_pool(CartesianPool, drafts, max_nodes=15).propose(memory, canvas)
@@ -325,7 +319,7 @@ def test_cartesian_tree_multiplies_the_depths():
 
 def test_equal_draws_share_a_node_and_stay_trials():
     certain = torch.eye(3, dtype=F64)[[1]].log()
-    pool = known_pool(CartesianPool, [SourceDraft(0, 0, certain), SourceDraft(1, 0, certain)], draws=2)
+    pool = known_pool(CartesianPool, {0: Draft(0, certain), 1: Draft(0, certain)}, draws=2)
     canvas = settled_canvas(Grid(1, 4), [1], 3)
     tree = pool.propose(pool.start(canvas, FREE, Randomness.from_seeds([1], 4, 3, torch.zeros(0))), canvas)
     assert tree.nodes == 2
@@ -344,7 +338,7 @@ def test_best_first_takes_the_likeliest_nodes_in_order():
     chance = {path: math.prod(rates[depth][rank] for depth, rank in enumerate(path)) for path in paths}
     builder = TreeBuilder.rooted(99)
     grow_best_first(
-        builder, lambda depth, _: Children(candidates[depth], rates[depth]), 3, max_nodes=12, node_cost=1e-9
+        builder, lambda depth, _: Candidates(candidates[depth], rates[depth]), 3, max_nodes=12, node_cost=1e-9
     )
 
     def path_of(node):
@@ -364,7 +358,7 @@ def test_the_tree_has_the_size_of_most_tokens_per_time(node_cost):
     sizes = {}
     for limit in range(1, 15):
         builder = TreeBuilder.rooted(0)
-        levels = [Children([1, 2], rate) for rate in rates]
+        levels = [Candidates([1, 2], rate) for rate in rates]
         grow_best_first(builder, lambda depth, _, at=levels: at[depth], 3, limit, 0.0)
         chance = [1.0]
         for parent, token, depth in zip(builder.parents[1:], builder.tokens[1:], builder.depths[1:], strict=True):
@@ -387,12 +381,12 @@ def test_every_method_drafts_for_a_packed_target(dtype):
     )
     target.pack(dtype)
     parts.pack(dtype)
-    plain = generate(target, tiny_prompt(target, 2), target.grid, FREE, NoDrafter(), [1, 2])
+    plain = generate(target, Request(tiny_prompt(target, 2), target.grid, FREE, [1, 2]), NoDrafter())
     for name, method in METHODS.items():
         if name != "ar":
             drafter = build_drafter(method, parts, target)
             verifier = method.verifier if method.lossless else "residual"
-            drawn = generate(target, tiny_prompt(target, 2), target.grid, FREE, drafter, [1, 2], verifier)
+            drawn = generate(target, Request(tiny_prompt(target, 2), target.grid, FREE, [1, 2], verifier), drafter)
             assert drawn.tokens.shape == plain.tokens.shape, name
 
 
@@ -404,14 +398,16 @@ def test_a_callers_limits_bound_the_tree():
     parts = DraftParts(FusedSettings.unfitted(), DraftHeads(HeadsConfig(dim)), spatial, feature=feature)
     early = build_drafter(METHODS["hawk"], None, target, TreeLimits(num_draft_tokens=2))
     assert early.max_nodes == 3
-    assert generate(target, tiny_prompt(target, 1), target.grid, FREE, early, [1]).stats.nodes > 12, "it does draft"
+    assert generate(target, Request(tiny_prompt(target, 1), target.grid, FREE, [1]), early).stats.nodes > 12, (
+        "it does draft"
+    )
     for name, method in METHODS.items():
         if name != "ar":
             for limits in (TreeLimits(num_draft_tokens=2, window=2), TreeLimits(num_draft_tokens=2)):
                 narrow = build_drafter(method, parts, target, limits)
                 assert narrow.max_nodes == 3, name
                 verifier = method.verifier if method.lossless else "residual"
-                assert generate(target, tiny_prompt(target, 1), target.grid, FREE, narrow, [1], verifier)
+                assert generate(target, Request(tiny_prompt(target, 1), target.grid, FREE, [1], verifier), narrow)
     assert JacobiTree(0, window=16, branching=4, depth=3).within(40) == JacobiTree(0, window=16, branching=2, depth=3)
     with pytest.raises(HawkError, match="window must be 1 or more, not 0"):
         TreeLimits(window=0)
@@ -425,7 +421,7 @@ def test_fused_candidates_are_the_top_of_log_q_plus_the_targets_noise():
     settings = FusedSettings(
         {"0": ((1.0,),), "0,1": ((0.8, 0.4), (0.3, 0.9))}, (), ((0.5, 0.4, 0.3),), max_nodes=40, node_cost=1e-3
     )
-    pool = known_pool(FusedPool, [SourceDraft(0, 0, log_q), SourceDraft(1, 1, other)], settings=settings)
+    pool = known_pool(FusedPool, {0: Draft(0, log_q), 1: Draft(1, other)}, settings=settings)
     canvas = settled_canvas(Grid(2, 6), committed, vocab)
     randomness = Randomness.from_seeds([3, 4], 12, vocab, torch.zeros(0, dtype=F64))
     tree = pool.propose(pool.start(canvas, FREE, randomness), canvas)
@@ -450,7 +446,7 @@ def test_the_left_token_counts_except_after_the_root_and_in_the_first_column():
         np.eye(vocab, dtype=np.float32), 80 * np.roll(np.eye(vocab, dtype=np.float32), 1, 0), 1.0
     )
     settings = FusedSettings({"0": ((9.0,),)}, (), ((0.9, 0.01),), node_cost=0.05)
-    pool = known_pool(FusedPool, [SourceDraft(0, 0, log_q)], settings=settings, left=names_the_next)
+    pool = known_pool(FusedPool, {0: Draft(0, log_q)}, settings=settings, left=names_the_next)
     canvas = settled_canvas(grid, [2], vocab)
     randomness = Randomness.from_seeds([3], grid.size, vocab, torch.zeros(0, dtype=F64))
     tree = pool.propose(pool.start(canvas, FREE, randomness), canvas)
@@ -460,9 +456,7 @@ def test_the_left_token_counts_except_after_the_root_and_in_the_first_column():
 
 def test_a_fused_pool_stops_where_no_source_speaks():
     log_q = torch.zeros(1, 4, dtype=F64)
-    pool = known_pool(
-        FusedPool, [SourceDraft(0, 0, log_q), SourceDraft(1, 2, log_q)], settings=FusedSettings.unfitted(TWO)
-    )
+    pool = known_pool(FusedPool, {0: Draft(0, log_q), 1: Draft(2, log_q)}, settings=FusedSettings.unfitted(TWO))
     canvas = settled_canvas(Grid(2, 6), [3], 4)
     randomness = Randomness.from_seeds([3], 12, 4, torch.zeros(0, dtype=F64))
     tree = pool.propose(pool.start(canvas, FREE, randomness), canvas)
@@ -482,9 +476,10 @@ def test_a_drafter_that_knows_p_is_always_right():
             """log p of the next position, by a teacher-forced forward over what is drawn."""
             tokens = canvas.tokens[row : row + 1]
             state = target(tokens, prompt.features[row : row + 1], prompt.mask[row : row + 1], grid)
-            return [SourceDraft(0, 0, log_probs(target.head(state), FREE)[0, canvas.committed[row]][None])][:window]
+            draft = Draft(0, log_probs(target.head(state), FREE)[0, canvas.committed[row]][None])
+            return {0: draft} if window else {}
 
-    stats = generate(target, prompt, grid, FREE, Seer([], target.head, fused), [1, 2]).stats
+    stats = generate(target, Request(prompt, grid, FREE, [1, 2]), Seer([], target.head, fused)).stats
     assert stats.acceptance_rate == [1.0]
     assert stats.nfe == 1 + math.ceil(11 / 2)
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hawk.canvas import RECOVERED, Canvas
-from hawk.grid import Grid
+from hawk.decoding.canvas import RECOVERED, Canvas
+from hawk.decoding.grid import Grid
 
 sides = st.integers(1, 9)
 

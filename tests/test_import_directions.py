@@ -1,9 +1,9 @@
 """The house rules of the source tree: imports run one way, heavy packages have one home, modules stay small.
 
-    leaves <- verify <- decode <- bundle, pipeline <- training, evaluation, benchmark <- server, cluster <- cli
-    leaves <- targets, drafters (never each other)
+`FLOORS` is the picture of the house, top floor first: a room may import from every floor below its own. All of it is
+read from the source with `ast`: an import inside a function or under TYPE_CHECKING counts too.
 
-All of it is read from the source with `ast`: an import inside a function or under TYPE_CHECKING counts too.
+    python tests/test_import_directions.py    # prints the import graph's figures
 """
 
 import ast
@@ -12,66 +12,46 @@ import subprocess
 import sys
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "hawk"
 MAX_LINES = 450
+MAX_ROOMS = 20
 
-LEAVES = frozenset(
-    {
-        "errors",
-        "files",
-        "checkpoint",
-        "fingerprint",
-        "grid",
-        "structure",
-        "canvas",
-        "layers",
-        "cache",
-        "packed",
-        "machine",
-        "noise",
-        "sampling",
-        "tree",
-    }
+FLOORS = (
+    ("cli", "__main__"),  # what a person types
+    ("server", "cluster"),
+    ("measure", "evaluation"),
+    ("wrapping", "training", "proofs", "engine"),
+    ("pipeline",),  # text in, images out
+    ("models",),  # everything that can draw
+    ("drafters",),  # everything that proposes tokens
+    ("decoding",),  # one step, and all that a step touches
+    ("nn", "pictures"),
+    ("files", "machine"),
+    ("errors",),
 )
-DECODER = LEAVES | {"verify", "relaxed", "forward", "stats", "window", "decode"}
-MODELS = frozenset({"targets", "drafters"})
-PICTURES = frozenset({"contact_sheet", "png"})  # drawn and written for people; know nothing of decoding
-FACES = frozenset(  # a model on disk, and in a person's hands
-    {"adapter", "bundle", "cost", "loaded", "loading", "model", "model_config", "pipeline"}
-)
-MIDDLE = frozenset(
-    {"training", "evaluation", "benchmark", "scaling", "steps", "compare", "prompts", "report", "convert"}
-)
-TOP = frozenset({"server", "cluster", "cli", "cli_shared", "cli_measure", "cli_train", "cli_convert", "__main__"})
-
-# part of the house (a module or a package right under hawk) -> the other parts it may import
+# A room is a module or a package right under hawk. Rooms on one floor do not import each other.
 MAY_IMPORT: dict[str, frozenset[str]] = {
-    **dict.fromkeys(LEAVES, LEAVES),
-    "verify": LEAVES,
-    "relaxed": LEAVES | {"verify"},
-    "forward": LEAVES,
-    "stats": LEAVES | {"verify"},
-    "window": LEAVES | {"forward", "stats"},
-    "decode": LEAVES | {"verify", "relaxed", "forward", "stats", "window"},
-    "targets": LEAVES,
-    "drafters": LEAVES | {"verify"},  # `observe` is told the verdicts
-    **dict.fromkeys(PICTURES, LEAVES),
-    **dict.fromkeys(FACES, DECODER | MODELS | PICTURES | FACES),
-    **dict.fromkeys(MIDDLE, DECODER | MODELS | PICTURES | FACES | MIDDLE),
-    **dict.fromkeys(TOP, DECODER | MODELS | PICTURES | FACES | MIDDLE | TOP),
+    room: frozenset(below for lower in FLOORS[level + 1 :] for below in lower)
+    for level, floor in enumerate(FLOORS)
+    for room in floor
 }
-# The command line starts fast: of hawk it loads only this before a command is called.
-CLI_MAY_LOAD_AT_ONCE = frozenset({"errors", "cli", "cli_shared", "cli_measure", "cli_train", "cli_convert"})
+
+# The command line starts fast: before a command is called, it loads this room alone (`tables` waits for its command).
+CLI_MAY_LOAD_AT_ONCE = frozenset({"errors"})
+LOADED_BY_COMMANDS = frozenset({"cli/tables.py"})
 
 HEAVY = frozenset(
     {"transformers", "ray", "fastapi", "torchmetrics", "webdataset", "resvg_py", "tensorboard", "diffusers"}
 )
 # Where one module is too few: the modules that may share a heavy package.
-HOMES = {"transformers": frozenset({"targets/pretrained.py", "targets/t5.py", "targets/transformers.py"})}
+HOMES = {
+    "transformers": frozenset({"models/hf/reading.py", "models/hf/target.py", "models/llamagen/t5.py"}),
+}
 
 
 @dataclass(frozen=True)
@@ -135,6 +115,11 @@ def part_of(name: str, parts: Set[str]) -> str | None:
     return inside[0] if package == "hawk" and inside and inside[0] in parts else None
 
 
+def loads_at_once(where: str) -> bool:
+    """Whether a module is loaded by `hawk --help`."""
+    return where.startswith("cli/") and where not in LOADED_BY_COMMANDS
+
+
 def violations(root: Path) -> list[str]:
     """Return what breaks the house rules in the package folder `root`, one line each."""
     found: list[str] = []
@@ -166,7 +151,13 @@ def violations(root: Path) -> list[str]:
                     found.append(f"{line}: hawk/__init__.py loads hawk.{other} at once")
             elif other != place and other not in MAY_IMPORT[place]:
                 found.append(f"{line}: {place} must not import {other}")
-            elif place == "cli" and item.at_load and other not in CLI_MAY_LOAD_AT_ONCE:
+            elif (
+                place == "cli"
+                and where not in LOADED_BY_COMMANDS
+                and item.at_load
+                and other != place
+                and other not in CLI_MAY_LOAD_AT_ONCE
+            ):
                 found.append(f"{line}: cli loads hawk.{other} at once; import it inside the command")
     for heavy, modules in sorted(homes.items()):
         if len(modules) > 1 and not modules <= HOMES.get(heavy, frozenset()):
@@ -174,12 +165,81 @@ def violations(root: Path) -> list[str]:
     return found
 
 
+@dataclass(frozen=True)
+class Graph:
+    """The import graph of a package folder: `rooms[room]` are the rooms that a room imports from."""
+
+    modules: int
+    imports: int
+    rooms: dict[str, set[str]]
+
+    @property
+    def circles(self) -> list[str]:
+        """One circle of rooms, where there is any."""
+        try:
+            TopologicalSorter(self.rooms).prepare()
+        except CycleError as error:
+            return list(error.args[1])
+        return []
+
+    @property
+    def floors(self) -> int:
+        """The longest way down."""
+        depth: dict[str, int] = {}
+        for room in TopologicalSorter(self.rooms).static_order():
+            depth[room] = 1 + max((depth[below] for below in self.rooms.get(room, ())), default=0)
+        return max(depth.values(), default=0)
+
+    def __str__(self) -> str:
+        arrows, climbing = sum(map(len, self.rooms.values())), climbs(self.rooms)
+        return (
+            f"{len(self.rooms)} rooms on the top sheet, {self.floors} floors, {arrows} arrows between rooms, "
+            f"{len(self.circles)} in circles, {climbing} climbing; {self.modules} modules, {self.imports} imports"
+        )
+
+
+def climbs(rooms: dict[str, set[str]]) -> int:
+    """How many arrows run to a room that lies no lower."""
+    return sum(below not in MAY_IMPORT.get(room, frozenset()) for room, others in rooms.items() for below in others)
+
+
+def graph_of(root: Path) -> Graph:
+    """Read the import graph of the package folder `root`; its `__init__`, which is lazy, is no room."""
+    paths = sorted(root.rglob("*.py"))
+    rooms: dict[str, set[str]] = {module_name(path, root).split(".")[0]: set() for path in paths}
+    rooms.pop("", None)
+    count = 0
+    for path in paths:
+        room = module_name(path, root).split(".")[0]
+        for item in imports_of(path, root):
+            other = part_of(item.name, rooms.keys())
+            if room and other is not None:
+                count += 1
+                if other != room:
+                    rooms[room].add(other)
+    return Graph(len(paths), count, rooms)
+
+
+def test_the_house_has_few_rooms_and_no_circle():
+    graph = graph_of(SOURCE)
+    assert len(graph.rooms) <= MAX_ROOMS, str(graph)
+    assert graph.circles == []
+    assert climbs(graph.rooms) == 0
+
+
+def test_the_graph_sees_a_circle_and_an_import_that_climbs(tmp_path):
+    assert "0 in circles, 0 climbing" in str(graph_of(tree(tmp_path, {})))
+    graph = graph_of(tree(tmp_path, {"decoding/grid.py": "from hawk.pipeline import P\n"}))
+    assert {"decoding", "pipeline"} <= set(graph.circles)
+    assert climbs(graph.rooms) == 1
+
+
 def test_the_source_tree_keeps_the_house_rules():
     assert sorted(SOURCE.rglob("*.py")), f"no source under {SOURCE}"
     assert violations(SOURCE) == []
 
 
-@pytest.mark.parametrize("module", ["hawk", "hawk.cli"])
+@pytest.mark.parametrize("module", ["hawk", "hawk.cli.app"])
 def test_import_is_light(module):
     """Loads neither torch nor any heavy package: `hawk --help` must not wait for them."""
     code = f"import sys, {module}; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
@@ -209,18 +269,25 @@ def test_public_names_are_lazy_and_complete():
 CLEAN = {
     "__init__.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from hawk.pipeline import P\n",
     "errors.py": "",
-    "grid.py": "from hawk.errors import HawkError\n",
-    "verify.py": "import torch\nfrom hawk.grid import Grid\n",
-    "decode.py": "from hawk import grid, verify\n",
-    "targets/__init__.py": "from hawk.targets.vq import VQ\n",
-    "targets/vq.py": "from hawk.grid import Grid\n",
+    "nn/__init__.py": "",
+    "nn/layers.py": "from hawk.errors import HawkError\n",
+    "decoding/__init__.py": "",
+    "decoding/grid.py": "from hawk.errors import HawkError\n",
+    "decoding/verify.py": "import torch\nfrom hawk.decoding.grid import Grid\nfrom hawk.nn import layers\n",
     "drafters/__init__.py": "",
-    "drafters/heads.py": "from hawk.grid import Grid\n",
+    "drafters/heads.py": "from hawk.decoding.grid import Grid\n",
     "drafters/pool.py": "from hawk.drafters import heads\n",
-    "pipeline.py": "from hawk.decode import generate\nfrom hawk.targets import vq\n",
+    "models/__init__.py": "from hawk.models.vq import VQ\n",
+    "models/vq.py": "from hawk.decoding.grid import Grid\n",
+    "pipeline.py": "from hawk.decoding import verify\nfrom hawk.models import vq\n",
     "training/__init__.py": "",
     "training/data.py": "import webdataset\nfrom hawk import __version__\n",
-    "cli.py": "from hawk.errors import HawkError\ndef main():\n    from hawk.pipeline import P\n",
+    "proofs/__init__.py": "from hawk.pipeline import P\n",
+    "cli/__init__.py": "",
+    "cli/app.py": "from hawk.errors import HawkError\nfrom hawk.cli import options\ndef main():\n"
+    "    from hawk.pipeline import P\n",
+    "cli/options.py": "",
+    "cli/tables.py": "from hawk.pipeline import P\n",
 }
 
 
@@ -234,7 +301,7 @@ def tree(root: Path, changes: dict[str, str]) -> Path:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, dict.fromkeys(("targets/t5.py", "targets/transformers.py"), "def f():\n    import transformers\n")],
+    [{}, dict.fromkeys(("models/llamagen/t5.py", "models/hf/target.py"), "def f():\n    import transformers\n")],
     ids=["clean", "shared homes"],
 )
 def test_checker_passes_a_clean_tree(tmp_path, changes):
@@ -244,66 +311,64 @@ def test_checker_passes_a_clean_tree(tmp_path, changes):
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"grid.py": "from hawk.verify import verify\n"}, "grid.py:1: grid must not import verify"),
-        ({"grid.py": "from .verify import verify\n"}, "grid.py:1: grid must not import verify"),
-        ({"grid.py": "from hawk import verify\n"}, "grid.py:1: grid must not import verify"),
-        ({"grid.py": "import hawk.decode as d\n"}, "grid.py:1: grid must not import decode"),
+        ({"nn/layers.py": "from hawk.decoding import verify\n"}, "nn/layers.py:1: nn must not import decoding"),
+        ({"nn/layers.py": "from ..decoding.verify import verify\n"}, "nn/layers.py:1: nn must not import decoding"),
+        ({"nn/layers.py": "from hawk import decoding\n"}, "nn/layers.py:1: nn must not import decoding"),
+        ({"nn/layers.py": "import hawk.decoding.grid as g\n"}, "nn/layers.py:1: nn must not import decoding"),
         (
-            {"verify.py": "def f():\n    from hawk.decode import g\n"},
-            "verify.py:2: verify must not import decode",
+            {"decoding/verify.py": "def f():\n    from hawk.models.vq import g\n"},
+            "decoding/verify.py:2: decoding must not import models",
         ),
         (
-            {"decode.py": "from hawk.drafters.heads import H\n"},
-            "decode.py:1: decode must not import drafters",
+            {"decoding/verify.py": "from hawk.drafters.heads import H\n"},
+            "decoding/verify.py:1: decoding must not import drafters",
         ),
-        ({"decode.py": "from hawk import pipeline\n"}, "decode.py:1: decode must not import pipeline"),
+        ({"decoding/grid.py": "from hawk import pipeline\n"}, "decoding/grid.py:1: decoding must not import pipeline"),
         (
-            {"targets/vq.py": "from hawk.drafters import heads\n"},
-            "targets/vq.py:1: targets must not import drafters",
-        ),
-        ({"targets/vq.py": "from ..decode import step\n"}, "targets/vq.py:1: targets must not import decode"),
-        (
-            {"drafters/heads.py": "from hawk.targets import vq\n"},
-            "drafters/heads.py:1: drafters must not import targets",
+            {"drafters/heads.py": "from hawk.models import vq\n"},
+            "drafters/heads.py:1: drafters must not import models",
         ),
         (
             {
                 "drafters/heads.py": "from typing import TYPE_CHECKING\n"
-                "if TYPE_CHECKING:\n    from hawk.decode import State\n"
+                "if TYPE_CHECKING:\n    from hawk.pipeline import P\n"
             },
-            "drafters/heads.py:3: drafters must not import decode",
+            "drafters/heads.py:3: drafters must not import pipeline",
         ),
         (
             {"drafters/heads.py": "import importlib\nimportlib.import_module('hawk.pipeline')\n"},
             "drafters/heads.py:2: drafters must not import pipeline",
         ),
+        ({"training/data.py": "from hawk.proofs import P\n"}, "training/data.py:1: training must not import proofs"),
         (
-            {"training/data.py": "from hawk.cli import main\n"},
+            {"training/data.py": "from hawk.cli.app import main\n"},
             "training/data.py:1: training must not import cli",
         ),
         ({"pipeline.py": "from hawk.server import app\n"}, "pipeline.py:1: pipeline must not import server"),
         (
-            {"cli.py": "from hawk.pipeline import P\n"},
-            "cli.py:1: cli loads hawk.pipeline at once; import it inside the command",
+            {"cli/app.py": "from hawk.pipeline import P\n"},
+            "cli/app.py:1: cli loads hawk.pipeline at once; import it inside the command",
         ),
         (
             {"__init__.py": "from hawk.pipeline import P\n"},
             "__init__.py:1: hawk/__init__.py loads hawk.pipeline at once",
         ),
         ({"misc.py": ""}, "misc.py: 'misc' has no place in the import directions"),
-        ({"targets/utils.py": ""}, "targets/utils.py: name a module for what it does"),
-        ({"grid.py": "x = 1\n" * 451}, "grid.py: 451 lines, 450 at most"),
+        ({"models/utils.py": ""}, "models/utils.py: name a module for what it does"),
+        ({"nn/layers.py": "x = 1\n" * 451}, "nn/layers.py: 451 lines, 450 at most"),
         (
             {"pipeline.py": "def f():\n    import webdataset as w\n"},
             "webdataset: imported in pipeline.py, training/data.py; one module is its home",
         ),
         (
-            {"pipeline.py": "import transformers\n", "targets/transformers.py": "from transformers import Cache\n"},
-            "transformers: imported in pipeline.py, targets/transformers.py; one module is its home",
+            {"pipeline.py": "import transformers\n", "models/hf/target.py": "from transformers import Cache\n"},
+            "transformers: imported in models/hf/target.py, pipeline.py; one module is its home",
         ),
         (
-            dict.fromkeys(("pipeline.py", "targets/t5.py"), "def f():\n    from transformers import AutoTokenizer\n"),
-            "transformers: imported in pipeline.py, targets/t5.py; one module is its home",
+            dict.fromkeys(
+                ("pipeline.py", "models/llamagen/t5.py"), "def f():\n    from transformers import AutoTokenizer\n"
+            ),
+            "transformers: imported in models/llamagen/t5.py, pipeline.py; one module is its home",
         ),
         (
             {
@@ -316,3 +381,7 @@ def test_checker_passes_a_clean_tree(tmp_path, changes):
 )
 def test_checker_sees_a_broken_rule(tmp_path, changes, complaint):
     assert violations(tree(tmp_path, changes)) == [complaint]
+
+
+if __name__ == "__main__":
+    print(graph_of(Path(sys.argv[1]) if len(sys.argv) > 1 else SOURCE))

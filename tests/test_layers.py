@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hawk.layers import RMSNorm, SwiGLU, attend, rotary_angles, rotate
+from hawk.nn.layers import RMSNorm, SwiGLU, attend, rotary_angles, rotate
 
 HEAD = 16
 cells = st.tuples(st.integers(0, 40), st.integers(0, 40))

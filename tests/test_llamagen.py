@@ -8,14 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from hawk.cache import Prefilled
-from hawk.decode import NoDrafter, generate
+from hawk.decoding.cache import Prefilled
+from hawk.decoding.generate import generate
+from hawk.decoding.grid import Grid
+from hawk.decoding.request import Request
+from hawk.decoding.sampling import SamplingParams
+from hawk.decoding.trees import NoDrafter
 from hawk.errors import HawkError
-from hawk.grid import Grid
-from hawk.layers import rotate
-from hawk.packed import has_matrix_units
-from hawk.sampling import SamplingParams
-from hawk.targets.llamagen import CaptionPrompt, LlamaGen, LlamaGenConfig
+from hawk.models.llamagen.target import CaptionPrompt, LlamaGen, LlamaGenConfig
+from hawk.nn.layers import rotate
+from hawk.nn.packed import has_matrix_units
 
 TINY = LlamaGenConfig(dim=32, n_layer=2, n_head=2, multiple_of=16, vocab_size=12, caption_dim=10, caption_tokens=5)
 GROUPED = LlamaGenConfig(
@@ -127,7 +129,7 @@ def test_the_trained_grid_is_only_a_default() -> None:
     target = lively(LlamaGenConfig(**{**TINY.to_dict(), "height": 2, "width": 3}))
     assert target.grid == Grid(2, 3)
     params = SamplingParams(temperature=0.0)
-    generation = generate(target, captions(), Grid(4, 5), params, NoDrafter(), [1, 2, 3])
+    generation = generate(target, Request(captions(), Grid(4, 5), params, [1, 2, 3]), NoDrafter())
     assert generation.tokens.shape == (3, 20)
 
 

@@ -13,12 +13,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from hawk.cache import Prefilled
-from hawk.decode import NoDrafter, generate
-from hawk.grid import Grid
-from hawk.sampling import SamplingParams
-from hawk.targets.llamagen import CaptionPrompt, LlamaGen, LlamaGenConfig
-from hawk.tree import DraftTree
+from hawk.decoding.cache import Prefilled
+from hawk.decoding.generate import generate
+from hawk.decoding.grid import Grid
+from hawk.decoding.request import Request
+from hawk.decoding.sampling import SamplingParams
+from hawk.decoding.tree import DraftTree
+from hawk.decoding.trees import NoDrafter
+from hawk.models.llamagen.target import CaptionPrompt, LlamaGen, LlamaGenConfig
 
 FIXTURES = Path(__file__).parent / "fixtures"
 PARITY = runpy.run_path(str(FIXTURES / "parity_weights.py"))
@@ -166,5 +168,5 @@ def tree_logits(case: Case, prefilled: Prefilled, nodes: list[int]) -> Tensor:
 def test_greedy_generation_with_guidance_token_by_token(case: Case) -> None:
     params = SamplingParams(temperature=0.0, cfg_scale=case.cfg_scale)
     seeds = [0] * len(case.tokens)
-    generation = generate(case.target, case.prompt, case.grid, params, NoDrafter(), seeds)
+    generation = generate(case.target, Request(case.prompt, case.grid, params, seeds), NoDrafter())
     assert torch.equal(generation.tokens, case.tokens)

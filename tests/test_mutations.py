@@ -11,15 +11,17 @@ import textwrap
 import pytest
 import torch
 
-from hawk import cache, decode, tree, verify, window
-from hawk.decode import NoDrafter, generate
+from hawk.decoding import cache, recording, tree, trees, verify, window
+from hawk.decoding.generate import generate
+from hawk.decoding.grid import Grid
+from hawk.decoding.request import Request
+from hawk.decoding.sampling import SamplingParams
+from hawk.decoding.trees import NoDrafter
 from hawk.drafters import feature, jacobi, pool
 from hawk.drafters.jacobi import JacobiTree
-from hawk.evaluation.losslessness import Check, check_all, check_law, check_tree_law, law_cases
-from hawk.evaluation.tiny import tiny_drafters, tiny_prompt, tiny_target
-from hawk.evaluation.tree_law import tree_cases
-from hawk.grid import Grid
-from hawk.sampling import SamplingParams
+from hawk.proofs.losslessness import Check, check_all, check_law, check_tree_law, law_cases
+from hawk.proofs.tiny import tiny_drafters, tiny_prompt, tiny_target
+from hawk.proofs.tree_law import tree_cases
 
 
 def mutate(monkeypatch, owner, name, old, new):
@@ -44,14 +46,14 @@ def windows():
     """Window decoding by a host that reads along and by one that is late: drafts kept, noise of several blocks."""
     target = tiny_target(0, grid=Grid(3, 12), dim=16)
     prompt, params, seeds = tiny_prompt(target, 3), SamplingParams(temperature=0.2, cfg_scale=2.0), [1, 2, 3]
-    plain = generate(target, prompt, target.grid, params, NoDrafter(), seeds).tokens
+    plain = generate(target, Request(prompt, target.grid, params, seeds), NoDrafter()).tokens
     checks = []
     for chain in (tree.Window(3), tree.Window(3, above=False)):
-        hosted = generate(target, prompt, target.grid, params, chain, seeds).tokens
+        hosted = generate(target, Request(prompt, target.grid, params, seeds), chain).tokens
         with torch.inference_mode():
-            prefilled = target.prefill(prompt, params.guided, target.grid.size + chain.max_nodes)
-            fixed = window.on_device(window.begin(target, prefilled, target.grid, params, chain, seeds))
-            window.replay(fixed, lambda state=fixed: window.advance(target, state, 3), None)
+            request = Request(prompt, target.grid, params, seeds)
+            fixed = recording.on_device(window.first_window(target, request, chain))
+            recording.replay(fixed, lambda state=fixed: window.advance(target, state, 3), None)
         for name, drawn in (("hosted", hosted), ("replayed", fixed.tokens[:, : target.grid.size])):
             checks.append(Check(name, "hawk", "coupled", "", "", torch.equal(drawn, plain)))
     return checks
@@ -95,7 +97,7 @@ def half_precision():
     drafter, keep = tiny_drafters(target)["random"][0], cache.KVCache.keep
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cache.KVCache, "keep", lambda self, paths: kept.extend(paths) or keep(self, paths))
-        generate(target, tiny_prompt(target, 9), target.grid, SamplingParams(), drafter, list(range(9)))
+        generate(target, Request(tiny_prompt(target, 9), target.grid, SamplingParams(), list(range(9))), drafter)
     straight = all(path == list(range(len(path))) for path in kept)
     return [Check("kept nodes", "random", "coupled", "bfloat16", f"{len(kept)} paths", straight)]
 
@@ -112,8 +114,8 @@ MUTANTS = {
     "accepts always": (verify, "walk", KEEP_IF, "True", (law, joint)),
     "never looks at q": (verify, "walk", KEEP_IF, "uniform(generator) < p[token]", (law,)),
     "accepts what is likelier than not": (verify, "walk", KEEP_IF, "q[token] < p[token]", (law,)),
-    "accepts a token for its own sake": (decode, "coupled", "chosen.gather(1, tree.parents)", "chosen", (seed_exact,)),
-    "forgets a wrong parent": (decode, "coupled", "& ~right[:, None, :]", "& ~right[:, :, None]", (seed_exact,)),
+    "accepts a token for its own sake": (trees, "coupled", "chosen.gather(1, tree.parents)", "chosen", (seed_exact,)),
+    "forgets a wrong parent": (trees, "coupled", "& ~right[:, None, :]", "& ~right[:, :, None]", (seed_exact,)),
     # the residual update
     "no subtraction": (verify, "unclaimed", "(p - q)", "p", (law, joint)),
     "no normalisation": (verify, "residual_distribution", "left / total", "left", (law,)),
@@ -164,7 +166,7 @@ MUTANTS = {
     ),
     # what half precision commits
     "commits whatever is right, wherever its key is": (
-        decode,
+        trees,
         "coupled_at",
         "if not half:",
         "if True:",
@@ -172,10 +174,10 @@ MUTANTS = {
     ),
     "calls every node aligned": (verify.Verdict, "aligned", "if node != depth", "if False", (half_precision,)),
     # the noise indexing
-    "noise of the node's own position": (decode, "step", "positions + 1)", "positions)", (seed_exact,)),
-    "noise one position late": (decode, "coupled_at", "rows(positions)", "rows(positions + 1)", (seed_exact,)),
+    "noise of the node's own position": (trees, "step", "positions + 1)", "positions)", (seed_exact,)),
+    "noise one position late": (trees, "coupled_at", "rows(positions)", "rows(positions + 1)", (seed_exact,)),
     "noise of the root for all": (
-        decode,
+        trees,
         "coupled_at",
         "rows(positions)",
         "rows(positions[:, :1].expand_as(positions))",
@@ -197,7 +199,7 @@ MUTANTS = {
         (seed_exact,),
     ),
     "keeps the conditional rows' path for the first rows only": (
-        decode,
+        trees,
         "keep",
         "paths * (2 if state.params.guided else 1)",
         "paths + [[0] if path else [] for path in paths]",
@@ -212,7 +214,7 @@ MUTANTS = {
         (windows,),
     ),
     "keeps right drafts behind a wrong one": (window, "advance", ".cumprod(1)", "", (windows,)),
-    "keeps one draft too many": (window, "advance", "kept + 1, grid", "kept + 2, grid", (windows,)),
+    "keeps one draft too many": (window, "advance", "accepted + 1, grid", "accepted + 2, grid", (windows,)),
     "leaves a wrong draft where it is": (
         window,
         "advance",
@@ -235,18 +237,18 @@ MUTANTS = {
         (windows,),
     ),
     "a host forgets one": (cache.KVCache, "advance", "range(count)", "range(count - (count > 1))", (windows,)),
-    "a late host lets noise go": (window, "replay", "hold(state, known, LAG)", "hold(state, [0, 0, 0])", (windows,)),
-    "nodes see what comes after them": (window, "begin", ".tril()", "", (windows,)),
+    "a late host lets noise go": (recording, "replay", "hold(state, known, LAG)", "hold(state, [0, 0, 0])", (windows,)),
+    "nodes see what comes after them": (window, "first_window", ".tril()", "", (windows,)),
     # what a node sees, and where it stands
     "nodes see their siblings": (
-        decode,
+        trees,
         "step",
-        "both(ancestors, params)",
-        "both(torch.ones_like(ancestors).tril(), params)",
+        "positions, ancestors)",
+        "positions, torch.ones_like(ancestors).tril())",
         (seed_exact,),
     ),
     "positions by node, not by depth": (
-        decode,
+        trees,
         "step",
         "clamp(min=0) + depths",
         "clamp(min=0) + torch.arange(tree.nodes)",

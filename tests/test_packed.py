@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from hawk import packed
-from hawk.evaluation.tiny import tiny_target
-from hawk.packed import (
+from hawk.nn import packed
+from hawk.nn.packed import (
     FrozenLinear,
     can_pack,
     can_pack_bfloat16,
@@ -17,6 +16,7 @@ from hawk.packed import (
     packed_linear,
     worth_packing,
 )
+from hawk.proofs.tiny import tiny_target
 
 F32, BF16 = torch.float32, torch.bfloat16
 DTYPES = [

@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import hawk.loading
+import hawk.models.loading
 from hawk import HawkError, HawkPipeline
-from hawk.bundle import HEADS_FOLDER, load_model, read_config, save_model, target_fingerprint
+from hawk.decoding.request import Condition
 from hawk.drafters.methods import METHODS
-from hawk.model import Condition, ImageTarget, Model
+from hawk.models.folder import HEADS_FOLDER, load_model, read_config, save_model, target_fingerprint
+from hawk.models.protocol import ImageTarget, Model
 from hawk.pipeline import image_seeds, tokens_sha256
 
 HEADS = HEADS_FOLDER.as_posix()
@@ -399,7 +400,7 @@ def test_half_precision_draws(saved_model, dtype):
 
 @pytest.mark.parametrize("units", [True, False])
 def test_auto_is_bfloat16_where_the_cpu_has_matrix_units(saved_model, monkeypatch, units):
-    monkeypatch.setattr("hawk.packed.has_matrix_units", lambda: units)
+    monkeypatch.setattr("hawk.nn.packed.has_matrix_units", lambda: units)
     pipe = HawkPipeline.from_pretrained(saved_model, "cpu")
     assert pipe.dtype == ("bfloat16" if units else "float32")
     assert pipe.model.target.dtype == getattr(torch, pipe.dtype)
@@ -447,7 +448,7 @@ def test_hub_ids_are_fetched_and_refusals_are_one_line(saved_model, monkeypatch)
 
 
 def test_an_installation_without_the_bundled_model_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(hawk.loading, "BUNDLED", tmp_path)
+    monkeypatch.setattr(hawk.models.loading, "BUNDLED", tmp_path)
     with pytest.raises(HawkError, match="no bundled model"):
         HawkPipeline.from_pretrained("bundled")
 

@@ -55,7 +55,7 @@ def unknown_words(words: list[str], command: Any) -> list[str]:
 def root_command() -> Any:
     import typer
 
-    from hawk.cli import app
+    from hawk.cli.app import app
 
     return typer.main.get_command(app)
 
@@ -73,7 +73,7 @@ def test_every_command_explains_itself():
     """`--help` of each command, however deep, ends with 0 and says something about each option."""
     from typer.testing import CliRunner
 
-    from hawk.cli import app
+    from hawk.cli.app import app
 
     def paths(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
         yield path, command

@@ -5,15 +5,16 @@ from functools import partial
 import pytest
 import torch
 
-from hawk.decode import generate
+from hawk.decoding.generate import generate
+from hawk.decoding.grid import Grid
+from hawk.decoding.relaxed import Relaxation, relaxed
+from hawk.decoding.request import Request
+from hawk.decoding.sampling import SamplingParams
 from hawk.drafters.methods import METHODS
 from hawk.errors import HawkError
-from hawk.evaluation.law import exact_law, excess
-from hawk.evaluation.losslessness import LAW_TOLERANCE, check_drifts, exact_joint, law_cases
-from hawk.evaluation.tiny import tiny_drafters, tiny_prompt, tiny_target
-from hawk.grid import Grid
-from hawk.relaxed import Relaxation, relaxed
-from hawk.sampling import SamplingParams
+from hawk.proofs.law import exact_law, excess
+from hawk.proofs.losslessness import LAW_TOLERANCE, check_drifts, exact_joint, law_cases
+from hawk.proofs.tiny import tiny_drafters, tiny_prompt, tiny_target
 
 F64 = torch.float64
 VOCAB = 6
@@ -46,7 +47,7 @@ def test_neighbours_are_the_nearest_by_cosine_without_the_token_itself():
 def test_the_table_is_the_same_in_pieces(monkeypatch):
     vectors = torch.randn(7, 3)
     whole = Relaxation.between(vectors, k=6)
-    monkeypatch.setattr("hawk.relaxed.ROWS", 2)
+    monkeypatch.setattr("hawk.decoding.relaxed.ROWS", 2)
     assert torch.equal(Relaxation.between(vectors, k=6).neighbours, whole.neighbours)
 
 
@@ -108,7 +109,9 @@ def test_end_to_end_it_is_another_distribution():
     drifts = []
     for delta in (0.0, 0.5):
         drawn = generate(
-            target, prompt, target.grid, params, drafter, list(range(images)), verifier, relaxation=relaxation(delta)
+            target,
+            Request(prompt, target.grid, params, list(range(images)), verifier, relaxation=relaxation(delta)),
+            drafter,
         )
         second = torch.bincount(drawn.tokens[:, 1], minlength=6) / images
         drifts.append(distance(second.double(), joint.view(6, 6, 6).sum((0, 2))))

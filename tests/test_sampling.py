@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hawk.decoding.noise import GumbelNoise, Randomness, counters, gumbel_rows, uniform_rows
+from hawk.decoding.sampling import SamplingParams, guide, gumbel_argmax, log_probs
 from hawk.errors import HawkError
-from hawk.evaluation.losslessness import chi_square
-from hawk.noise import GumbelNoise, Randomness, counters, gumbel_rows, uniform_rows
-from hawk.sampling import SamplingParams, guide, gumbel_argmax, log_probs
+from hawk.proofs.losslessness import chi_square
 
 F64 = torch.float64
 FLAT = 1e-4  # smallest p-value that a right sampler may show; the seeds are fixed

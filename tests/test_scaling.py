@@ -4,10 +4,11 @@ import pytest
 import torch
 from PIL import Image
 
-from hawk import HawkError, HawkPipeline, scaling
-from hawk.report import scaling_table
-from hawk.scaling import Cost, draw_plots, growth, random_target, run_scaling, step_costs, weight_bytes
-from hawk.targets.llamagen import LlamaGenConfig
+from hawk import HawkError, HawkPipeline
+from hawk.cli.tables import scaling_table
+from hawk.measure import scaling
+from hawk.measure.scaling import Cost, draw_plots, growth, random_target, run_scaling, step_costs, weight_bytes
+from hawk.models.llamagen.target import LlamaGenConfig
 
 SMALL = LlamaGenConfig(dim=16, n_layer=1, n_head=2, multiple_of=16, vocab_size=8, caption_dim=4, caption_tokens=3)
 

@@ -2,10 +2,11 @@
 
 import pytest
 
-from hawk import HawkPipeline, scaling, steps
-from hawk.report import steps_table
-from hawk.steps import StepCost, accept_length, run_steps
-from hawk.targets.llamagen import LlamaGenConfig
+from hawk import HawkPipeline
+from hawk.cli.tables import steps_table
+from hawk.measure import scaling, steps
+from hawk.measure.steps import StepCost, accept_length, run_steps
+from hawk.models.llamagen.target import LlamaGenConfig
 
 SMALL = LlamaGenConfig(dim=16, n_layer=1, n_head=2, multiple_of=16, vocab_size=8, caption_dim=4, caption_tokens=3)
 

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, T5Config, T5EncoderModel, T5ForConditionalGeneration
 
 from hawk import HawkError
-from hawk.targets.cleaning import clean_caption
-from hawk.targets.t5 import T5TextEncoder
-from hawk.targets.text import TextEncoder
+from hawk.models.llamagen.cleaning import clean_caption
+from hawk.models.llamagen.t5 import T5TextEncoder
+from hawk.models.llamagen.words import TextEncoder
 
 CLEANED = json.loads((Path(__file__).parent / "fixtures" / "cleaned_captions.json").read_text(encoding="utf-8"))[
     "cleaned"

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hawk.errors import HawkError
-from hawk.targets.text import StaticTextEncoder, TextEncoder
+from hawk.models.llamagen.words import StaticTextEncoder, TextEncoder
 
 WORDS = ["apple", "blue", "cat", "fly", "butter", "on", "red", "tea", "pot", "up", "x"]
 D, CONTEXT, TOKENS, POSITION = 3, 2, 7, 4

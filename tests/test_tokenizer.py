@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hawk.targets.vq import FSQ, FSQConfig, FSQTokenizer, ImageTokenizer
+from hawk.models.tokenizers.fsq import FSQ, FSQConfig, FSQTokenizer, ImageTokenizer
 
 LEVELS = [(8, 8, 8, 4), (8, 8, 6, 5), (3, 2, 5), (7,)]
 SMALL = FSQConfig(levels=(8, 8, 8, 4), encoder_widths=(8, 12, 16), decoder_widths=(8, 8, 12), decoder_depths=(1, 1, 1))

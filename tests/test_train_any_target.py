@@ -20,18 +20,20 @@ from fixtures.tiny_training import prompts as tiny_prompts
 from fixtures.tiny_training import tiny_target
 from fixtures.tiny_transformers import save, tiny
 from fixtures.train_together import fit_all
-from hawk.cli import app
+from hawk.cli.app import app
+from hawk.decoding.grid import Grid
+from hawk.decoding.request import Request
+from hawk.decoding.sampling import SamplingParams, log_probs
 from hawk.errors import HawkError
-from hawk.grid import Grid
 from hawk.pipeline import HawkPipeline
-from hawk.sampling import SamplingParams, log_probs
-from hawk.training import drafting, grids
-from hawk.training.drafting import Plan, Trained, train_drafter
-from hawk.training.grids import draw_on_policy, hidden_states, origin_of
+from hawk.training.drafters import grids
+from hawk.training.drafters import run as drafting
+from hawk.training.drafters.grids import draw_on_policy, hidden_states, origin_of
+from hawk.training.drafters.recipe import KindRecipe, load_recipe
+from hawk.training.drafters.run import Plan, Trained, train_drafter
+from hawk.training.drafters.spatial import SpatialLoss
+from hawk.training.drafters.teacher import forced_hidden, guided_states, teacher_log_p
 from hawk.training.loop import FitConfig
-from hawk.training.recipe import KindRecipe, load_recipe
-from hawk.training.spatial import SpatialLoss
-from hawk.training.teacher import forced_hidden, guided_states, teacher_log_p
 from hawk.training.texts import PromptFile
 from hawk.training.world import World
 
@@ -138,13 +140,14 @@ def test_a_drafter_for_any_target_survives_kills_and_is_lossless(
 @pytest.mark.parametrize("name", ["llamagen", "janus", "emu3"])
 def test_the_teacher_says_what_plain_ar_samples_from(targets: dict[str, Path], name: str) -> None:
     """Its log p plus the noise of an image selects the image's tokens, whatever the head and the chunk."""
-    from hawk.decode import NoDrafter, generate
-    from hawk.noise import GumbelNoise
+    from hawk.decoding.generate import generate
+    from hawk.decoding.noise import GumbelNoise
+    from hawk.decoding.trees import NoDrafter
 
     model = Trained.load(targets[name], torch.device("cpu"), "float32").bare
     plan = plan_for(model, name)
     condition = model.condition(["a cat", "a red apple"], ["", ""], plan.grid)
-    tokens = generate(model.target, condition, plan.grid, plan.params, NoDrafter(), [5, 6]).tokens
+    tokens = generate(model.target, Request(condition, plan.grid, plan.params, [5, 6]), NoDrafter()).tokens
     hidden = forced_hidden(model.target, tokens, condition, plan.grid, plan.params, chunk=5)
     assert len(hidden) == (2 if name == "janus" else 1)
     log_p = teacher_log_p(model.target, hidden, plan.params)

@@ -17,21 +17,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fixtures.tiny_training import GRID, prompts, tiny_target
-from hawk.bundle import HEADS_FOLDER, load_model, save_model
-from hawk.drafters.pool import HEAD_SOURCES
+from hawk.decoding.sampling import SamplingParams
+from hawk.drafters.settings import HEAD_SOURCES
 from hawk.errors import HawkError
-from hawk.sampling import SamplingParams
-from hawk.targets.llamagen import LlamaGen, LlamaGenConfig
-from hawk.targets.text import StaticTextEncoder
-from hawk.targets.vq import FSQConfig, FSQTokenizer
-from hawk.training.bundled import SpriteCaptions
-from hawk.training.data import SpriteJob, write_shards
-from hawk.training.drafting import Plan, Trained, train_drafter
+from hawk.models.folder import HEADS_FOLDER, load_model, save_model
+from hawk.models.llamagen.target import LlamaGen, LlamaGenConfig
+from hawk.models.llamagen.words import StaticTextEncoder
+from hawk.models.tokenizers.fsq import FSQConfig, FSQTokenizer
+from hawk.training.drafters.recipe import KindRecipe
+from hawk.training.drafters.run import Plan, Trained, train_drafter
 from hawk.training.loop import FitConfig, fit, learning_rate, load_averaged, optimizers_of
-from hawk.training.recipe import KindRecipe
-from hawk.training.sprites import Split, SpriteRecord, SpriteSet
-from hawk.training.target import Batches, Dropouts, TeacherForced, seen_tokens, train_target
-from hawk.training.tokenizer import TokenizerLoss, flat_cell_share, reconstruction_loss
+from hawk.training.sprites.data import SpriteJob, write_shards
+from hawk.training.sprites.records import Split, SpriteRecord, SpriteSet
+from hawk.training.sprites.target import Batches, Dropouts, TeacherForced, seen_tokens, train_target
+from hawk.training.sprites.texts import SpriteCaptions
+from hawk.training.sprites.tokenizer import TokenizerLoss, flat_cell_share, reconstruction_loss
 
 CONFIG = FitConfig(steps=12, batch_size=4, lr=1e-2, warmup=2, dtype="float32", save_every=5, evaluate_every=6)
 

@@ -8,25 +8,26 @@ import pytest
 import torch
 
 from fixtures.tiny_training import GRID, prompts, tiny_target
-from hawk.decode import generate
+from hawk.decoding.generate import generate
+from hawk.decoding.noise import gumbel_rows
+from hawk.decoding.request import Request
+from hawk.decoding.sampling import SamplingParams
 from hawk.drafters.feature import FeatureDrafter, FeatureTree
 from hawk.drafters.heads import DraftHeads, HeadsConfig
 from hawk.drafters.left import LeftFactor
 from hawk.drafters.methods import draws_within, source_named
 from hawk.drafters.parts import DraftParts
-from hawk.drafters.pool import FusedPool, FusedSettings, TreeLimits
+from hawk.drafters.pool import FusedPool
+from hawk.drafters.settings import FusedSettings, TreeLimits
 from hawk.drafters.spatial import SpatialConfig, SpatialDrafter
 from hawk.errors import HawkError
-from hawk.layers import additive_mask
-from hawk.noise import gumbel_rows
-from hawk.sampling import SamplingParams
-from hawk.targets.llamagen import LlamaGen
-from hawk.training.drafter import HeadsLoss, head_pairs, train_heads
-from hawk.training.feature import FeatureLoss, feature_shape, train_feature
-from hawk.training.grids import OnPolicy, draw_on_policy
-from hawk.training.loop import FitConfig
-from hawk.training.losses import coupled_nats
-from hawk.training.pool import (
+from hawk.models.llamagen.target import LlamaGen
+from hawk.nn.layers import additive_mask
+from hawk.training.drafters.feature import FeatureLoss, feature_shape, train_feature
+from hawk.training.drafters.grids import OnPolicy, draw_on_policy
+from hawk.training.drafters.heads import HeadsLoss, head_pairs, train_heads
+from hawk.training.drafters.losses import coupled_nats
+from hawk.training.drafters.pool import (
     PoolData,
     draft_quality,
     fit_pool,
@@ -36,8 +37,9 @@ from hawk.training.pool import (
     record_drafts,
     weigh_left,
 )
-from hawk.training.spatial import SpatialLoss, train_spatial, window_noise
-from hawk.training.teacher import forced_hidden, teacher_log_p
+from hawk.training.drafters.spatial import SpatialLoss, train_spatial, window_noise
+from hawk.training.drafters.teacher import forced_hidden, teacher_log_p
+from hawk.training.loop import FitConfig
 
 CONFIG = FitConfig(steps=60, batch_size=16, lr=1e-2, warmup=2, dtype="float32", save_every=50, evaluate_every=60)
 SMALL = SpatialConfig(32, width=32, heads=2, window=6, columns=2, left=3)
@@ -139,7 +141,7 @@ def test_recorded_drafts_stand_beside_what_the_target_said_there() -> None:
     pool = built(target, DraftParts(fused, DraftHeads(HeadsConfig(32, horizontal=2, vertical=1))))
     prompt, seeds = prompts(0, 3), [5, 6, 7]
     data = record_drafts(target, pool, prompt, GRID, PARAMS, seeds, samples=10_000, offsets=5)
-    tokens = generate(target, prompt, GRID, PARAMS, pool, seeds).tokens
+    tokens = generate(target, Request(prompt, GRID, PARAMS, seeds), pool).tokens
     log_p = teacher_log_p(target, forced_hidden(target, tokens, prompt, GRID, PARAMS), PARAMS)
     known = data.present.any(0)
     assert known[:, 0].float().mean() > 0.9
@@ -164,11 +166,11 @@ def test_the_spatial_drafter_decodes_what_it_was_trained_to_say() -> None:
 
     def watched(memory, canvas, row, window):  # type: ignore[no-untyped-def]
         drafts = inner(memory, canvas, row, window)
-        said.extend((row, canvas.committed[row], draft.log_q.clone()) for draft in drafts)
+        said.extend((row, canvas.committed[row], draft.log_q.clone()) for draft in drafts.values())
         return drafts
 
     pool.drafts = watched  # type: ignore[method-assign]
-    tokens = generate(target, prompt, GRID, PARAMS, pool, [1, 2]).tokens
+    tokens = generate(target, Request(prompt, GRID, PARAMS, [1, 2]), pool).tokens
     states = forced_hidden(target, tokens, prompt, GRID, PARAMS)[0]
     loss = SpatialLoss(drafter, target, GRID, PARAMS)
     assert len(said) > 10
@@ -219,7 +221,7 @@ def test_the_feature_drafter_decodes_what_it_was_trained_to_say(onpolicy: OnPoli
         return inner(memory, canvas)
 
     tree.propose = watched  # type: ignore[method-assign]
-    tokens = generate(target, prompt, GRID, PARAMS, tree, [1, 2], "residual").tokens
+    tokens = generate(target, Request(prompt, GRID, PARAMS, [1, 2], "residual"), tree).tokens
     states = forced_hidden(target, tokens, prompt, GRID, PARAMS)[0]
     positions = torch.arange(GRID.size)[None]
     mask = additive_mask(positions[..., None] >= positions[:, None], states.dtype)

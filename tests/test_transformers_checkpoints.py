@@ -24,13 +24,13 @@ from typer.testing import CliRunner
 import hawk
 from fixtures.tiny_transformers import CODES, FAMILIES, PROMPTS, Tiny, save, tiny
 from hawk import HawkError, HawkPipeline
-from hawk.adapter import family_of, read_beside
-from hawk.cli import app
+from hawk.cli.app import app
+from hawk.decoding.noise import HELD
 from hawk.drafters.heads import DraftHeads, HeadsConfig
-from hawk.noise import HELD
-from hawk.targets.families import Lumina
-from hawk.targets.transformers import TransformersTarget
-from hawk.targets.vqgan import VQGAN, VQGANConfig
+from hawk.models.hf.families import Lumina
+from hawk.models.hf.model import family_of, read_beside
+from hawk.models.hf.target import TransformersTarget
+from hawk.models.tokenizers.vqgan import VQGAN, VQGANConfig
 
 models = cache(tiny)
 
@@ -243,7 +243,7 @@ def test_without_transformers_it_says_what_to_install(folder, monkeypatch):
             raise ModuleNotFoundError("No module named 'transformers'", name="transformers")
         return real(name, *args, **kwargs)
 
-    for module in [name for name in sys.modules if name in ("hawk.adapter", "hawk.targets.transformers")]:
+    for module in [name for name in sys.modules if name in ("hawk.models.hf.model", "hawk.models.hf.target")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setattr(builtins, "__import__", absent)
     refused(folder, r"pip install 'hawk-t2i\[hf\]'")

@@ -9,18 +9,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fixtures.tiny_transformers import CODES, FAMILIES, PROMPTS, Tiny, tiny
 from hawk import HawkError
-from hawk.cost import step_seconds
-from hawk.decode import NoDrafter, generate
+from hawk.decoding.forward import guided_logits, guided_state
+from hawk.decoding.generate import generate
+from hawk.decoding.grid import Grid
+from hawk.decoding.planning import step_seconds
+from hawk.decoding.recording import on_device, replay
+from hawk.decoding.request import Condition, Request
+from hawk.decoding.sampling import SamplingParams, guide, log_probs
+from hawk.decoding.structure import Structure, lay_out
+from hawk.decoding.tree import Window
+from hawk.decoding.trees import NoDrafter
+from hawk.decoding.window import LAG, advance, first_window, hold
 from hawk.drafters.methods import METHODS, build_drafter
-from hawk.evaluation.losslessness import check_definition, teacher_forced
-from hawk.evaluation.tiny import tiny_drafters
-from hawk.forward import guided_logits, guided_state
-from hawk.grid import Grid
-from hawk.model import Condition, ImageTarget, Model
-from hawk.sampling import SamplingParams, guide, log_probs
-from hawk.structure import Structure, lay_out
-from hawk.tree import Window
-from hawk.window import LAG, advance, begin, hold, on_device, replay
+from hawk.models.protocol import ImageTarget, Model
+from hawk.proofs.losslessness import check_definition, teacher_forced
+from hawk.proofs.tiny import tiny_drafters
 
 NEGATIVES = ["", "a mat", ""]
 models = cache(tiny)
@@ -126,7 +129,7 @@ def test_transformers_own_speculation_with_guidance_changes_the_image_and_ours_d
 
     params = SamplingParams(temperature=0.0, cfg_scale=3.0)
     for name, (drafter, _) in tiny_drafters(one.model.target).items():
-        ours = generate(one.model.target, condition, one.grid, params, drafter, [0])
+        ours = generate(one.model.target, Request(condition, one.grid, params, [0]), drafter)
         assert ours.tokens[0].tolist() == plain, name
 
 
@@ -157,7 +160,7 @@ def test_greedy_codes_are_those_of_transformers_generate(name, scale):
         scale = 1.5  # its image mode crashes without guidance
     one = tiny(name)
     params = SamplingParams(temperature=0.0, cfg_scale=scale)
-    drawn = generate(one.model.target, conditions(one), one.grid, params, NoDrafter(), [1, 2, 3])
+    drawn = generate(one.model.target, Request(conditions(one), one.grid, params, [1, 2, 3]), NoDrafter())
     assert drawn.stats.nfe == one.grid.size  # structure tokens cost no forward
     assert torch.equal(drawn.tokens, reference_generate(one, scale))
 
@@ -198,7 +201,7 @@ def test_logits_of_a_tree_are_those_of_its_paths(name, attention):
         positions = torch.tensor(roots)[:, None] + depths
         both = [torch.cat((x, x)) for x in (tokens, positions, ancestors.expand(3, 7, 7))]
         hidden = target.forward_nodes(*both, prefilled.padding, prefilled.cache, grid)
-        logits = guided_logits(target, hidden, guided_state(hidden, params, 3), params)
+        logits = guided_logits(target, hidden, guided_state(hidden, params), params)
         for row in range(3):
             for node in range(7):
                 path = [i for i in range(7) if ancestors[node, i]]
@@ -228,19 +231,19 @@ def test_every_drafter_draws_the_codes_of_plain_ar(name):
         (SamplingParams(top_k=5, top_p=0.9), unguided),
         (SamplingParams(cfg_scale=2.0, temperature=0.8), drafters),
     ):
-        plain = generate(target, condition, grid, params, NoDrafter(), [1, 2, 3])
+        plain = generate(target, Request(condition, grid, params, [1, 2, 3]), NoDrafter())
         assert check_definition(target, condition, grid, params, [1, 2, 3], plain).passed
         for drafter_name, (drafter, _) in some.items():
-            drawn = generate(target, condition, grid, params, drafter, [1, 2, 3])
+            drawn = generate(target, Request(condition, grid, params, [1, 2, 3]), drafter)
             assert torch.equal(drawn.tokens, plain.tokens), drafter_name
             kept = sum(drawn.stats.accepted_by_source.values())
             assert kept or drafter_name.startswith(("random", "ar")), drafter_name
-    alone = generate(target, condition.rows(slice(2, 3)), grid, params, drafters["hawk"][0], [3])
+    alone = generate(target, Request(condition.rows(slice(2, 3)), grid, params, [3]), drafters["hawk"][0])
     assert torch.equal(alone.tokens[0], plain.tokens[2])
     for method in METHODS.values():
         if method.name in ("sjd", "scd-maximal", "sjd-pac"):
             drafter = build_drafter(method, None, target)
-            drawn = generate(target, condition, grid, params, drafter, [1, 2, 3], method.verifier)
+            drawn = generate(target, Request(condition, grid, params, [1, 2, 3], method.verifier), drafter)
             assert sum(drawn.stats.accepted_by_source.values()) > 0, method.name
 
 
@@ -257,7 +260,7 @@ def test_pixels_are_those_of_the_models_own_decoder(name):
         ids = torch.cat((one.model.family.code_ids[codes], torch.full((2, one.grid.height, 1), 41)), dim=2).flatten(1)
         ended = torch.cat((ids, torch.zeros(2, 3, dtype=torch.long)), dim=1)
         expected = one.hf.decode_image_tokens(image_tokens=ended, height=one.grid.height, width=one.grid.width)
-    else:  # transformers has no decoder: hawk.targets.vqgan is compared with the published code in its own tests
+    else:  # transformers has no decoder: VQGAN is compared with the published code in its own tests
         expected = one.model.family.decoder.decode(codes)
     torch.testing.assert_close(pixels, expected)
 
@@ -286,11 +289,10 @@ def test_a_replayed_window_draws_the_codes_of_plain_ar(name, reach):
     one = tiny(name, torch.float64)
     target, grid, condition = one.model.target, one.grid, conditions(one, NEGATIVES)
     params, seeds = SamplingParams(cfg_scale=2.0, temperature=0.3), [1, 2, 3]
-    plain = generate(target, condition, grid, params, NoDrafter(), seeds)
+    plain = generate(target, Request(condition, grid, params, seeds), NoDrafter())
     window = Window(reach)
     with torch.inference_mode():
-        prefilled = target.prefill(condition, params.guided, grid.size + window.max_nodes)
-        state = on_device(begin(target, prefilled, grid, params, window, seeds))
+        state = on_device(first_window(target, Request(condition, grid, params, seeds), window))
         hold(state, [1, 1, 1], LAG)
         advance(target, state, reach)  # what is made once is made now
         with HostReads() as reads:

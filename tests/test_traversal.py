@@ -5,14 +5,15 @@ from math import prod
 import pytest
 import torch
 
-from hawk import verify
-from hawk.decode import generate
-from hawk.evaluation.losslessness import LAW_TOLERANCE
-from hawk.evaluation.tiny import tiny_drafters, tiny_prompt, tiny_target
-from hawk.evaluation.tree_law import TreeLaw, exact_traversal, joint_of, random_continuation, tree_cases
-from hawk.sampling import SamplingParams
-from hawk.tree import TreeBuilder, batch_trees
-from hawk.verify import draft_distribution, residual_distribution, stops, traversal
+from hawk.decoding import verify
+from hawk.decoding.generate import generate
+from hawk.decoding.request import Request
+from hawk.decoding.sampling import SamplingParams
+from hawk.decoding.tree import TreeBuilder, batch_trees
+from hawk.decoding.verify import draft_distribution, residual_distribution, stops, traversal
+from hawk.proofs.losslessness import LAW_TOLERANCE
+from hawk.proofs.tiny import tiny_drafters, tiny_prompt, tiny_target
+from hawk.proofs.tree_law import TreeLaw, exact_traversal, joint_of, random_continuation, tree_cases
 
 F64 = torch.float64
 
@@ -159,7 +160,7 @@ def test_own_draws_of_a_cartesian_tree_are_drawn_for_each_branch():
     trees = []
     grow = pool.propose
     pool.propose = lambda *asked: trees.append(grow(*asked)) or trees[-1]
-    generate(target, tiny_prompt(target, 3), target.grid, SamplingParams(), pool, [1, 2, 3], "traversal")
+    generate(target, Request(tiny_prompt(target, 3), target.grid, SamplingParams(), [1, 2, 3], "traversal"), pool)
     differing = 0
     for tree in trees:
         for row, trials in enumerate(tree.trials):

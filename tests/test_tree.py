@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hawk.tree import TreeBuilder, Trial, batch_trees, first_branch
+from hawk.decoding.tree import TreeBuilder, Trial, batch_trees, first_branch
 
 
 def test_a_rooted_tree_is_its_root():

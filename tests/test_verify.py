@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hawk.evaluation.law import exact_law, keep_chance
-from hawk.evaluation.losslessness import LAW_TOLERANCE, check_laws, chi_square, law_cases
-from hawk.tree import TreeBuilder, batch_trees
-from hawk.verify import Verdict, coupled, residual, residual_distribution
+from hawk.decoding.tree import TreeBuilder, batch_trees
+from hawk.decoding.verify import Verdict, coupled, residual, residual_distribution
+from hawk.proofs.law import exact_law, keep_chance
+from hawk.proofs.losslessness import LAW_TOLERANCE, check_laws, chi_square, law_cases
 
 F64 = torch.float64
 VOCAB = 5

@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from hawk.targets.vq import ImageTokenizer, PixelDecoder
-from hawk.targets.vqgan import VQGAN, VQGANConfig, own_key
+from hawk.models.tokenizers.fsq import ImageTokenizer, PixelDecoder
+from hawk.models.tokenizers.vqgan import VQGAN, VQGANConfig, own_key
 
 FIXTURES = Path(__file__).parent / "fixtures"
 PARITY = runpy.run_path(str(FIXTURES / "parity_weights.py"))

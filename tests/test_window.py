@@ -13,17 +13,21 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hawk.cache import FixedCache
-from hawk.canvas import RECOVERED
-from hawk.decode import NoDrafter, generate
+from hawk.decoding import recording
+from hawk.decoding.cache import FixedCache
+from hawk.decoding.canvas import RECOVERED
+from hawk.decoding.generate import generate
+from hawk.decoding.grid import Grid
+from hawk.decoding.noise import GumbelNoise
+from hawk.decoding.recording import Recording, Recordings, on_device, replay
+from hawk.decoding.request import Request
+from hawk.decoding.sampling import SamplingParams
+from hawk.decoding.tree import Window
+from hawk.decoding.trees import NoDrafter
+from hawk.decoding.window import LAG, SOURCES, WindowState, advance, first_window
 from hawk.errors import HawkError
-from hawk.evaluation.losslessness import EXACT_SETTINGS
-from hawk.evaluation.tiny import tiny_prompt, tiny_target
-from hawk.grid import Grid
-from hawk.noise import GumbelNoise
-from hawk.sampling import SamplingParams
-from hawk.tree import Window
-from hawk.window import LAG, SOURCES, Sessions, WindowState, advance, begin, on_device, replay
+from hawk.proofs.losslessness import EXACT_SETTINGS
+from hawk.proofs.tiny import tiny_prompt, tiny_target
 
 SEEDS = [1, 2, 3]
 GUIDED = SamplingParams(temperature=0.7, top_k=5, top_p=0.9, cfg_scale=2.0)
@@ -43,8 +47,7 @@ def prompt(target):
 def begun(target, prompt, window, params=GUIDED, grid=None) -> WindowState:
     grid = grid or target.grid
     with torch.inference_mode():
-        prefilled = target.prefill(prompt, params.guided, grid.size + window.max_nodes)
-        return begin(target, prefilled, grid, params, window, SEEDS)
+        return first_window(target, Request(prompt, grid, params, SEEDS), window)
 
 
 def replayed(target, state: WindowState) -> WindowState:
@@ -61,16 +64,16 @@ def replayed(target, state: WindowState) -> WindowState:
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("params", EXACT_SETTINGS)
 def test_same_seed_same_tokens(window, params, target, prompt):
-    plain = generate(target, prompt, target.grid, params, NoDrafter(), SEEDS)
-    drawn = generate(target, prompt, target.grid, params, window, SEEDS)
+    plain = generate(target, Request(prompt, target.grid, params, SEEDS), NoDrafter())
+    drawn = generate(target, Request(prompt, target.grid, params, SEEDS), window)
     assert torch.equal(drawn.tokens, plain.tokens)
 
 
 @pytest.mark.parametrize("grid", [Grid(1, 9), Grid(9, 1), Grid(3, 5), Grid(1, 1)])
 @pytest.mark.parametrize("window", WINDOWS)
 def test_other_grids_than_the_targets_own(window, grid, target, prompt):
-    plain = generate(target, prompt, grid, GUIDED, NoDrafter(), SEEDS)
-    assert torch.equal(generate(target, prompt, grid, GUIDED, window, SEEDS).tokens, plain.tokens)
+    plain = generate(target, Request(prompt, grid, GUIDED, SEEDS), NoDrafter())
+    assert torch.equal(generate(target, Request(prompt, grid, GUIDED, SEEDS), window).tokens, plain.tokens)
     state = replayed(target, begun(target, prompt, window, grid=grid))
     assert torch.equal(state.tokens[:, : grid.size], plain.tokens)
 
@@ -78,10 +81,10 @@ def test_other_grids_than_the_targets_own(window, grid, target, prompt):
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("params", EXACT_SETTINGS)
 def test_replaying_draws_the_same_though_the_host_is_late(window, params, target, prompt):
-    plain = generate(target, prompt, target.grid, params, NoDrafter(), SEEDS)
+    plain = generate(target, Request(prompt, target.grid, params, SEEDS), NoDrafter())
     state = replayed(target, begun(target, prompt, window, params))
     assert torch.equal(state.tokens[:, : target.grid.size], plain.tokens)
-    hosted = generate(target, prompt, target.grid, params, window, SEEDS)
+    hosted = generate(target, Request(prompt, target.grid, params, SEEDS), window)
     assert int(state.steps) == hosted.stats.nfe  # the steps that were under way at the end are nobody's
     assert torch.equal(state.origins[:, : target.grid.size], hosted.origins)
 
@@ -165,26 +168,24 @@ def test_a_step_is_one_graph_for_the_compiler():
 
 
 def test_a_recording_serves_the_next_image_of_its_shape(target, prompt, monkeypatch):
-    """`Sessions` with a recording that is the step itself: CUDA is not needed to tell whether states are mixed up."""
-    from hawk import window as module
-
+    """`Recordings` of steps that are not recorded: CUDA is not needed to tell whether states are mixed up."""
     recorded = []
 
     def record(target, state, engine):
         fixed = on_device(state)
         recorded.append(fixed)
-        return module.Session(fixed, lambda: advance(target, fixed, fixed.window.reach))
+        return Recording(fixed, lambda: advance(target, fixed, fixed.window.reach))
 
-    monkeypatch.setattr(module, "record", record)
-    sessions = Sessions()
+    monkeypatch.setattr(recording, "record", record)
+    recordings = Recordings()
     for seeds, params in (([1, 2, 3], GUIDED), ([7, 8, 9], GUIDED), ([7, 8, 9], SamplingParams()), ([4], GUIDED)):
         rows = prompt.rows(slice(0, len(seeds)))
-        plain = generate(target, rows, target.grid, params, NoDrafter(), seeds)
+        request = Request(rows, target.grid, params, seeds)
+        plain = generate(target, request, NoDrafter())
         with torch.inference_mode():
-            prefilled = target.prefill(rows, params.guided, target.grid.size + 6)
-            session = sessions.of(target, begin(target, prefilled, target.grid, params, Window(5), seeds))
-            replay(session.state, session.step, None)
-        assert torch.equal(session.state.tokens[:, : target.grid.size], plain.tokens)
+            known = recordings.of(target, first_window(target, request, Window(5)))
+            replay(known.state, known.step, None)
+        assert torch.equal(known.state.tokens[:, : target.grid.size], plain.tokens)
     assert len(recorded) == 3  # the second image took the first one's
 
 
@@ -192,7 +193,7 @@ def test_a_recording_serves_the_next_image_of_its_shape(target, prompt, monkeypa
 
 
 def test_the_counts_are_those_of_the_image(target, prompt):
-    drawn = generate(target, prompt, target.grid, GUIDED, Window(5), SEEDS)
+    drawn = generate(target, Request(prompt, target.grid, GUIDED, SEEDS), Window(5))
     stats, cells = drawn.stats, len(SEEDS) * target.grid.size
     assert drawn.source_names == SOURCES
     assert stats.images == len(SEEDS)
@@ -207,15 +208,15 @@ def test_the_counts_are_those_of_the_image(target, prompt):
 
 
 def test_plain_ar_counts_a_forward_a_token(target, prompt):
-    stats = generate(target, prompt, target.grid, GUIDED, Window(0), SEEDS).stats
+    stats = generate(target, Request(prompt, target.grid, GUIDED, SEEDS), Window(0)).stats
     assert (stats.nfe, stats.nodes, stats.accept_length) == (target.grid.size, 3 * target.grid.size, 1.0)
     assert stats.accepted_by_source == {}
-    same = generate(target, prompt, target.grid, GUIDED, NoDrafter(), SEEDS).stats
+    same = generate(target, Request(prompt, target.grid, GUIDED, SEEDS), NoDrafter()).stats
     assert (same.nfe, same.nodes, same.committed) == (stats.nfe, stats.nodes, stats.committed)
 
 
 def test_a_window_that_keeps_nothing_costs_a_forward_a_token(target, prompt):
-    stats = generate(target, prompt, target.grid, GUIDED, Window(3, keeps=False), SEEDS).stats
+    stats = generate(target, Request(prompt, target.grid, GUIDED, SEEDS), Window(3, keeps=False)).stats
     assert stats.nfe == target.grid.size
     assert stats.accepted_by_source == {}
 
@@ -223,7 +224,10 @@ def test_a_window_that_keeps_nothing_costs_a_forward_a_token(target, prompt):
 def test_progress_is_told_step_by_step(target, prompt):
     told = []
     drawn = generate(
-        target, prompt, target.grid, GUIDED, Window(5), SEEDS, on_step=lambda c, s: told.append((s.nfe, c.committed[:]))
+        target,
+        Request(prompt, target.grid, GUIDED, SEEDS),
+        Window(5),
+        on_step=lambda c, s: told.append((s.nfe, c.committed[:])),
     )
     assert [nfe for nfe, _ in told] == list(range(2, drawn.stats.nfe + 1))
     assert told[-1][1] == [target.grid.size] * len(SEEDS)
@@ -236,7 +240,7 @@ def test_a_draft_repeats_the_cell_above_where_nothing_was_said(target, prompt):
     with torch.inference_mode():
         state.tokens[:, :10] = torch.arange(10)
         state.committed[:] = torch.tensor([4, 5, 10])
-        from hawk.window import enter
+        from hawk.decoding.window import enter
 
         enter(state, torch.full((3, 1), 9), 9)
     # position 10 and 11 repeat 4 and 5; 12 .. 15 what is above: 6 .. 9; 16, 17 are 10's and 11's
@@ -247,7 +251,7 @@ def test_a_draft_repeats_the_cell_above_where_nothing_was_said(target, prompt):
 
 def test_a_window_takes_no_other_verifier(target, prompt):
     with pytest.raises(HawkError, match="need the verifier coupled"):
-        generate(target, prompt, target.grid, GUIDED, Window(5), SEEDS, "residual")
+        generate(target, Request(prompt, target.grid, GUIDED, SEEDS, "residual"), Window(5))
 
 
 def test_a_fixed_cache_holds_what_the_other_holds(target, prompt):
@@ -267,7 +271,7 @@ def test_a_fixed_cache_holds_what_the_other_holds(target, prompt):
 
 
 def test_the_host_is_no_later_than_it_says():
-    from hawk.window import Counts
+    from hawk.decoding.recording import Counts
 
     numbers = torch.zeros(2, dtype=torch.long)
     counts, heard = Counts(numbers), []

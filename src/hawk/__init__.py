@@ -8,10 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hawk.decoding.sampling import SamplingParams
     from hawk.errors import HawkError
-    from hawk.loaded import accelerate, hawk_generate
     from hawk.pipeline import HawkPipeline
-    from hawk.sampling import SamplingParams
+    from hawk.wrapping import accelerate, hawk_generate
 
 __version__ = "0.1.0"
 
@@ -20,9 +20,9 @@ __all__ = ["HawkError", "HawkPipeline", "SamplingParams", "__version__", "accele
 _HOMES = {
     "HawkError": "hawk.errors",
     "HawkPipeline": "hawk.pipeline",
-    "SamplingParams": "hawk.sampling",
-    "accelerate": "hawk.loaded",
-    "hawk_generate": "hawk.loaded",
+    "SamplingParams": "hawk.decoding.sampling",
+    "accelerate": "hawk.wrapping",
+    "hawk_generate": "hawk.wrapping",
 }
 
 

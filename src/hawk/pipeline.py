@@ -1,4 +1,4 @@
-"""HawkPipeline: text in, images out. Argument names as in diffusers."""
+"""HawkPipeline: text in, images out. The arguments are named as in diffusers."""
 
 from __future__ import annotations
 
@@ -17,25 +17,32 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from hawk.canvas import Canvas
-from hawk.cost import settings_for
-from hawk.decode import Drafter, NoDrafter, generate
+from hawk.decoding.generate import generate
+from hawk.decoding.grid import Grid
+from hawk.decoding.recording import Engine, Recordings
+from hawk.decoding.relaxed import LOSSY, Relaxation
+from hawk.decoding.request import Condition, Request, check_seeds
+from hawk.decoding.sampling import SamplingParams
+from hawk.decoding.stats import Generation, OnStep, Stats
+from hawk.decoding.tree import Window
+from hawk.decoding.trees import Drafter
+from hawk.decoding.verify import LOSSLESS
 from hawk.drafters.methods import UNTRAINED, Method, build_drafter, method_named
 from hawk.drafters.parts import DraftParts
-from hawk.drafters.pool import TreeLimits
+from hawk.drafters.settings import TreeLimits, settings_for
 from hawk.errors import HawkError
-from hawk.grid import Grid
-from hawk.loading import device_named, drafter_folder, dtype_named, engine_named, is_checkpoint, load_on, model_folder
-from hawk.model import Condition, Model
-from hawk.relaxed import LOSSY, Relaxation
-from hawk.sampling import SamplingParams
-from hawk.stats import Generation, Stats
-from hawk.tree import Window
-from hawk.verify import LOSSLESS
-from hawk.window import Engine, Sessions
+from hawk.models.loading import (
+    device_named,
+    drafter_folder,
+    dtype_named,
+    engine_named,
+    is_checkpoint,
+    load_on,
+    model_folder,
+)
+from hawk.models.protocol import Model
 
 OUTPUT_TYPES = ("pil", "np", "pt")
-MAX_SEED = 2**63 - 1
 
 OnStepEnd = Callable[["HawkPipeline", int, int, dict[str, Any]], Any]
 """Called after each target forward with (pipeline, forwards of this batch so far, tokens committed so far in the whole
@@ -111,14 +118,13 @@ class HawkPipeline:
         Raises:
             HawkError: no such model, a damaged one, or a device that is not there.
         """
-        place = device_named(device)
-        chosen = engine_named(engine, place)
-        dtype_named(dtype, place)  # a wrong name is said before anything is fetched
-        drafted = None if drafter is None else drafter_folder(drafter)
+        on = device_named(device)
+        chosen = engine_named(engine, on)
+        dtype_named(dtype, on)  # refuses a wrong name before anything is fetched
+        own_drafter = None if drafter is None else drafter_folder(drafter)
         folder = model_folder(model)
-        dtype = dtype_named(dtype, place, large=is_checkpoint(folder))
-        loaded = load_on(folder, place, dtype, drafted)
-        return cls(loaded, place, dtype, chosen)
+        dtype = dtype_named(dtype, on, large=is_checkpoint(folder))
+        return cls(load_on(folder, on, dtype, own_drafter), on, dtype, chosen)
 
     @property
     def defaults(self) -> SamplingParams:
@@ -127,14 +133,14 @@ class HawkPipeline:
 
     @cached_property
     def priced(self) -> DraftParts:
-        """What `hawk` drafts with, at the costs of this machine: measured, where they must be, when first asked for."""
+        """What `hawk` drafts with, at this machine's step costs, which are measured when they are first needed."""
         parts = self.model.drafting or UNTRAINED
         return replace(parts, fused=settings_for(parts.fused, self.model.target, self.model.fingerprint, self.engine))
 
     @cached_property
-    def sessions(self) -> Sessions:
-        """How the decoder's steps are run, and what a GPU has recorded of them for further images."""
-        return Sessions(self.engine)
+    def recordings(self) -> Recordings:
+        """How the steps of a window are run, and what a GPU has recorded of them for further images."""
+        return Recordings(self.engine)
 
     @cached_property
     def relaxation(self) -> Relaxation:
@@ -191,88 +197,51 @@ class HawkPipeline:
         Raises:
             HawkError: one line on the argument that is wrong.
         """
-        prompts, negatives = self._prompts(prompt, negative_prompt, num_images_per_prompt)
-        seeds = image_seeds(len(prompts), seed, generator)
-        params = params_of(self.model, guidance_scale, temperature, top_k, top_p)
-        if any(negatives) and not params.guided:
-            raise HawkError("a negative prompt has no effect at guidance_scale 1: raise the scale or leave it out")
-        grid = grid_of(self.model, height, width)
-        chosen = method_named(method)
-        verifier = chosen.verifier if verifier is None else verifier
-        drafter = self._drafter(chosen, TreeLimits(num_draft_tokens, window), verifier)
-        relaxation = self.relaxation if verifier in LOSSY else None
+        # check
         if output_type not in OUTPUT_TYPES:
             raise HawkError(f"unknown output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
         if batch_size < 1:
             raise HawkError(f"batch_size must be 1 or more, not {batch_size}")
-        conditions = self.model.condition(
-            prompts, negatives, grid
-        )  # all of them first: a bad prompt fails before any work
-
-        drawn: list[Generation] = []
-        pixels: list[Tensor] = []
-        seconds: list[float] = []
-        for start in range(0, len(seeds), batch_size):
-            rows = slice(start, start + batch_size)
-            started = time.perf_counter()
-            on_step = self._on_step(callback_on_step_end, start * grid.size)
-            asked = (
-                conditions.rows(rows),
-                grid,
-                params,
-                drafter,
-                seeds[rows],
-                verifier,
-                on_step,
-                relaxation,
-                self.sessions,
-            )
-            drawn.append(generate(self.model.target, *asked))
-            codes = drawn[-1].tokens.unflatten(1, (grid.height, grid.width))
-            pixels.append(self.model.pixels(codes).cpu())
-            share = (time.perf_counter() - started) / len(codes)
-            seconds += [share] * len(codes)
-
-        images = as_output(torch.cat(pixels), output_type)
-        if not return_dict:
-            return (images,)
-        return PipelineOutput(
-            images=images,
-            stats=[generation.stats for generation in drawn for _ in generation.tokens],
-            seeds=seeds,
-            tokens=torch.cat([generation.tokens for generation in drawn]).cpu(),
-            origins=torch.cat([generation.origins for generation in drawn]).cpu(),
-            source_names=drawn[0].source_names,
-            seconds=seconds,
-            grid=grid,
-            params=params,
-            verifier=verifier,
+        chosen = method_named(method)
+        prompts, negatives = paired_prompts(prompt, negative_prompt, num_images_per_prompt)
+        params = sampling_params(self.model, guidance_scale, temperature, top_k, top_p)
+        if any(negatives) and not params.guided:
+            raise HawkError("a negative prompt has no effect at guidance_scale 1: raise the scale or leave it out")
+        grid = grid_of(self.model, height, width)
+        verifier = chosen.verifier if verifier is None else verifier
+        request = Request(
+            self.model.condition(prompts, negatives, grid),
+            grid,
+            params,
+            image_seeds(len(prompts), seed, generator),
+            verifier,
+            self.relaxation if verifier in LOSSY else None,
         )
-
-    def _prompts(
-        self, prompt: str | Sequence[str], negative: str | Sequence[str] | None, copies: int
-    ) -> tuple[list[str], list[str]]:
-        """One prompt and one negative prompt ("" for none) for each image."""
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        negatives = [negative or ""] * len(prompts) if negative is None or isinstance(negative, str) else list(negative)
-        if not prompts:
-            raise HawkError("no prompt given: describe the image, as in 'a red apple'")
-        if not all(isinstance(text, str) for text in (*prompts, *negatives)):
-            raise HawkError("prompts must be text")
-        if len(negatives) != len(prompts):
-            raise HawkError(f"{len(prompts)} prompts need as many negative prompts or one, not {len(negatives)}")
-        if copies < 1:
-            raise HawkError(f"num_images_per_prompt must be 1 or more, not {copies}")
-        return ([text for text in prompts for _ in range(copies)], [text for text in negatives for _ in range(copies)])
+        # plan
+        drafter = self._drafter(chosen, TreeLimits(num_draft_tokens, window), verifier)
+        # draw and decode
+        batches = [
+            self._draw(request.rows(slice(start, start + batch_size)), drafter, callback_on_step_end, start * grid.size)
+            for start in range(0, request.images, batch_size)
+        ]
+        # return
+        images = as_output(torch.cat([batch.pixels for batch in batches]), output_type)
+        return output_of(request, batches, images) if return_dict else (images,)
 
     def _drafter(self, method: Method, limits: TreeLimits, verifier: str) -> Drafter | Window:
         """The drafter of a method for a verifier; `HawkError` where what it needs is not trained."""
-        if method.name == "ar":
-            return Window(0) if verifier == "coupled" else NoDrafter()
         parts = self.priced if method.name == "hawk" else self.model.drafting
         return build_drafter(method, parts, self.model.target, limits, verifier)
 
-    def _on_step(self, callback: OnStepEnd | None, before: int) -> Callable[[Canvas, Stats], None] | None:
+    def _draw(self, request: Request, drafter: Drafter | Window, callback: OnStepEnd | None, before: int) -> Batch:
+        """One batch, from conditions to pixels; `before` tokens of the call were committed in earlier batches."""
+        started = time.perf_counter()
+        generation = generate(self.model.target, request, drafter, self._on_step(callback, before), self.recordings)
+        codes = generation.tokens.unflatten(1, (request.grid.height, request.grid.width))
+        pixels = self.model.pixels(codes).cpu()
+        return Batch(generation, pixels, time.perf_counter() - started)
+
+    def _on_step(self, callback: OnStepEnd | None, before: int) -> OnStep | None:
         """The decoder's callback for a batch that `before` committed tokens precede."""
         if callback is None:
             return None
@@ -281,7 +250,51 @@ class HawkPipeline:
         )
 
 
-def params_of(
+@dataclass(frozen=True)
+class Batch:
+    """Images that were decoded together, their pixels in [-1, 1], and the wall-clock seconds of the whole batch."""
+
+    generation: Generation
+    pixels: Float[Tensor, "images 3 height width"]
+    seconds: float
+
+
+def output_of(request: Request, batches: Sequence[Batch], images: Any) -> PipelineOutput:
+    """What a call returns."""
+    drawn = [batch.generation for batch in batches]
+    sizes = [len(generation.tokens) for generation in drawn]
+    return PipelineOutput(
+        images=images,
+        stats=[generation.stats for generation, size in zip(drawn, sizes, strict=True) for _ in range(size)],
+        seeds=list(request.seeds),
+        tokens=torch.cat([generation.tokens for generation in drawn]).cpu(),
+        origins=torch.cat([generation.origins for generation in drawn]).cpu(),
+        source_names=drawn[0].source_names,
+        seconds=[batch.seconds / size for batch, size in zip(batches, sizes, strict=True) for _ in range(size)],
+        grid=request.grid,
+        params=request.params,
+        verifier=request.verifier,
+    )
+
+
+def paired_prompts(
+    prompt: str | Sequence[str], negative: str | Sequence[str] | None, copies: int
+) -> tuple[list[str], list[str]]:
+    """One prompt and one negative prompt ("" for none) for each image; `HawkError` for what is no prompt."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    negatives = [negative or ""] * len(prompts) if negative is None or isinstance(negative, str) else list(negative)
+    if not prompts:
+        raise HawkError("no prompt given: describe the image, as in 'a red apple'")
+    if not all(isinstance(text, str) for text in (*prompts, *negatives)):
+        raise HawkError("prompts must be text")
+    if len(negatives) != len(prompts):
+        raise HawkError(f"{len(prompts)} prompts need as many negative prompts or one, not {len(negatives)}")
+    if copies < 1:
+        raise HawkError(f"num_images_per_prompt must be 1 or more, not {copies}")
+    return ([text for text in prompts for _ in range(copies)], [text for text in negatives for _ in range(copies)])
+
+
+def sampling_params(
     model: Model, scale: float | None, temperature: float | None, top_k: int | None, top_p: float | None
 ) -> SamplingParams:
     """A model's defaults with what is given in their place."""
@@ -290,7 +303,7 @@ def params_of(
 
 
 def grid_of(model: Model, height: int | None, width: int | None) -> Grid:
-    """The grid of an image of that many pixels, None: of the model's own; `HawkError` where it cannot be drawn."""
+    """The grid of an image of that many pixels (None: the model's own); `HawkError` for one that it cannot draw."""
     trained, cell = model.grid, model.cell
     sides = []
     for name, pixels, tokens in (("height", height, trained.height), ("width", width, trained.width)):
@@ -322,9 +335,7 @@ def image_seeds(
         seeds = list(seed)
     if len(seeds) != count:
         raise HawkError(f"{count} images need one seed or {count}, not {len(seeds)}")
-    wrong = [each for each in seeds if not 0 <= each <= MAX_SEED]
-    if wrong:
-        raise HawkError(f"a seed must be between 0 and 2^63 - 1, not {wrong[0]}")
+    check_seeds(seeds)
     return seeds
 
 

@@ -14,14 +14,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hawk.canvas import Canvas
+from hawk.decoding.canvas import Canvas
+from hawk.decoding.noise import Randomness
+from hawk.decoding.sampling import SamplingParams, log_probs
+from hawk.decoding.tree import DraftTree, TreeBuilder, batch_trees
+from hawk.decoding.verify import Scored
 from hawk.drafters.saved import load_part, save_part
 from hawk.drafters.source import Embeddings, OutputHead
-from hawk.layers import RMSNorm, SwiGLU, additive_mask, attend, rotary_angles, rotated_heads, swiglu_width
-from hawk.noise import Randomness
-from hawk.sampling import SamplingParams, log_probs
-from hawk.tree import DraftTree, TreeBuilder, batch_trees
-from hawk.verify import Scored
+from hawk.nn.layers import RMSNorm, SwiGLU, additive_mask, attend, rotary_angles, rotated_heads, swiglu_width
 
 NAME = "feature"
 """Of its files and its drafts."""

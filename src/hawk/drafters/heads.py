@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hawk.canvas import Canvas
+from hawk.decoding.canvas import Canvas
 from hawk.drafters.saved import load_part, save_part
 from hawk.drafters.source import Draft, Source
 

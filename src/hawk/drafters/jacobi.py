@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hawk.canvas import Canvas
-from hawk.noise import Randomness
-from hawk.sampling import SamplingParams
-from hawk.tree import DraftTree, TreeBuilder, batch_trees
-from hawk.verify import Scored, residual_distribution, sample, uniform
+from hawk.decoding.canvas import Canvas
+from hawk.decoding.noise import Randomness
+from hawk.decoding.sampling import SamplingParams
+from hawk.decoding.tree import DraftTree, TreeBuilder, batch_trees
+from hawk.decoding.verify import Scored, residual_distribution, sample, uniform
 
 
 @dataclass

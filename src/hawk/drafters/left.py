@@ -1,14 +1,14 @@
-"""What a cell's left neighbour says about it.
+"""The left factor: what the token in the cell to the left says about a candidate.
 
-All drafts of a step are made at once, so none knows which token the node above it in the tree holds: its left
-neighbour in the image. A low-rank factor of log q puts that right without a second pass (as Hydra does, 2402.05109).
+All drafts of a step are made at once, so a draft does not know which token its parent in the tree holds, and the parent
+is its left neighbour in the image. A low-rank term of log q adds that knowledge without a second pass of the drafter
+(as Hydra does, arXiv 2402.05109).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from hawk.files import save_tensors
 FILE = "left.safetensors"
 
 Table = NDArray[np.float32]
-Scores = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -59,35 +58,3 @@ class LeftFactor:
         if factor.left.shape != factor.here.shape or factor.left.ndim != 2 or len(factor.left) != vocab:
             raise HawkError(f"{path} does not fit a target of {vocab} tokens: train the drafter again")
         return factor
-
-
-@dataclass(frozen=True)
-class Shortlist:
-    """Best candidates of each offset after the root, `[offsets, candidates]`: tokens, log q + g, and g, best first.
-
-    The left token counts where `told`: not right after the root, whose token the sources know, and not in the first
-    column.
-    """
-
-    tokens: NDArray[np.int64]
-    scores: Scores
-    noise: Scores
-    told: list[bool]
-    factor: LeftFactor | None
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def ranked(self, offset: int, left: int, ranks: int) -> tuple[list[int], float]:
-        """The best `ranks` tokens beside token `left`, best first, and how far the first leads."""
-        tokens, scores = self.tokens[offset], self.scores[offset]
-        if self.factor is not None and self.told[offset]:
-            log_q, noise = scores - self.noise[offset], self.noise[offset]
-            scores = self.factor.base * log_q + self.factor.here[tokens] @ self.factor.left[left] + noise
-            order = np.argsort(-scores, kind="stable")[: max(ranks, 2)]
-            tokens, scores = tokens[order], scores[order]
-        return tokens[:ranks].tolist(), float(scores[0] - scores[1]) if len(scores) > 1 else float("inf")
-
-    def best(self, offset: int, left: int) -> int:
-        """The best token beside token `left`."""
-        return self.ranked(offset, left, 1)[0][0]

@@ -8,17 +8,19 @@ from typing import Protocol, TypeVar, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from hawk.decoding.tree import Window
+from hawk.decoding.trees import Drafter, NoDrafter
+from hawk.decoding.verify import LOSSLESS
 from hawk.drafters.feature import FeatureTree, nodes_of
 from hawk.drafters.heads import HorizontalSource, VerticalSource
 from hawk.drafters.jacobi import JacobiTree
 from hawk.drafters.parts import DraftParts
-from hawk.drafters.pool import HEAD_SOURCES, CartesianPool, FusedPool, FusedSettings, TreeLimits, fused_drafter
+from hawk.drafters.pool import CartesianPool, fused_drafter
+from hawk.drafters.settings import HEAD_SOURCES, FusedSettings, TreeLimits
 from hawk.drafters.source import Source
 from hawk.drafters.spatial import SpatialSource
 from hawk.drafters.stale import StaleSource
 from hawk.errors import HawkError
-from hawk.tree import Window
-from hawk.verify import LOSSLESS
 
 
 @dataclass(frozen=True)
@@ -126,12 +128,14 @@ def build_drafter(
     target: DraftedTarget,
     limits: TreeLimits | None = None,
     verifier: str | None = None,
-) -> CartesianPool | FusedPool | FeatureTree | JacobiTree | Window:
-    """The drafter of any method but `ar`; `HawkError` where a part is missing that it needs.
+) -> Drafter | Window:
+    """The drafter of a method; `HawkError` where a part is missing that it needs.
 
-    `verifier` (None: the method's own) is what its drafts must carry enough for, where the drafter has a choice.
+    `verifier` (None: the method's own) is the one that the drafts must carry enough for.
     """
     limits, own_draws = limits or TreeLimits(), verifier == "traversal"
+    if method.name == "ar":
+        return Window(0) if verifier in (None, "coupled") else NoDrafter()
     if method.name in JACOBI_TREES:
         tree = replace(JACOBI_TREES[method.name], vocab=target.vocab_size, window=limits.window or method.window)
         return tree.within(limits.num_draft_tokens)

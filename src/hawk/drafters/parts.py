@@ -13,10 +13,10 @@ from torch import nn
 from hawk.drafters.feature import FeatureDrafter
 from hawk.drafters.heads import DraftHeads
 from hawk.drafters.left import LeftFactor
-from hawk.drafters.pool import HEAD_SOURCES, FusedSettings
+from hawk.drafters.settings import HEAD_SOURCES, FusedSettings
 from hawk.drafters.spatial import SpatialDrafter
 from hawk.errors import HawkError
-from hawk.packed import pack_linears
+from hawk.nn.packed import pack_linears
 
 
 @dataclass(frozen=True)

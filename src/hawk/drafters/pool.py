@@ -8,41 +8,36 @@ noise the target will use, and the tree grows best-first by measured acceptance.
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from hawk.canvas import Canvas
-from hawk.drafters.left import LeftFactor, Shortlist
-from hawk.drafters.source import OutputHead, Source
-from hawk.errors import HawkError
-from hawk.files import write_json
-from hawk.noise import Randomness
-from hawk.sampling import SamplingParams, log_probs
-from hawk.tree import DraftTree, TreeBuilder, Window, batch_trees, first_branch
-from hawk.verify import Scored
+from hawk.decoding.canvas import Canvas
+from hawk.decoding.noise import Randomness
+from hawk.decoding.sampling import SamplingParams, log_probs
+from hawk.decoding.tree import DraftTree, TreeBuilder, Window, batch_trees, first_branch
+from hawk.decoding.verify import Scored
+from hawk.drafters.best_first import Shortlist, grow_best_first
+from hawk.drafters.left import LeftFactor
+from hawk.drafters.settings import FusedSettings, pattern_key
+from hawk.drafters.source import Draft, OutputHead, Source
 
 LEAST_LOG_Q = -30.0
 """Floor of a source's log q inside a product: what one source filtered out, another may still propose."""
 
-HEAD_SOURCES = ("horizontal", "vertical-1", "vertical-2")
-"""Sources of the draft heads."""
-
-REFRESH = 32
-"""Positions past the frontier that are scored at every step where the target's early guesses are a source."""
 
 SHORTLISTED = 24
 """Candidates of an offset that may take a place in the tree, whatever stands to their left."""
+
+
+Drafts = dict[int, Draft]
+"""What the sources of a pool propose for one image: a draft by the index of its source."""
 
 
 @dataclass
@@ -94,28 +89,14 @@ class Pool:
             for (receive, _), answer in zip(asked, log_q.split([len(states) for _, states in asked]), strict=True):
                 receive(answer)
 
-    def drafts(self, memory: PoolMemory, canvas: Canvas, row: int, window: int) -> list[SourceDraft]:
-        """What each source says about the `window` positions after an image's root (those that it can speak of)."""
-        start, drafts = canvas.committed[row], []
-        for k, (source, remembered) in enumerate(zip(self.sources, memory.sources, strict=True)):
-            said = source.draft(remembered, row, start, window)
-            if said is not None:
-                drafts.append(SourceDraft(k, said.first, said.log_q))
-        return drafts
-
-
-@dataclass(frozen=True)
-class SourceDraft:
-    """log q of one source (by index) at consecutive offsets from `first` (0 is the position after the root)."""
-
-    source: int
-    first: int
-    log_q: Float[Tensor, "n vocab"]
-
-    @property
-    def end(self) -> int:
-        """One past the last offset."""
-        return self.first + len(self.log_q)
+    def drafts(self, memory: PoolMemory, canvas: Canvas, row: int, window: int) -> Drafts:
+        """The drafts for the `window` positions after an image's root, by the index of their source."""
+        start = canvas.committed[row]
+        drafts = {
+            k: source.draft(remembered, row, start, window)
+            for k, (source, remembered) in enumerate(zip(self.sources, memory.sources, strict=True))
+        }
+        return {k: draft for k, draft in drafts.items() if draft is not None}
 
 
 @dataclass
@@ -154,7 +135,7 @@ class CartesianPool(Pool):
         level, room = [0], self.max_nodes - 1
         drafts = self.drafts(memory, canvas, row, window)
         for offset in range(window):
-            pool = [(d.source, d.log_q[offset - d.first].exp()) for d in drafts if d.first <= offset < d.end]
+            pool = [(k, d.log_q[offset - d.first].exp()) for k, d in drafts.items() if d.first <= offset < d.end]
             width = len(level) * len(pool) * self.draws
             if not pool or width > room:
                 break
@@ -175,105 +156,6 @@ class CartesianPool(Pool):
             rows += [q for _, q in pool]
             level = list(dict.fromkeys(below))
         return builder, torch.stack(rows) if rows else torch.empty(0, memory.randomness.noise.vocab)
-
-
-@dataclass(frozen=True)
-class TreeLimits:
-    """What a caller asks of the trees: drafts a step, and how far past the frontier they reach; None: the method's."""
-
-    num_draft_tokens: int | None = None
-    window: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in (("num_draft_tokens", self.num_draft_tokens), ("window", self.window)):
-            if value is not None and value < 1:
-                raise HawkError(f"{name} must be 1 or more, not {value}: choose method 'ar' for no drafts")
-
-
-@dataclass(frozen=True)
-class FusedSettings:
-    """What `FusedPool` measured or was told.
-
-    `weights[pattern][offset - 1]` weighs the sources that are present, in their order; a pattern lists their indices,
-    as in "0,1" for horizontal and vertical-1, and its last row serves all further offsets. `rate[bin][rank]` is the
-    measured chance that a candidate is the target's token, by the lead of the first candidate over the second (nats of
-    log q + g; `edges` split it into bins). `node_cost` is what one more node adds to the time of a step, as a share of
-    a step without drafts: a tree grows while that raises the tokens expected per time. Its first branch then goes on to
-    `refresh` positions past the frontier, whatever its chance: what the target says there, too early, makes the coming
-    drafts (window refresh, as in Jacobi decoding). `tokens_at[reach]` is what a step commits where all its drafts are
-    one branch of that reach. The node cost was measured on the machine `measured_on` ("": wherever it is).
-    `sources` are the names of the pool's sources, in their order.
-    """
-
-    weights: dict[str, tuple[tuple[float, ...], ...]]
-    edges: tuple[float, ...]
-    rate: tuple[tuple[float, ...], ...]
-    sources: tuple[str, ...] = HEAD_SOURCES
-    max_nodes: int = 24
-    window: int = 16
-    refresh: int = 0
-    node_cost: float = 0.03
-    measured_on: str = ""
-    tokens_at: dict[int, float] = field(default_factory=dict)
-
-    def rates(self, lead: float) -> tuple[float, ...]:
-        """Chance of each rank at a depth whose first candidate leads by `lead`."""
-        return self.rate[sum(lead >= edge for edge in self.edges)]
-
-    def limited(self, limits: TreeLimits) -> FusedSettings:
-        """The same settings under a caller's limits."""
-        nodes, refresh, most = self.max_nodes, self.refresh, limits.num_draft_tokens
-        if limits.window is not None and refresh:
-            refresh = limits.window
-        if most is not None:  # the window first: without it the target's early guesses run dry
-            refresh = min(refresh, most)
-            nodes = most + 1 - refresh
-        return replace(self, max_nodes=nodes, refresh=refresh, window=limits.window or self.window)
-
-    def layout(self, drafts: list[SourceDraft]) -> list[Float[Tensor, "n 1"]]:
-        """The weight of each draft at each of its offsets, given which sources are present there."""
-        columns = []
-        for draft in drafts:
-            column = []
-            for offset in range(draft.first, draft.end):
-                present = sorted(d.source for d in drafts if d.first <= offset < d.end)
-                by_offset = self.weights[pattern_key(present)]
-                column.append(by_offset[min(offset, len(by_offset) - 1)][present.index(draft.source)])
-            columns.append(torch.tensor(column, dtype=draft.log_q.dtype, device=draft.log_q.device)[:, None])
-        return columns
-
-    def save(self, folder: Path) -> None:
-        """Write `pool.json`."""
-        write_json(folder / "pool.json", asdict(self))
-
-    @classmethod
-    def load(cls, folder: Path) -> FusedSettings:
-        """Read `pool.json`; raises `HawkError` where it is missing or not of this shape."""
-        path = folder / "pool.json"
-        if not path.is_file():
-            raise HawkError(f"no {path}: fit the pool with `hawk train drafter --kind heads`")
-        try:
-            return TypeAdapter(cls).validate_json(path.read_text(encoding="utf-8"))
-        except ValidationError as error:
-            raise HawkError(
-                f"{path} is not a pool that `hawk train drafter` wrote: {error.errors()[0]['msg']}"
-            ) from None
-
-    @classmethod
-    def unfitted(cls, sources: tuple[str, ...] = HEAD_SOURCES) -> FusedSettings:
-        """Equal weights and a plain guess of acceptance, for sources whose pool has not been fitted."""
-        count = len(sources)
-        patterns = [c for size in range(1, count + 1) for c in combinations(range(count), size)]
-        weights: dict[str, tuple[tuple[float, ...], ...]] = {
-            pattern_key(c): ((1.0 / len(c),) * len(c),) for c in patterns
-        }
-        rate = tuple(tuple(first * 0.5**rank for rank in range(6)) for first in (0.4, 0.6, 0.8, 0.95))
-        return cls(weights, (0.5, 1.5, 4.0), rate, sources, refresh=REFRESH if "stale" in sources else 0)
-
-
-def pattern_key(sources: Iterable[int]) -> str:
-    """Name of a set of present sources in `FusedSettings.weights`."""
-    return ",".join(map(str, sorted(sources)))
 
 
 @dataclass
@@ -299,7 +181,7 @@ class FusedPool(Pool):
         builder = TreeBuilder.rooted(int(canvas.tokens[row, committed - 1]))
         window = min(max(settings.window, settings.refresh), self.max_nodes - 1, canvas.room(row))
         drafts = unbroken(self.drafts(memory, canvas, row, window))
-        reach = max((draft.end for draft in drafts), default=0)
+        reach = max((draft.end for draft in drafts.values()), default=0)
         noise = memory.randomness.noise.window(row, committed, reach)
         fused = self.fuse(memory, drafts, noise)
         candidates = self.shortlist(canvas, row, fused, noise)
@@ -308,8 +190,7 @@ class FusedPool(Pool):
             node = builder.add(node, token, source=0)
         depth = min(reach, settings.window)
         if builder.depths[node] < depth:
-            below = partial(self.children, candidates)
-            grow_best_first(builder, below, depth, settings.max_nodes, settings.node_cost, node)
+            grow_best_first(builder, candidates.below, depth, settings.max_nodes, settings.node_cost, node)
         self.extend(builder, canvas, row, candidates)
         builder.sources[1:] = strongest_sources(drafts, builder.tokens[1:], builder.depths[1:])
         return builder.first_branch_first()
@@ -327,15 +208,10 @@ class FusedPool(Pool):
             tokens.append(candidates.best(offset, tokens[-1]) if spoken else tokens[max(0, len(tokens) - width)])
             node = builder.add(node, tokens[-1], source=0)
 
-    def children(self, candidates: Shortlist, offset: int, left: int) -> Children:
-        """The candidates below a node that holds `left`, and their measured chances."""
-        tokens, lead = candidates.ranked(offset, left, len(self.settings.rate[0]))
-        return Children(tokens, self.settings.rates(lead))
-
     def shortlist(
         self, canvas: Canvas, row: int, fused: Float[Tensor, "reach vocab"], noise: Float[Tensor, "reach vocab"]
     ) -> Shortlist:
-        """The largest of log q + g at each offset, on the host: as many as may be a node's children."""
+        """The tokens with the largest log q + g at each offset, on the host: as many as may be a node's children."""
         start, vocab = canvas.committed[row], fused.shape[-1]
         wanted = len(self.settings.rate[0]) if self.left is None else SHORTLISTED
         scores, tokens = (fused + noise).topk(min(wanted, vocab), dim=-1)
@@ -344,21 +220,33 @@ class FusedPool(Pool):
             tokens=tokens.cpu().numpy(),
             scores=scores.cpu().numpy(),
             noise=noise.gather(-1, tokens).cpu().numpy(),
-            told=[offset > 0 and column > 0 for offset, column in enumerate(columns)],
+            beside_left=[offset > 0 and column > 0 for offset, column in enumerate(columns)],
             factor=self.left,
+            settings=self.settings,
         )
 
-    def fuse(
-        self, memory: PoolMemory, drafts: list[SourceDraft], like: Float[Tensor, "reach vocab"]
-    ) -> Float[Tensor, "reach vocab"]:
+    def fuse(self, memory: PoolMemory, drafts: Drafts, like: Float[Tensor, "reach vocab"]) -> Tensor:
         """Weighted sum of log q over the sources present at each offset (only the order of log q + g counts)."""
-        pattern = tuple((draft.source, draft.first, draft.end) for draft in drafts)
+        pattern = tuple((k, draft.first, draft.end) for k, draft in drafts.items())
         if pattern not in memory.layouts:
-            memory.layouts[pattern] = self.settings.layout(drafts)
+            memory.layouts[pattern] = weights_by_offset(self.settings, drafts)
         fused = torch.zeros_like(like)
-        for draft, weights in zip(drafts, memory.layouts[pattern], strict=True):
+        for draft, weights in zip(drafts.values(), memory.layouts[pattern], strict=True):
             fused[draft.first : draft.end].addcmul_(draft.log_q.clamp_min(LEAST_LOG_Q), weights)
         return fused
+
+
+def weights_by_offset(settings: FusedSettings, drafts: Drafts) -> list[Float[Tensor, "n 1"]]:
+    """The weight of each draft at each of its offsets, given which sources are present at that offset."""
+    columns = []
+    for k, draft in drafts.items():
+        column = []
+        for offset in range(draft.first, draft.end):
+            present = sorted(other for other, d in drafts.items() if d.first <= offset < d.end)
+            by_offset = settings.weights[pattern_key(present)]
+            column.append(by_offset[min(offset, len(by_offset) - 1)][present.index(k)])
+        columns.append(torch.tensor(column, dtype=draft.log_q.dtype, device=draft.log_q.device)[:, None])
+    return columns
 
 
 def fused_drafter(
@@ -373,68 +261,25 @@ def fused_drafter(
     return FusedPool(sources, head, settings, left)
 
 
-def unbroken(drafts: list[SourceDraft]) -> list[SourceDraft]:
+def unbroken(drafts: Drafts) -> Drafts:
     """The drafts up to the first offset that no source covers."""
     reach = 0
-    while any(draft.first <= reach < draft.end for draft in drafts):
-        reach = max(draft.end for draft in drafts if draft.first <= reach)
-    return [
-        draft if draft.end <= reach else SourceDraft(draft.source, draft.first, draft.log_q[: reach - draft.first])
-        for draft in drafts
-        if draft.first < reach
-    ]
+    while any(draft.first <= reach < draft.end for draft in drafts.values()):
+        reach = max(draft.end for draft in drafts.values() if draft.first <= reach)
+    return {k: draft.until(reach) for k, draft in drafts.items() if draft.first < reach}
 
 
-def strongest_sources(drafts: list[SourceDraft], tokens: list[int], depths: list[int]) -> list[int]:
-    """Of each drafted node the source that gives its token the largest q: whose draft it is called.
+def strongest_sources(drafts: Drafts, tokens: list[int], depths: list[int]) -> list[int]:
+    """For each drafted node the source that gives its token the largest q: the draft is counted under that source.
 
-    A node past what the sources cover is called the first one's.
+    A node at an offset that no source covers is counted under the first one.
     """
     if len(drafts) < 2:
-        return [drafts[0].source if drafts else 0] * len(tokens)
+        return [next(iter(drafts), 0)] * len(tokens)
     offsets, drafted = np.array(depths, np.intp) - 1, np.array(tokens, np.intp)
-    said = np.full((len(drafts), len(tokens)), -np.inf)
-    for row, draft in zip(said, drafts, strict=True):
+    log_q = np.full((len(drafts), len(tokens)), -np.inf)
+    for row, draft in zip(log_q, drafts.values(), strict=True):
         covered = (offsets >= draft.first) & (offsets < draft.end)
         row[covered] = draft.log_q.cpu().numpy()[offsets[covered] - draft.first, drafted[covered]]
-    return [drafts[k].source for k in said.argmax(0)]
-
-
-@dataclass(frozen=True)
-class Children:
-    """Candidates below a node, best first, and the chance of each given that the node is kept."""
-
-    tokens: list[int]
-    rates: tuple[float, ...]
-
-
-def grow_best_first(
-    builder: TreeBuilder,
-    below: Callable[[int, int], Children],
-    depth: int,
-    max_nodes: int,
-    node_cost: float,
-    root: int = 0,
-) -> None:
-    """Add the nodes below `root` likeliest to be kept, down to `depth`; `below(offset, token)` are a node's children.
-
-    A node's chance of being kept is what it adds to the tokens expected of the step. Growth ends where the best one
-    left adds less than its time is worth: so expected tokens / time is largest.
-    """
-    above = builder.depths[root]
-    first = below(above, builder.tokens[root])
-    heap = [(-first.rates[0], root, above, 0, first)]
-    expected, time = 1.0 + above, 1.0 + above * node_cost
-    while heap and len(builder.tokens) < max_nodes:
-        gain, parent, offset, rank, siblings = heapq.heappop(heap)
-        if -gain * time < node_cost * expected:
-            return
-        expected, time = expected - gain, time + node_cost
-        token = siblings.tokens[rank]
-        node = builder.add(parent, token, source=0)
-        if rank + 1 < len(siblings.tokens):
-            other = gain / siblings.rates[rank] * siblings.rates[rank + 1]
-            heapq.heappush(heap, (other, parent, offset, rank + 1, siblings))
-        if offset + 1 < depth:
-            children = below(offset + 1, token)
-            heapq.heappush(heap, (gain * children.rates[0], node, offset + 1, 0, children))
+    sources = list(drafts)
+    return [sources[k] for k in log_q.argmax(0)]

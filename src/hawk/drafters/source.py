@@ -9,8 +9,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from hawk.canvas import Canvas
-from hawk.verify import Scored
+from hawk.decoding.canvas import Canvas
+from hawk.decoding.verify import Scored
 
 OutputHead = Callable[[Tensor], Tensor]
 """The target's frozen output head: states `[*, dim]` to guided logits `[*, vocab]`."""
@@ -25,6 +25,15 @@ class Draft:
 
     first: int
     log_q: Float[Tensor, "n vocab"]
+
+    @property
+    def end(self) -> int:
+        """One past the last offset."""
+        return self.first + len(self.log_q)
+
+    def until(self, end: int) -> Draft:
+        """The draft without its offsets from `end` on."""
+        return self if self.end <= end else Draft(self.first, self.log_q[: end - self.first])
 
 
 class Source:

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hawk.canvas import Canvas
+from hawk.decoding.canvas import Canvas
+from hawk.decoding.grid import Grid
+from hawk.decoding.verify import Scored
 from hawk.drafters.saved import load_part, save_part
 from hawk.drafters.source import Draft, Embeddings, Source
-from hawk.grid import Grid
-from hawk.layers import RMSNorm, SwiGLU, additive_mask, attend, rotary_angles, rotate, rotated_heads, swiglu_width
-from hawk.packed import pack_after_norm, pack_linears
-from hawk.verify import Scored
+from hawk.nn.layers import RMSNorm, SwiGLU, additive_mask, attend, rotary_angles, rotate, rotated_heads, swiglu_width
+from hawk.nn.packed import pack_after_norm, pack_linears
 
 LEAST_WINDOW = 6
 """Positions that are always drafted."""

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hawk.canvas import Canvas
+from hawk.decoding.canvas import Canvas
+from hawk.decoding.tree import first_branch
+from hawk.decoding.verify import Scored
 from hawk.drafters.source import Draft, Source
-from hawk.tree import first_branch
-from hawk.verify import Scored
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""Command line: what a person types; each command imports what it needs when it is called."""

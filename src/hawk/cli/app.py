@@ -1,0 +1,116 @@
+"""`hawk ...`: each command imports what it needs when it is called."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from hawk import __version__
+from hawk.cli.convert import convert_app
+from hawk.cli.data import data_app
+from hawk.cli.generate import generate
+from hawk.cli.info import info
+from hawk.cli.measure import bench, compare, verify
+from hawk.cli.train import train_app
+from hawk.errors import HawkError
+
+if TYPE_CHECKING:
+    pass
+
+USAGE, INTERRUPTED = 2, 130
+# The class of typer's own usage errors; the package it lives in differs between versions of typer.
+USAGE_ERROR: type[Exception] = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException" and issubclass(kind, Exception)
+)
+
+
+class OneLineErrors(TyperGroup):
+    """Ends bad input with one line on standard error and exit code 2, and Ctrl-C with 130."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run the command; exits unless `standalone_mode` is False."""
+        try:
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+            if code == INTERRUPTED:  # typer's own answer to Ctrl-C
+                _fail("interrupted")
+        except (HawkError, OSError) as error:
+            code = _fail(_os_line(error) if isinstance(error, OSError) else str(error))
+        except USAGE_ERROR as error:
+            code = _usage(error)
+        except (KeyboardInterrupt, typer.Abort):
+            code = _fail("interrupted", INTERRUPTED)
+        except MemoryError:
+            code = _fail("not enough memory")
+        if not standalone_mode:
+            return code
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int = USAGE) -> int:
+    print("hawk: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def _usage(error: Any) -> int:
+    if type(error).__name__ == "NoArgsIsHelpError":  # `hawk`, `hawk train`: its message is the help text
+        print(error.format_message())
+        return USAGE
+    return _fail(error.format_message())
+
+
+def _os_line(error: OSError) -> str:
+    """What the system refused, and where."""
+    where = f": {error.filename}" if error.filename else ""
+    return f"{error.strerror or error}{where}"
+
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(data_app, name="data")
+app.add_typer(train_app, name="train")
+app.add_typer(convert_app, name="convert")
+
+
+def _version(wanted: bool) -> bool:
+    if wanted:
+        print(f"hawk {__version__}")
+        raise typer.Exit()
+    return wanted
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Text to image, autoregressive and fast: the same image as plain decoding, in fewer forwards."""
+
+
+def main() -> None:
+    """The `hawk` command."""
+    app()
+
+
+# --- commands ------------------------------------------------------------------------------------------------
+
+
+for command in (generate, compare, bench, verify, info):
+    app.command()(command)

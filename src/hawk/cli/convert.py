@@ -1,0 +1,65 @@
+"""`hawk convert llamagen`: a thin command over `hawk.models.convert`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hawk.cli.options import AsJson, byte_bar
+
+convert_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Make published checkpoints into model folders."
+)
+
+
+@convert_app.command("llamagen")
+def convert_llamagen_command(
+    folder: Annotated[Path, typer.Argument(metavar="IN", help="Folder with the published files.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Model folder to write; it must not be there yet.")],
+    stage: Annotated[
+        int | None, typer.Option("--stage", help="1 (256 pixels) or 2 (512 pixels), where IN has both.")
+    ] = None,
+    target: Annotated[
+        Path | None, typer.Option("--target", help="Transformer, .pt or .safetensors (default: in IN).")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", help="Image tokenizer (default: vq_ds16_t2i.pt in IN).")
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option("--text", help="T5 folder or hub id (default: t5-ckpt/flan-t5-xl in IN, else google/flan-t5-xl)."),
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option("--height", min=1, help="Pixels (default: as the file's name says).")
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option("--width", min=1, help="Pixels (default: as the file's name says).")
+    ] = None,
+    heads: Annotated[
+        int | None, typer.Option("--heads", min=1, help="Attention heads, for an unpublished size.")
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="bfloat16, or stored: as in the file.")] = "bfloat16",
+    name: Annotated[str | None, typer.Option("--name", help="The model's name (default: after its size).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Convert LlamaGen's text-to-image checkpoints (t2i_XL_stage1_256.pt or _stage2_512.pt, vq_ds16_t2i.pt)."""
+    from hawk.models.convert import convert_llamagen, find_sources
+
+    sources = find_sources(folder, stage, target, tokenizer, text, height, width)
+    with byte_bar() as bar:
+        task = bar.add_task("writing weights", total=None)
+        config = convert_llamagen(
+            sources, out, dtype, heads, name, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    grid = f"{config.target.height}x{config.target.width} tokens"
+    typer.echo(f"{out}: {config.name}, {grid}, text from {sources.text}; draw with hawk generate --model {out}")
+    if as_json:
+        facts = {"out": str(out), "name": config.name, "target": str(sources.target), "text": sources.text}
+        typer.echo(
+            json.dumps(
+                {**facts, "tokenizer": str(sources.tokenizer), "grid": [config.target.height, config.target.width]}
+            )
+        )

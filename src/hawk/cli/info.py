@@ -1,0 +1,33 @@
+"""`hawk info`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hawk.cli.options import AsJson
+
+
+def info(
+    model: Annotated[str, typer.Argument(help="bundled, a model folder, or a hub id owner/name.")] = "bundled",
+    as_json: AsJson = False,
+) -> None:
+    """Say what is in a model folder: sizes, grid, defaults, drafters."""
+    from hawk.cli.tables import model_facts
+    from hawk.models.loading import device_named, load_on, model_folder
+
+    folder = model_folder(model)
+    facts = model_facts(folder, load_on(folder, device_named("cpu"), "bfloat16", None, pack=False))
+    table = Table(show_header=False, box=None)
+    for name, value in facts.items():
+        table.add_row(
+            name.replace("_", " "),
+            ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value),
+        )
+    Console().print(table)
+    if as_json:
+        print(json.dumps(facts))

@@ -1,0 +1,198 @@
+"""What the command line tells: metadata and reports of images, tables, facts of a model folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from hawk import __version__
+from hawk.drafters.methods import method_named
+from hawk.drafters.parts import DraftParts
+from hawk.measure.methods import DEPTHS, BenchResult, MethodRow
+from hawk.models.protocol import Model
+from hawk.pipeline import HawkPipeline, PipelineOutput, tokens_sha256
+
+if TYPE_CHECKING:
+    from hawk.measure.scaling import ScalingResult
+    from hawk.measure.steps import StepsResult
+    from hawk.proofs.losslessness import Check
+
+
+def image_settings(pipe: HawkPipeline, output: PipelineOutput) -> dict[str, Any]:
+    """What decides an image beside prompt, seed, model and method."""
+    cell = pipe.model.cell
+    size = {"height": output.grid.height * cell, "width": output.grid.width * cell}
+    verified = {"verifier": output.verifier, "lossless": output.lossless}
+    return {**asdict(output.params), **size, **verified, "dtype": pipe.dtype}
+
+
+def image_metadata(
+    pipe: HawkPipeline, output: PipelineOutput, prompt: str, method: str, negative_prompt: str | None
+) -> dict[str, str]:
+    """Text for the PNG of a single image; equal for equal calls, so it tells no time and no path."""
+    return {
+        "prompt": prompt,
+        **({"negative_prompt": negative_prompt} if negative_prompt else {}),
+        "seed": str(output.seeds[0]),
+        "model": pipe.model.name,
+        "method": method,
+        "settings": json.dumps(image_settings(pipe, output)),
+        "tokens_sha256": tokens_sha256(output.tokens[0]),
+        "Software": f"hawk {__version__}",
+    }
+
+
+def image_report(pipe: HawkPipeline, output: PipelineOutput, prompt: str, method: str, path: Path) -> dict[str, Any]:
+    """What `hawk generate --json` says of a single image."""
+    stats = output.stats[0]
+    return {
+        "method": method,
+        "seed": output.seeds[0],
+        "tokens_sha256": tokens_sha256(output.tokens[0]),
+        "nfe": stats.nfe,
+        "accept_length": stats.accept_length,
+        "seconds": output.seconds[0],
+        "path": str(path),
+        "prompt": prompt,
+        "model": pipe.model.name,
+        "device": pipe.device.type,
+        **image_settings(pipe, output),
+        "acceptance_rate": stats.acceptance_rate,
+        "accepted_by_source": stats.accepted_by_source,
+    }
+
+
+def bench_table(result: BenchResult) -> Table:
+    """The rows of a benchmark for people."""
+    environment = result.environment
+    where = f"{environment['processor']}, {environment['threads']} threads, {environment['dtype']}"
+    caption = "dist.: the residual verifier keeps the distribution, not the tokens of a seed"
+    if not all(row.lossless for row in result.rows):
+        caption += "; LOSSY: it does not keep the distribution"
+    title = f"{environment['model']} on {where}"
+    table = Table(
+        title=title,
+        caption=caption,
+        title_justify="left",
+        caption_justify="left",
+        box=None,
+        padding=(0, 1, 0, 0),  # all columns fit into a terminal of 80
+    )
+    heads = (
+        "NFE",
+        "accept\nlength",
+        "accepted at\ndepth 1 2 3",
+        "s per\nimage",
+        "speed\nup",
+        "same\nas ar",
+        "ms per\nforward",
+    )
+    table.add_column("method", no_wrap=True)
+    table.add_column("verifier", no_wrap=True)
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in result.rows:
+        rates = " ".join(f"{rate:.2f}".lstrip("0") for rate in row.acceptance_rate[:DEPTHS]) or "-"
+        table.add_row(
+            method_named(row.method).label,
+            "-" if row.method == "ar" else row.verifier,
+            f"{row.nfe:.1f}",
+            f"{row.accept_length:.2f}",
+            rates,
+            f"{row.seconds_per_image:.2f}",
+            f"{row.speedup_vs_ar:.2f}x",
+            same_as_ar(row),
+            f"{row.ms_per_forward:.1f}",
+        )
+    return table
+
+
+def same_as_ar(row: MethodRow) -> str:
+    """What a method keeps of plain AR: the share of equal images, the distribution, or neither."""
+    if not row.lossless:
+        return "LOSSY"
+    return f"{row.identical_to_ar:.0%}" if row.verifier == "coupled" else "dist."
+
+
+def scaling_table(result: ScalingResult) -> Table:
+    """What the scaling suite measured."""
+    growth = ", ".join(f"{name} tokens^{k:.2f}" for name, k in result.exponents.items())
+    caption = "; ".join([f"time of an image grows as {growth}", *(f"left out: {what}" for what in result.left_out)])
+    table = Table(title="how cost grows", title_justify="left", caption=caption, caption_justify="left", box=None)
+    for head in ("axis", "series", "at", "ms", "of"):
+        table.add_column(head, justify="right" if head in ("at", "ms") else "left")
+    for cost in result.costs:
+        table.add_row(cost.axis, cost.series, f"{cost.at:g}", f"{1000 * cost.seconds:.1f}", f"a {cost.unit}")
+    return table
+
+
+def steps_table(result: StepsResult) -> Table:
+    """What the steps suite measured."""
+    caption = "; ".join(
+        [
+            f"floor: the weights read once at {result.bandwidth / 1e9:.0f} GB/s",
+            f"{result.identical} of {result.images} images as by plain AR",
+            f"{result.identical_in_shape} of {min(2, result.images)} as by plain AR at the window's shape",
+            *(f"left out: {what}" for what in result.left_out),
+        ]
+    )
+    table = Table(title="what a step takes", title_justify="left", caption=caption, caption_justify="left", box=None)
+    columns = ("target", "grid", "nodes", "step ms", "noise ms", "forward ms", "step/forward", "drafting", "floor ms")
+    for head in (*columns, "tokens a step"):
+        table.add_column(head, justify="left" if head == "target" else "right")
+    for cost in result.costs:
+        times = [f"{1000 * t:.2f}" for t in (cost.step, cost.noise, cost.forward)]
+        grid, known = "x".join(map(str, cost.grid)), f"{cost.committed:.2f}" if cost.committed else "-"
+        shares = (f"{cost.over_forward:.2f}", f"{cost.drafting:.1%}", f"{1000 * cost.floor:.2f}", known)
+        table.add_row(cost.target, grid, str(cost.nodes), *times, *shares)
+    return table
+
+
+def checks_table(checks: list[Check]) -> Table:
+    """What `hawk verify` checked."""
+    table = Table()
+    for head in ("check", "method", "verifier", "settings", "measured", "result"):
+        table.add_column(head)
+    for check in checks:
+        kept = "[green]ok[/green]" if check.lossless else "[yellow]lossy[/yellow]"
+        result = kept if check.passed else "[bold red]FAILED[/bold red]"
+        table.add_row(check.name, check.method, check.verifier, check.settings, check.measured, result)
+    return table
+
+
+def model_facts(folder: Path, model: Model) -> dict[str, Any]:
+    """What `hawk info` says of a model folder."""
+    drafting: dict[str, Any] | str = "none: train one with `hawk train drafter --kind heads`"
+    if model.drafting is not None:
+        drafting = drafting_facts(model.drafting, model.target.parameter_count)
+    grid, cell = model.grid, model.cell
+    return {
+        "name": model.name,
+        "folder": str(folder),
+        "megabytes": round(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6, 1),
+        **model.facts(),
+        "grid": f"{grid.height}x{grid.width} tokens, {grid.height * cell}x{grid.width * cell} pixels",
+        "defaults": asdict(model.defaults),
+        "drafter": drafting,
+    }
+
+
+def drafting_facts(parts: DraftParts, of_target: int) -> dict[str, Any]:
+    """What `hawk info` says of a trained drafter."""
+    heads, spatial = parts.heads, parts.spatial
+    own = sum(_parameters(module) for module in parts.modules)
+    return {
+        "sources": list(parts.fused.sources),
+        "heads": {"horizontal": heads.config.horizontal, "vertical": heads.config.vertical} if heads else None,
+        "spatial": {"layers": spatial.config.layers, "width": spatial.config.width} if spatial else None,
+        "parameters": own,
+        "share_of_target": f"{own / of_target:.1%}",
+    }
+
+
+def _parameters(module: Any) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,1 @@
+"""Decoding: one step of speculative decoding, and everything that a step reads or writes."""

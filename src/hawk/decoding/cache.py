@@ -1,0 +1,189 @@
+"""KVCache: preallocated keys and values of a batch whose rows may have committed different numbers of tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hawk.decoding.structure import Layout
+from hawk.nn.layers import additive_mask
+
+KEY_BLOCK = 64
+"""Attention reads keys in whole blocks of so many."""
+
+
+@dataclass
+class KVCache:
+    """Keys and values `[layers, rows, kv_heads, capacity, head_dim]` and the committed length of each row.
+
+    A forward `append`s its new entries behind each row's length without committing them; `keep` commits the entries
+    of one path of nodes and forgets the rest. A node is one entry, or those that were `stage`d for it.
+    """
+
+    keys: Float[Tensor, "layers rows kv_heads capacity d"]
+    values: Float[Tensor, "layers rows kv_heads capacity d"]
+    lengths: list[int]
+    staged: Layout | None = None
+
+    @classmethod
+    def empty(cls, layers: int, rows: int, kv_heads: int, capacity: int, head_dim: int, like: Tensor) -> KVCache:
+        """A cache with no entries, in the dtype and on the device of `like`."""
+        shape = (layers, rows, kv_heads, capacity, head_dim)
+        zeros = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        return cls(zeros, torch.zeros_like(zeros), [0] * rows)
+
+    @property
+    def capacity(self) -> int:
+        """How many entries a row can hold."""
+        return self.keys.shape[3]
+
+    def reach(self, n: int) -> int:
+        """How many entries of a row the forward of `n` new ones reads: whole blocks, what is too much is masked.
+
+        The CPU's kernel sums a last odd piece in an order of its own; over whole blocks a node's state does not depend
+        on how many drafts stand beside it.
+        """
+        return min(self.capacity, whole_blocks(max(self.lengths) + n))
+
+    def append(
+        self, layer: int, k: Float[Tensor, "rows kv_heads n d"], v: Float[Tensor, "rows kv_heads n d"]
+    ) -> tuple[Tensor, Tensor]:
+        """Write `n` new entries behind each row's length; return keys and values up to the longest row's end.
+
+        Raises IndexError where a row's capacity would be exceeded.
+        """
+        n = k.shape[2]
+        end = max(self.lengths) + n
+        if end > self.capacity:
+            raise IndexError(f"the cache holds {self.capacity} entries a row, {end} are needed")
+        keys, values = self.keys[layer], self.values[layer]
+        if min(self.lengths) == max(self.lengths):
+            keys[:, :, end - n : end] = k
+            values[:, :, end - n : end] = v
+        else:
+            for row, length in enumerate(self.lengths):
+                keys[row, :, length : length + n] = k[row]
+                values[row, :, length : length + n] = v[row]
+        end = self.reach(n)
+        return keys[:, :, :end], values[:, :, :end]
+
+    def committed(self) -> Int[Tensor, " rows"]:
+        """Committed entries of each row, on the device."""
+        return torch.tensor(self.lengths, device=self.keys.device)
+
+    def mask(self, padding: Int[Tensor, " rows"], ancestors: Bool[Tensor, "rows n n"]) -> Float[Tensor, "rows 1 n end"]:
+        """What each of `n` new entries sees of those that `append` will return (`visibility`)."""
+        return visibility(self.committed(), padding, ancestors, self.reach(ancestors.shape[1]))
+
+    def advance(self, counts: Int[Tensor, " rows"]) -> None:
+        """Commit the first `counts[row]` nodes of the forward; drop the others."""
+        self.keep([list(range(count)) for count in counts.tolist()])
+
+    def stage(self, layout: Layout) -> None:
+        """Say which appended entries belong to which node, until the next `keep` or `advance`."""
+        self.staged = layout
+
+    def keep(self, paths: list[list[int]]) -> None:
+        """Commit, for each row, the entries of the nodes `paths[row]` of the forward (in order); drop the others."""
+        layout, self.staged = self.staged, None
+        entries = None if layout is None else layout.entries()
+        for row, path in enumerate(paths):
+            if entries is not None:
+                path = [entry for node in path for entry in entries[row][node]]
+            length = self.lengths[row]
+            if path != list(range(len(path))):
+                source = torch.tensor(path, device=self.keys.device) + length
+                end = length + len(path)
+                self.keys[:, row, :, length:end] = self.keys[:, row].index_select(2, source)
+                self.values[:, row, :, length:end] = self.values[:, row].index_select(2, source)
+            self.lengths[row] = length + len(path)
+
+    def rewind(self, lengths: list[int]) -> None:
+        """Say how many entries each row holds; what lies behind them is forgotten."""
+        self.lengths = list(lengths)
+
+
+def whole_blocks(entries: int) -> int:
+    """The number of entries, rounded up to blocks of keys."""
+    return -(-entries // KEY_BLOCK) * KEY_BLOCK
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """A target after its prompts: the cache, left padding of each row, and the last hidden state of each row."""
+
+    cache: KVCache
+    padding: Int[Tensor, " rows"]
+    hidden: Float[Tensor, "rows d"]
+
+
+@dataclass
+class FixedCache(KVCache):
+    """The same for chains that a GPU replays: only the device knows where a row ends, and every forward reads it all.
+
+    `ends` are the committed lengths; `lengths` are what they were at first.
+    """
+
+    ends: Int[Tensor, " rows"] = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+
+    @classmethod
+    def of(cls, cache: KVCache) -> FixedCache:
+        """A copy of a cache in memory of its own."""
+        return cls(cache.keys.clone(), cache.values.clone(), list(cache.lengths), None, cache.committed())
+
+    def load(self, cache: KVCache) -> None:
+        """Take over what another cache of the same shape holds."""
+        self.keys.copy_(cache.keys)
+        self.values.copy_(cache.values)
+        self.lengths = list(cache.lengths)
+        self.ends.copy_(cache.committed())
+
+    def append(
+        self, layer: int, k: Float[Tensor, "rows kv_heads n d"], v: Float[Tensor, "rows kv_heads n d"]
+    ) -> tuple[Tensor, Tensor]:
+        """Write `n` new entries behind each row's end; return all keys and values, whatever they hold."""
+        rows = torch.arange(len(k), device=k.device)[:, None]
+        slots = self.ends[:, None] + torch.arange(k.shape[2], device=k.device)
+        self.keys[layer].transpose(1, 2)[rows, slots] = k.transpose(1, 2)
+        self.values[layer].transpose(1, 2)[rows, slots] = v.transpose(1, 2)
+        return self.keys[layer], self.values[layer]
+
+    def rewind(self, lengths: list[int]) -> None:
+        """Say how many entries each row holds; what lies behind them is forgotten."""
+        self.ends.copy_(torch.tensor(lengths))
+
+    def committed(self) -> Int[Tensor, " rows"]:
+        """Committed entries of each row, on the device."""
+        return self.ends
+
+    def reach(self, n: int) -> int:
+        """Every forward reads all of a row."""
+        return self.capacity
+
+    def advance(self, counts: Int[Tensor, " rows"]) -> None:
+        """Commit the first `counts[row]` nodes of the forward, which are a chain; drop the others."""
+        layout, self.staged = self.staged, None
+        if layout is not None:
+            through = layout.last.gather(1, (counts - 1).clamp(min=0)[:, None])[:, 0] + 1
+            counts = through * (counts > 0)
+        self.ends += counts
+
+
+def visibility(
+    lengths: Int[Tensor, " rows"], padding: Int[Tensor, " rows"], ancestors: Bool[Tensor, "rows n n"], end: int
+) -> Float[Tensor, "rows 1 n end"]:
+    """Additive mask of a forward: a node sees its row's committed entries, its ancestors and itself, no padding.
+
+    `padding[row]` entries at the row's start are left padding. `ancestors[r, i, j]` is true where node j is node i or
+    lies above it. `end` is how many entries are read (`KVCache.reach`).
+    """
+    n = ancestors.shape[1]
+    slots = torch.arange(end, device=padding.device)
+    node = slots - lengths[:, None]  # which of the new entries a slot holds
+    old = (slots >= padding[:, None]) & (node < 0)
+    new = ((node >= 0) & (node < n))[:, None]
+    seen = ancestors.gather(2, node.clamp(0, n - 1)[:, None].expand(-1, n, -1))
+    return additive_mask(old[:, None] | (new & seen))

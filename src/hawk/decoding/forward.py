@@ -1,0 +1,131 @@
+"""The target as the decoder sees it, and the guided forward: nodes in, hidden states and log-probabilities out.
+
+Under classifier-free guidance a target's rows are [cond; uncond], as many of either as there are images; without it
+the rows are the images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hawk.decoding.cache import KVCache, Prefilled
+from hawk.decoding.grid import Grid
+from hawk.decoding.sampling import SamplingParams, filtered, guide
+
+
+@runtime_checkable
+class Target(Protocol):
+    """The large AR model.
+
+    `linear_head` says that `head` is linear in the hidden state, so that guiding the state guides the logits.
+    Over a `FixedCache`, `forward_nodes` must not read any value from the device, so that a GPU can replay it.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    linear_head: bool
+
+    def prefill(self, prompt: Any, guided: bool, capacity: int) -> Prefilled: ...
+
+    def forward_nodes(
+        self,
+        tokens: Int[Tensor, "rows n"],
+        positions: Int[Tensor, "rows n"],
+        ancestors: Bool[Tensor, "rows n n"],
+        padding: Int[Tensor, " rows"],
+        cache: KVCache,
+        grid: Grid,
+    ) -> Float[Tensor, "rows n d"]: ...
+
+    def head(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b vocab"]: ...
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """What a forward scores: for each image its tokens, their positions in the grid, and which node sees which."""
+
+    tokens: Int[Tensor, "b n"]
+    positions: Int[Tensor, "b n"]
+    ancestors: Bool[Tensor, "b n n"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the target says at each node: its guided hidden state, and of the token after the node the filtered logits.
+
+    The logits are log p up to a constant of each node, which is all that the coupled choice compares.
+    """
+
+    states: Float[Tensor, "b n d"]
+    logits: Float[Tensor, "b n vocab"]
+
+    @cached_property
+    def log_p(self) -> Float[Tensor, "b n vocab"]:
+        """log p of the token after each node; removed tokens are -inf."""
+        return self.logits.log_softmax(-1)
+
+
+def score(
+    target: Target, nodes: Nodes, padding: Int[Tensor, " rows"], cache: KVCache, grid: Grid, params: SamplingParams
+) -> Scores:
+    """One target forward over new nodes: what the target says after each of them."""
+    return scores_of(target, forward(target, nodes, padding, cache, grid, params), params)
+
+
+def forward(
+    target: Target, nodes: Nodes, padding: Int[Tensor, " rows"], cache: KVCache, grid: Grid, params: SamplingParams
+) -> Float[Tensor, "rows n d"]:
+    """The last hidden states of new nodes; positions past the grid's end count as the last one."""
+    return target.forward_nodes(
+        both(nodes.tokens, params),
+        both(nodes.positions.clamp(max=grid.size - 1), params),
+        both(nodes.ancestors, params),
+        padding,
+        cache,
+        grid,
+    )
+
+
+def score_prompt(target: Target, prefilled: Prefilled, params: SamplingParams) -> Scores:
+    """What the target says after each image's prompt, as a single node: its token is the image's first one."""
+    return scores_of(target, prefilled.hidden[:, None], params)
+
+
+def scores_of(target: Target, hidden: Float[Tensor, "rows n d"], params: SamplingParams) -> Scores:
+    """Guidance, output head, temperature, top-k and top-p over hidden states."""
+    states = guided_state(hidden, params)
+    return Scores(states, filtered(guided_logits(target, hidden, states, params), params))
+
+
+def guided_state(hidden: Float[Tensor, "rows *n d"], params: SamplingParams) -> Float[Tensor, "b *n d"]:
+    """One hidden state an image from its [cond; uncond] rows."""
+    if not params.guided:
+        return hidden
+    cond, uncond = hidden.chunk(2)
+    return guide(cond, uncond, params.cfg_scale)
+
+
+def guided_logits(
+    target: Target, hidden: Float[Tensor, "rows n d"], guided: Float[Tensor, "b n d"], params: SamplingParams
+) -> Float[Tensor, "b n vocab"]:
+    """Guided logits of [cond; uncond] rows; a linear head is applied once, to their guided state."""
+    if target.linear_head or not params.guided:
+        return target.head(guided)
+    cond, uncond = target.head(hidden).chunk(2)
+    return guide(cond, uncond, params.cfg_scale)
+
+
+def both(tensor: Tensor, params: SamplingParams) -> Tensor:
+    """The same values for the conditional and the unconditional rows."""
+    return torch.cat((tensor, tensor)) if params.guided else tensor
+
+
+def wide(tensor: Tensor) -> torch.dtype:
+    """The dtype of probabilities and noise: float64 for a float64 model, else float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

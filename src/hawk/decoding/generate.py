@@ -1,0 +1,40 @@
+"""The decoder's door: a request, a target and a drafter in, images as tokens out."""
+
+from __future__ import annotations
+
+import torch
+
+from hawk.decoding import recording, trees
+from hawk.decoding.forward import Target
+from hawk.decoding.recording import Recordings
+from hawk.decoding.request import Request
+from hawk.decoding.stats import Generation, OnStep
+from hawk.decoding.tree import Window
+from hawk.decoding.trees import Drafter
+from hawk.errors import HawkError
+
+
+def generate(
+    target: Target,
+    request: Request,
+    drafter: Drafter | Window,
+    on_step: OnStep | None = None,
+    recordings: Recordings | None = None,
+) -> Generation:
+    """Draw one image for each seed of the request.
+
+    Args:
+        drafter: proposes draft trees; a `Window` proposes chains, whose steps need neither trees nor the host.
+        on_step: called after every target forward.
+        recordings: how the steps of a window are run, and what a GPU has recorded of them in earlier calls.
+
+    Raises:
+        HawkError: the drafts do not carry what the request's verifier needs.
+    """
+    if request.drafts_for not in drafter.lossless_with:
+        needed = " or ".join(drafter.lossless_with)
+        raise HawkError(f"this drafter's drafts need the verifier {needed}, not {request.verifier}")
+    with torch.inference_mode():
+        if isinstance(drafter, Window):
+            return recording.draw(target, request, drafter, on_step, recordings)
+        return trees.draw(target, request, drafter, on_step)

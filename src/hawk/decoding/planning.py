@@ -1,0 +1,118 @@
+"""What a step costs on this machine: a target's steps, timed by their number of nodes, and where the times are kept."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from hawk.decoding.forward import Target
+from hawk.decoding.grid import Grid
+from hawk.decoding.recording import Engine, on_device, recorded
+from hawk.decoding.request import Condition, Request
+from hawk.decoding.sampling import SamplingParams
+from hawk.decoding.tree import Window
+from hawk.decoding.window import WindowState, advance, first_window, hold
+from hawk.files import write_json
+from hawk.machine import seconds_of
+
+WIDTHS = (1, 4, 8, 16)
+"""Nodes of the forwards that are timed, beside those of the windows to choose from."""
+
+
+@runtime_checkable
+class TimedTarget(Target, Protocol):
+    """A target whose steps can be timed. `dtype` is that of its matrix products, keys and values."""
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def grid(self) -> Grid: ...
+
+    def blank_prompt(self) -> Condition:
+        """A prompt of one image that means nothing: forwards are timed behind it."""
+        ...
+
+
+def costs_file() -> Path:
+    """Where measured costs are kept: below $HAWK_CACHE, or else below the user's cache folder."""
+    cache = os.environ.get("HAWK_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hawk"
+    return Path(cache) / "step-costs.json"
+
+
+def known_seconds(key: str, widths: list[int], measure: Callable[[], dict[int, float]]) -> dict[int, float]:
+    """Seconds by width, measured when `costs_file` has none under the key for all widths; then they are kept there.
+
+    It is a cache: what cannot be read in it is measured anew, and where it cannot be written nothing is kept.
+    """
+    path = costs_file()
+    try:
+        known = TypeAdapter(dict[str, dict[int, float]]).validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        known = {}
+    kept = known.get(key, {})
+    if all(kept.get(width, 0.0) > 0 for width in widths):
+        return {width: kept[width] for width in widths}
+    seconds = measure()
+    with suppress(OSError):
+        write_json(path, {**known, key: seconds})
+    return seconds
+
+
+@torch.inference_mode()
+def step_seconds(target: TimedTarget, widths: list[int], repeats: int, engine: Engine = "eager") -> dict[int, float]:
+    """Median seconds of a guided step of window decoding over n nodes in the middle of an image, by turns."""
+    start = MidImage.of(target, target.grid, SamplingParams(cfg_scale=2.0), max(widths) - 1, engine)
+    seconds: dict[int, list[float]] = {nodes: [] for nodes in widths}
+    steps = {nodes: partial(advance, target, start.state, nodes - 1) for nodes in widths}
+    calls = {nodes: recorded(step, engine) for nodes, step in steps.items()}
+    for turn in range(repeats + 1):
+        for nodes, call in calls.items():
+            taken = start.seconds(call)
+            if turn:  # the first turn warms up
+                seconds[nodes].append(taken)
+    return {nodes: statistics.median(runs) for nodes, runs in seconds.items()}
+
+
+@dataclass(frozen=True)
+class MidImage:
+    """A state half an image on, and how to get back to it; what the cache holds is of no account to its time."""
+
+    state: WindowState
+    prompt: list[int]
+
+    @classmethod
+    @torch.inference_mode()
+    def of(cls, target: TimedTarget, grid: Grid, params: SamplingParams, reach: int, engine: Engine) -> MidImage:
+        """Behind a blank prompt, the noise held; a state that the engine can run."""
+        request = Request(target.blank_prompt(), grid, params, [0])
+        state = first_window(target, request, Window(reach))
+        here = cls(state if engine == "eager" else on_device(state), list(state.cache.lengths))
+        hold(here.state, [grid.size // 2])
+        here.rewind()
+        return here
+
+    def rewind(self) -> None:
+        """To the middle of the image."""
+        middle = self.state.grid.size // 2
+        self.state.committed.fill_(middle)
+        self.state.steps.fill_(1)
+        self.state.cache.rewind([length + middle - 1 for length in self.prompt])
+
+    @torch.inference_mode()
+    def seconds(self, call: Callable[[], Any]) -> float:
+        """Wall-clock seconds of one call from here on."""
+        self.rewind()
+        return seconds_of(call, self.state.tokens.device)

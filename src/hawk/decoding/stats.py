@@ -1,0 +1,101 @@
+"""What decoding counts, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from jaxtyping import Int
+from torch import Tensor
+
+from hawk.decoding.canvas import RECOVERED, Canvas
+from hawk.decoding.tree import DraftTree
+from hawk.decoding.verify import Verdict
+
+
+@dataclass
+class Stats:
+    """Counts of one batch. `verified` and `accepted` are per depth (1 first) and per source."""
+
+    images: int = 0
+    nfe: int = 0
+    committed: int = 0
+    nodes: int = 0
+    verified_by_depth: list[int] = field(default_factory=list)
+    accepted_by_depth: list[int] = field(default_factory=list)
+    accepted_by_source: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def accept_length(self) -> float:
+        """Tokens committed per target forward and image, the recovered or bonus token included."""
+        return self.committed / (self.nfe * self.images) if self.nfe else 0.0
+
+    @property
+    def acceptance_rate(self) -> list[float]:
+        """accepted / verified at each depth: of the steps that verified a draft there, how many kept one."""
+        pairs = zip(self.accepted_by_depth, self.verified_by_depth, strict=True)
+        return [kept / tried if tried else 0.0 for kept, tried in pairs]
+
+    def record(self, tree: DraftTree, depths: list[list[int]], verdicts: list[Verdict], live: list[bool]) -> None:
+        """Add one step; `depths` are those of the valid nodes of each image's tree."""
+        self.nfe += 1
+        for row, verdict in enumerate(verdicts):
+            if not live[row]:
+                continue
+            deepest, kept = max(depths[row]), len(verdict.path) - 1
+            self.nodes += len(depths[row])
+            missing = [0] * (deepest - len(self.verified_by_depth))
+            self.verified_by_depth += missing
+            self.accepted_by_depth += missing
+            for depth in range(deepest):
+                self.verified_by_depth[depth] += 1
+                self.accepted_by_depth[depth] += depth < kept
+            for node in verdict.path[1:]:
+                name = tree.source_names[int(tree.sources[row, node])]
+                self.accepted_by_source[name] = self.accepted_by_source.get(name, 0) + 1
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Finished tokens `[batch, grid.size]`, the origin of each (`Canvas.origins`), and the counts."""
+
+    tokens: Int[Tensor, "b n"]
+    origins: Int[Tensor, "b n"]
+    source_names: tuple[str, ...]
+    stats: Stats
+
+
+OnStep = Callable[[Canvas, Stats], None]
+"""Called after each step with what is drawn so far; a window's counts are then but images, forwards and tokens."""
+
+
+def window_stats(
+    history: list[list[int]], origins: list[list[int]], reach: int, source_names: tuple[str, ...]
+) -> Stats:
+    """The counts of window decoding: `history[step][image]` tokens committed (prefill first), `origins` of each cell.
+
+    Every image is drawn from its first cell on; of a step's tokens the last is recovered, unless the image ends with a
+    kept draft.
+    """
+    images, size = len(origins), len(origins[0])
+    stats = Stats(images=images, nfe=len(history), committed=sum(map(sum, history)))
+    stats.nodes = images  # the prefill's
+    stats.verified_by_depth, stats.accepted_by_depth = [0] * reach, [0] * reach
+    drawn = list(history[0])
+    for counts in history[1:]:
+        for row, count in enumerate(counts):
+            if not count:
+                continue
+            deepest, end = min(reach, size - drawn[row]), drawn[row] + count
+            kept = count - (origins[row][end - 1] == RECOVERED)
+            stats.nodes += 1 + deepest
+            for depth in range(deepest):
+                stats.verified_by_depth[depth] += 1
+                stats.accepted_by_depth[depth] += depth < kept
+            drawn[row] = end
+    for row in range(images):
+        for origin in origins[row][: drawn[row]]:
+            if origin != RECOVERED:
+                name = source_names[origin]
+                stats.accepted_by_source[name] = stats.accepted_by_source.get(name, 0) + 1
+    return stats

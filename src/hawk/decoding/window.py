@@ -1,0 +1,185 @@
+"""Window decoding: every step scores the same number of positions past the frontier and replaces all their guesses.
+
+This is Jacobi decoding with shared noise (SCD, arXiv 2510.24211), with first guesses from the row above. To verify the
+draft at a position, the decoder computes the token that the target would draw there, argmax(log p + g). Behind the
+first rejected draft the same token becomes the next step's draft, since the same noise will choose there again. So a
+step is one forward and one argmax, drafting is copying what the argmax chose, and plain AR is the window of reach 0.
+
+The keys of a chain lie where plain AR has them (node d at depth d), and no step depends on a number that the host would
+have to read. So a GPU can record a step once and replay it, while the host follows a few steps behind (`recording`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from hawk.decoding.cache import FixedCache, KVCache
+from hawk.decoding.canvas import RECOVERED, Canvas
+from hawk.decoding.forward import Nodes, Target, both, score, score_prompt, wide
+from hawk.decoding.grid import Grid
+from hawk.decoding.noise import HELD, NOISE_BLOCK, GumbelNoise
+from hawk.decoding.request import Request
+from hawk.decoding.sampling import SamplingParams, gumbel_argmax
+from hawk.decoding.stats import Generation, OnStep, Stats, window_stats
+from hawk.decoding.tree import Window
+
+SOURCES = ("stale", "above")
+"""Whose a draft is: the target's own early guess, or the cell above where the target had said nothing."""
+STALE, ABOVE = range(len(SOURCES))
+
+
+LAG = 2
+"""Steps that a GPU is given ahead of what the host knows."""
+
+CHANGING = ("tokens", "origins", "committed", "history", "steps", "padding")
+"""What a step changes in a state, the cache and the noise aside, and what differs between prompts."""
+
+
+@dataclass
+class WindowState:
+    """Everything that a step reads and changes.
+
+    `tokens` are those of the image up to `committed`, and behind them the drafts; they and their `origins` have room
+    for a window past the image's end. `history[i]` is how many tokens step i committed, prefill first; `steps` counts.
+    """
+
+    grid: Grid
+    params: SamplingParams
+    window: Window
+    tokens: Int[Tensor, "b room"]
+    origins: Int[Tensor, "b room"]
+    committed: Int[Tensor, " b"]
+    history: Int[Tensor, "most b"]
+    steps: Int[Tensor, " 1"]
+    cache: KVCache
+    padding: Int[Tensor, " rows"]
+    chain: Bool[Tensor, "b n n"]
+    noise: GumbelNoise
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Those of `CHANGING`."""
+        return [getattr(self, name) for name in CHANGING]
+
+    def load(self, state: WindowState) -> None:
+        """Take over another state of the same shapes, in the memory of this one."""
+        for mine, other in zip(self.tensors, state.tensors, strict=True):
+            mine.copy_(other)
+        assert isinstance(self.cache, FixedCache)
+        self.cache.load(state.cache)
+        self.noise.restart(state.noise.seeds)
+
+
+def first_window(target: Target, request: Request, window: Window) -> WindowState:
+    """Read the prompts, draw the first token of every image, and put the first drafts behind it."""
+    grid, params, images, nodes = request.grid, request.params, request.images, window.max_nodes
+    prefilled = target.prefill(request.conditions, params.guided, grid.size + nodes)
+    scores = score_prompt(target, prefilled, params)
+    device = scores.states.device
+    like = scores.states.new_empty(0, dtype=wide(scores.states))
+    ring = max(HELD, (LAG + 2) * nodes + 2 * NOISE_BLOCK)
+    noise = GumbelNoise(list(request.seeds), grid.size, target.vocab_size, like, ring)
+    start = torch.zeros(images, 1, dtype=torch.long, device=device)
+    tokens = torch.zeros(images, grid.size + nodes, dtype=torch.long, device=device)
+    tokens[:, :1] = gumbel_argmax(scores.logits, noise.rows(start))
+    history = torch.zeros(grid.size + LAG + 2, images, dtype=torch.long, device=device)
+    history[0] = 1
+    state = WindowState(
+        grid=grid,
+        params=params,
+        window=window,
+        tokens=tokens,
+        origins=torch.full_like(tokens, RECOVERED),
+        committed=torch.ones(images, dtype=torch.long, device=device),
+        history=history,
+        steps=torch.ones(1, dtype=torch.long, device=device),
+        cache=prefilled.cache,
+        padding=prefilled.padding,
+        chain=torch.ones(nodes, nodes, dtype=torch.bool, device=device).tril().expand(images, nodes, nodes),
+        noise=noise,
+    )
+    hold(state, [1] * images)
+    enter(state, start, window.reach)
+    return state
+
+
+def advance(target: Target, state: WindowState, reach: int) -> Int[Tensor, " b"]:
+    """One target forward over the last committed token and `reach` drafts; returns the tokens committed of each image.
+
+    An unfinished image commits at least one token, a finished one commits none. The noise must be held already; the
+    host reads nothing.
+    """
+    grid, before = state.grid, state.committed
+    offsets = torch.arange(reach + 1, device=before.device)
+    positions = before[:, None] - 1 + offsets
+    drafted = state.tokens.gather(1, positions)
+    nodes = Nodes(drafted, positions, state.chain[:, : reach + 1, : reach + 1])
+    scores = score(target, nodes, state.padding, state.cache, grid, state.params)
+    chosen = gumbel_argmax(scores.logits, state.noise.at(positions + 1))
+    accepted = (chosen[:, :-1] == drafted[:, 1:]).cumprod(1).sum(1) * state.window.keeps
+    count = torch.minimum(accepted + 1, grid.size - before)
+    # An accepted draft is the chosen token; the token after them is recovered; the chosen tokens behind are guesses.
+    origins = state.origins.gather(1, positions + 1).masked_fill_(offsets == accepted[:, None], RECOVERED)
+    origins.masked_fill_(offsets > accepted[:, None], STALE)
+    state.tokens.scatter_(1, positions + 1, chosen)
+    state.origins.scatter_(1, positions + 1, origins)
+    state.cache.advance(both(count, state.params))
+    state.committed += count
+    state.history.index_copy_(0, state.steps, count[None])
+    state.steps += 1
+    if reach:
+        enter(state, positions[:, -1:] + 1, reach)
+    return count
+
+
+def enter(state: WindowState, last: Int[Tensor, "b 1"], reach: int) -> None:
+    """Fill the window up behind `last`, the last position with a token or a guess: with the cell above, or by noise."""
+    ahead = state.committed[:, None] + torch.arange(reach, device=last.device)
+    new = ahead > last
+    if state.window.above:
+        width = state.grid.width
+        rows_up = (ahead - last + width - 1).div(width, rounding_mode="floor")
+        fresh = state.tokens.gather(1, (ahead - rows_up * width).clamp(min=0))
+    else:
+        fresh = state.noise.at(ahead).max(-1).indices
+    state.tokens.scatter_(1, ahead, torch.where(new, fresh, state.tokens.gather(1, ahead)))
+    state.origins.scatter_(1, ahead, state.origins.gather(1, ahead).masked_fill_(new, ABOVE))
+
+
+def hold(state: WindowState, committed: list[int], late: int = 0) -> None:
+    """Draw the noise that a step reads and that of the drafts behind it; of further steps where the host is `late`."""
+    for row, count in enumerate(committed):
+        state.noise.hold(row, count, count + (late + 2) * state.window.max_nodes)
+
+
+def follow(target: Target, state: WindowState, on_step: OnStep | None) -> None:
+    """Step until every image is drawn, the host reading each step's counts; windows shrink at the images' ends."""
+    committed, steps = state.committed.tolist(), 1
+    while (left := state.grid.size - min(committed)) > 0:
+        reach = min(state.window.reach, left)
+        hold(state, committed)
+        advance(target, state, reach)
+        committed, steps = state.committed.tolist(), steps + 1
+        tell(state, committed, steps, on_step)
+
+
+def tell(state: WindowState, committed: list[int], steps: int, on_step: OnStep | None) -> None:
+    """Show what is drawn so far, as far as the host knows."""
+    if on_step:
+        n, images = state.grid.size, len(committed)
+        nothing = state.tokens.new_empty(images, 0, 0, dtype=torch.float32)
+        canvas = Canvas(state.grid, state.tokens[:, :n], nothing, state.origins[:, :n], committed)
+        on_step(canvas, Stats(images=images, nfe=steps, committed=sum(committed)))
+
+
+def finish(state: WindowState) -> Generation:
+    """The finished images and their counts."""
+    size, window = state.grid.size, state.window
+    origins = state.origins[:, :size].clone()
+    history = state.history[: int(state.steps)].tolist()
+    stats = window_stats(history, origins.tolist(), window.reach, SOURCES)
+    return Generation(state.tokens[:, :size].clone(), origins, SOURCES if window.reach else (), stats)

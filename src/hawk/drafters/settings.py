@@ -1,0 +1,137 @@
+"""Settings of `hawk`'s pool: how it was fitted, the limits of a caller, and the step costs of this machine."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from hawk.decoding.planning import WIDTHS, TimedTarget, known_seconds, step_seconds
+from hawk.decoding.recording import Engine
+from hawk.errors import HawkError
+from hawk.files import write_json
+from hawk.machine import machine_name
+
+HEAD_SOURCES = ("horizontal", "vertical-1", "vertical-2")
+"""Sources of the draft heads."""
+
+
+REFRESH = 32
+"""Positions past the frontier that are scored at every step where the target's early guesses are a source."""
+
+
+@dataclass(frozen=True)
+class TreeLimits:
+    """What a caller asks of the trees: drafts a step, and how far past the frontier they reach; None: the method's."""
+
+    num_draft_tokens: int | None = None
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("num_draft_tokens", self.num_draft_tokens), ("window", self.window)):
+            if value is not None and value < 1:
+                raise HawkError(f"{name} must be 1 or more, not {value}: choose method 'ar' for no drafts")
+
+
+@dataclass(frozen=True)
+class FusedSettings:
+    """What `FusedPool` measured or was told.
+
+    `weights[pattern][offset - 1]` weighs the sources that are present, in their order; a pattern lists their indices,
+    as in "0,1" for horizontal and vertical-1, and its last row serves all further offsets. `rate[bin][rank]` is the
+    measured chance that a candidate is the target's token, by the lead of the first candidate over the second (nats of
+    log q + g; `edges` split it into bins). `node_cost` is what one more node adds to the time of a step, as a share of
+    a step without drafts: a tree grows while that raises the tokens expected per time. Its first branch then goes on to
+    `refresh` positions past the frontier, whatever its chance: what the target says there, too early, makes the coming
+    drafts (window refresh, as in Jacobi decoding). `tokens_at[reach]` is what a step commits where all its drafts are
+    one branch of that reach. The node cost was measured on the machine `measured_on` ("": wherever it is).
+    `sources` are the names of the pool's sources, in their order.
+    """
+
+    weights: dict[str, tuple[tuple[float, ...], ...]]
+    edges: tuple[float, ...]
+    rate: tuple[tuple[float, ...], ...]
+    sources: tuple[str, ...] = HEAD_SOURCES
+    max_nodes: int = 24
+    window: int = 16
+    refresh: int = 0
+    node_cost: float = 0.03
+    measured_on: str = ""
+    tokens_at: dict[int, float] = field(default_factory=dict)
+
+    def rates(self, lead: float) -> tuple[float, ...]:
+        """Chance of each rank at a depth whose first candidate leads by `lead`."""
+        return self.rate[sum(lead >= edge for edge in self.edges)]
+
+    def limited(self, limits: TreeLimits) -> FusedSettings:
+        """The same settings under a caller's limits."""
+        nodes, refresh, most = self.max_nodes, self.refresh, limits.num_draft_tokens
+        if limits.window is not None and refresh:
+            refresh = limits.window
+        if most is not None:  # the window first: without it the target's early guesses run dry
+            refresh = min(refresh, most)
+            nodes = most + 1 - refresh
+        return replace(self, max_nodes=nodes, refresh=refresh, window=limits.window or self.window)
+
+    def at_costs(self, seconds: dict[int, float], machine: str) -> FusedSettings:
+        """The settings for a machine whose steps take `seconds[nodes]`.
+
+        The node cost is the slope of a line through the seconds, as a share of a step of one node. The window is the
+        one with the fewest seconds for each committed token.
+        """
+        slope, intercept = statistics.linear_regression(list(seconds), list(seconds.values()))
+        step = max(intercept + slope, 1e-9)
+        refresh = self.refresh
+        if refresh and self.tokens_at:
+            refresh = min(self.tokens_at, key=lambda reach: seconds[reach + 1] / self.tokens_at[reach])
+        return replace(self, node_cost=max(slope, 0.0) / step, refresh=refresh, measured_on=machine)
+
+    def save(self, folder: Path) -> None:
+        """Write `pool.json`."""
+        write_json(folder / "pool.json", asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> FusedSettings:
+        """Read `pool.json`; raises `HawkError` where it is missing or not of this shape."""
+        path = folder / "pool.json"
+        if not path.is_file():
+            raise HawkError(f"no {path}: fit the pool with `hawk train drafter --kind heads`")
+        try:
+            return TypeAdapter(cls).validate_json(path.read_text(encoding="utf-8"))
+        except ValidationError as error:
+            raise HawkError(
+                f"{path} is not a pool that `hawk train drafter` wrote: {error.errors()[0]['msg']}"
+            ) from None
+
+    @classmethod
+    def unfitted(cls, sources: tuple[str, ...] = HEAD_SOURCES) -> FusedSettings:
+        """Equal weights and a plain guess of acceptance, for sources whose pool has not been fitted."""
+        count = len(sources)
+        patterns = [c for size in range(1, count + 1) for c in combinations(range(count), size)]
+        weights: dict[str, tuple[tuple[float, ...], ...]] = {
+            pattern_key(c): ((1.0 / len(c),) * len(c),) for c in patterns
+        }
+        rate = tuple(tuple(first * 0.5**rank for rank in range(6)) for first in (0.4, 0.6, 0.8, 0.95))
+        return cls(weights, (0.5, 1.5, 4.0), rate, sources, refresh=REFRESH if "stale" in sources else 0)
+
+
+def settings_for(settings: FusedSettings, target: TimedTarget, model: str, engine: Engine = "eager") -> FusedSettings:
+    """The settings with this machine's node cost and window; settings that were measured on this machine stay.
+
+    Times a few steps once for a `model` (its fingerprint), device, dtype and engine (`planning.known_seconds`).
+    """
+    here = machine_name(target.device, target.dtype)
+    if settings.measured_on in ("", here):
+        return settings
+    widths = sorted({*WIDTHS, *(reach + 1 for reach in settings.tokens_at)})
+    seconds = known_seconds(f"{model}, {here}, {engine}", widths, lambda: step_seconds(target, widths, 5, engine))
+    return settings.at_costs(seconds, here)
+
+
+def pattern_key(sources: Iterable[int]) -> str:
+    """Name of a set of present sources in `FusedSettings.weights`."""
+    return ",".join(map(str, sorted(sources)))

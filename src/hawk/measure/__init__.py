@@ -1,0 +1,1 @@
+"""Measurements: `hawk bench` and `hawk compare`."""

@@ -1,0 +1,1 @@
+"""Models: everything that can draw an image, read from folders, checkpoints and hub ids."""

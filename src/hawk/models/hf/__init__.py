@@ -1,0 +1,1 @@
+"""Models of the transformers library: one description a family, one target for all of them."""

@@ -1,0 +1,180 @@
+"""Any transformers image model as a decoder's `Target`: its own modules over our cache, masks and structure tokens.
+
+No modelling code: the backbone is called with embeddings, an additive float mask and explicit positions, and writes its
+keys and values into a `KVCache`. What is particular to a model (embeddings, head, prompts, pixels) is its `Family`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import Cache
+
+from hawk.decoding.cache import FixedCache, KVCache, Prefilled, whole_blocks
+from hawk.decoding.grid import Grid
+from hawk.decoding.structure import lay_out
+from hawk.models.hf.families import Family
+
+
+@dataclass(frozen=True)
+class TokenPrompt:
+    """Token ids of each image's prompt and of what takes its place in guidance, both for images of one grid."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    negatives: tuple[tuple[int, ...], ...]
+    grid: Grid
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def rows(self, rows: slice) -> TokenPrompt:
+        """The prompts of some images of the batch."""
+        return TokenPrompt(self.prompts[rows], self.negatives[rows], self.grid)
+
+
+class TreeCache(Cache):
+    """What attention modules see of a `KVCache`: they hand it new entries and get those to attend to."""
+
+    def __init__(self, entries: KVCache) -> None:
+        super().__init__(layers=[])
+        self.entries = entries
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """Append a layer's new entries without committing them."""
+        return self.entries.append(layer_idx, key_states, value_states)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Committed entries of the longest row."""
+        return max(self.entries.lengths)
+
+
+class TransformersTarget:
+    """The decoder's and the drafters' view of a loaded model. Tokens are image codes, 0 .. `vocab_size` - 1."""
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        shape = family.shape
+        self.vocab_size, self.hidden_size, self.linear_head = family.codes, shape.hidden_size, family.linear_head
+
+    @property
+    def grid(self) -> Grid:
+        """The grid that the model draws where nothing else is asked for."""
+        return self.family.grid
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the backbone, and so of keys and values."""
+        return self.family.text_embeddings.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone runs."""
+        return self.family.text_embeddings.weight.device
+
+    @cached_property
+    def end_of_row(self) -> Int[Tensor, " tokens"]:
+        """The structure tokens behind a row, on the device."""
+        return torch.tensor(self.family.structure.end_of_row, dtype=torch.long, device=self.device)
+
+    @property
+    def parameter_count(self) -> int:
+        """Of what draws tokens: backbone, image embeddings and image head."""
+        modules = nn.ModuleList(self.family.drawing_modules)
+        return sum(parameter.numel() for parameter in modules.parameters())
+
+    def prefill(self, prompt: TokenPrompt, guided: bool, capacity: int) -> Prefilled:
+        """Run left-padded prompts; rows are [cond] or, guided, [cond; uncond]. Room for `capacity` nodes."""
+        sequences = prompt.prompts + (prompt.negatives if guided else ())
+        rows, longest = len(sequences), max(map(len, sequences))
+        ids = torch.zeros(rows, longest, dtype=torch.long)
+        for row, sequence in enumerate(sequences):
+            ids[row, longest - len(sequence) :] = torch.tensor(sequence)
+        ids = ids.to(self.device)
+        padding = torch.tensor([longest - len(sequence) for sequence in sequences], device=self.device)
+        offsets = torch.arange(longest, device=self.device) - padding[:, None]
+        real = offsets >= 0
+        shape, trees = self.family.shape, max(capacity - prompt.grid.size, 0)
+        room = whole_blocks(longest + capacity + self.family.structure.extra(prompt.grid, trees))
+        layers, heads = shape.num_hidden_layers, shape.num_key_value_heads
+        width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        cache = KVCache.empty(layers, rows, heads, room, width, like)
+        causal = torch.ones(longest, longest, dtype=torch.bool, device=self.device).tril()
+        visible = causal & real[:, None, :] | torch.eye(longest, dtype=torch.bool, device=self.device)
+        embedded = self.family.text_embeddings(ids)
+        hidden = self._run(embedded, offsets.clamp(min=0), torch.zeros_like(padding), visible, cache)
+        cache.keep([list(range(longest))] * rows)
+        return Prefilled(cache, padding, hidden[:, -1])
+
+    def forward_nodes(
+        self,
+        tokens: Int[Tensor, "rows n"],
+        positions: Int[Tensor, "rows n"],
+        ancestors: Bool[Tensor, "rows n n"],
+        padding: Int[Tensor, " rows"],
+        cache: KVCache,
+        grid: Grid,
+    ) -> Float[Tensor, "rows n dim"]:
+        """Last hidden states of tree nodes, each after its structure tokens; their entries wait for `keep`.
+
+        The first node of a row is its root: it stands right behind the committed entries.
+        """
+        structure = self.family.structure
+        if not structure.end_of_row:
+            places = cache.committed()[:, None] - padding[:, None] + positions - positions[:, :1]
+            return self._run(self.embed(tokens), places.clamp(min=0), padding, ancestors, cache)
+        chain = structure.of_chain(positions.shape[1], grid) if isinstance(cache, FixedCache) else None
+        layout = lay_out(structure, positions, ancestors, grid, chain)
+        embedded = self.embed(tokens).gather(1, _wide(layout.owner.clamp(min=0), self.hidden_size))
+        cache.stage(layout)
+        ends = self.end_of_row[(layout.offset - 1).clamp(min=0)]
+        embedded = torch.where((layout.offset > 0)[..., None], self.family.text_embeddings(ends), embedded)
+        committed = cache.committed() - padding
+        places = committed[:, None] + layout.before - structure.before(positions[:, :1], grid)
+        hidden = self._run(embedded, places.clamp(min=0), padding, layout.ancestors, cache)
+        return hidden.gather(1, _wide(layout.last, self.hidden_size))
+
+    def head(self, hidden: Float[Tensor, "*b dim"]) -> Float[Tensor, "*b vocab"]:
+        """Logits of image codes from last hidden states, in at least float32."""
+        logits = self.family.head(hidden)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def embed(self, tokens: Int[Tensor, "*b"]) -> Float[Tensor, "*b dim"]:
+        """Embeddings of image codes."""
+        return self.family.embed(tokens)
+
+    def draft_head(self, states: Float[Tensor, "*b dim"]) -> Float[Tensor, "*b vocab"]:
+        """Logits of draft states."""
+        return self.head(states)
+
+    def blank_prompt(self) -> TokenPrompt:
+        """A prompt of one image, all padding."""
+        blank = ((0,) * 32,)
+        return TokenPrompt(blank, blank, self.grid)
+
+    def _run(
+        self,
+        embedded: Float[Tensor, "rows m dim"],
+        places: Int[Tensor, "rows m"],
+        padding: Int[Tensor, " rows"],
+        ancestors: Bool[Tensor, "rows m m"],
+        cache: KVCache,
+    ) -> Float[Tensor, "rows m dim"]:
+        """The backbone over new entries at their places in the sequence, padding not counted."""
+        return self.family.backbone(
+            inputs_embeds=embedded,
+            attention_mask=cache.mask(padding, ancestors).to(embedded.dtype),
+            position_ids=places,
+            past_key_values=TreeCache(cache),
+            use_cache=True,
+        ).last_hidden_state
+
+
+def _wide(index: Int[Tensor, "rows m"], dim: int) -> Int[Tensor, "rows m dim"]:
+    """An index for `gather` along the second axis of `[rows, n, dim]`."""
+    return index[..., None].expand(-1, -1, dim)

@@ -1,0 +1,1 @@
+"""LlamaGen: the target, its caption encoders, and the bundled model's static word vectors."""

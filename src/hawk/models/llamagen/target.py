@@ -1,0 +1,341 @@
+"""LlamaGen's text-to-image transformer: the official checkpoints and the bundled model (same architecture).
+
+Architecture and parameter names follow the public LlamaGen T2I checkpoints (arXiv 2406.06525): RMSNorm, SwiGLU, 2D
+rotary positions, caption features through an MLP as prefix tokens, a null caption for classifier-free guidance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from hawk.decoding.cache import KVCache, Prefilled, whole_blocks
+from hawk.decoding.grid import Grid
+from hawk.errors import HawkError
+from hawk.nn.layers import RMSNorm, SwiGLU, additive_mask, attend, rotary_angles, rotated_heads
+from hawk.nn.packed import pack_after_norm, pack_linears, packed_linear
+
+
+@dataclass(frozen=True)
+class LlamaGenConfig:
+    """Shape of a LlamaGen T2I transformer. `caption_tokens` is the fixed prefix length (official: 120).
+
+    The official code has no rotary table for the caption, which erases its keys: image tokens attend to all its words
+    alike. With `caption_keys` (the bundled model) they are kept, and image tokens choose the words they read.
+    """
+
+    dim: int = 1280
+    n_layer: int = 36
+    n_head: int = 20
+    n_kv_head: int | None = None
+    multiple_of: int = 256
+    ffn_hidden: int | None = None
+    vocab_size: int = 16384
+    caption_dim: int = 2048
+    caption_tokens: int = 120
+    height: int = 16
+    width: int = 16
+    rope_base: float = 10000.0
+    norm_eps: float = 1e-5
+    caption_keys: bool = False
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one attention head."""
+        return self.dim // self.n_head
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key/value heads (grouped-query attention where fewer than heads)."""
+        return self.n_kv_head or self.n_head
+
+    @property
+    def hidden(self) -> int:
+        """SwiGLU width: two thirds of 4 x dim, rounded up to `multiple_of`."""
+        wanted = self.ffn_hidden or int(2 * 4 * self.dim / 3)
+        return -(-wanted // self.multiple_of) * self.multiple_of
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class CaptionPrompt:
+    """Left-padded caption features of a batch; a negative prompt takes the place of the null caption."""
+
+    features: Float[Tensor, "b t caption_dim"]
+    mask: Bool[Tensor, "b t"]
+    negative_features: Float[Tensor, "b t caption_dim"] | None = None
+    negative_mask: Bool[Tensor, "b t"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def rows(self, rows: slice) -> CaptionPrompt:
+        """The prompts of some images of the batch."""
+        negative, negative_mask = self.negative_features, self.negative_mask
+        if negative is None or negative_mask is None:
+            return CaptionPrompt(self.features[rows], self.mask[rows])
+        return CaptionPrompt(self.features[rows], self.mask[rows], negative[rows], negative_mask[rows])
+
+
+class Attention(nn.Module):
+    """Self-attention with 2D rotary positions; writes to a `KVCache` where one is given."""
+
+    def __init__(self, config: LlamaGenConfig, dropout: float) -> None:
+        super().__init__()
+        self.n_head, self.kv_heads = config.n_head, config.kv_heads
+        self.wqkv = nn.Linear(config.dim, (config.n_head + 2 * config.kv_heads) * config.head_dim, bias=False)
+        self.wo = nn.Linear(config.dim, config.dim, bias=False)
+        self.resid_dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+
+    def forward(
+        self,
+        x: Float[Tensor, "rows n dim"],
+        angles: Float[Tensor, "#rows n half 2"],
+        mask: Float[Tensor, "rows 1 n m"] | None,
+        cache: KVCache | None = None,
+        layer: int = 0,
+    ) -> Float[Tensor, "rows n dim"]:
+        q, k, v = rotated_heads(self.wqkv(x), self.n_head, self.kv_heads, angles)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)
+        return self.resid_dropout(self.wo(attend(q, k, v, mask)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, config: LlamaGenConfig, dropout: float) -> None:
+        super().__init__()
+        self.attention = Attention(config, dropout)
+        self.feed_forward = SwiGLU(config.dim, config.hidden)
+        self.ffn_dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+
+    def pack(self, dtype: torch.dtype) -> None:
+        """Lay the block out for decoding on a CPU: products in `dtype`, the residual stream stays float32."""
+        pack_after_norm(self, "attention_norm", "attention.wqkv", dtype)
+        pack_after_norm(self, "ffn_norm", "feed_forward", dtype)
+        pack_linears(self, dtype)
+
+    def forward(
+        self,
+        x: Float[Tensor, "rows n dim"],
+        angles: Float[Tensor, "#rows n half 2"],
+        mask: Float[Tensor, "rows 1 n m"] | None,
+        cache: KVCache | None = None,
+        layer: int = 0,
+    ) -> Float[Tensor, "rows n dim"]:
+        x = x + self.attention(self.attention_norm(x), angles, mask, cache, layer)
+        return x + self.ffn_dropout(self.feed_forward(self.ffn_norm(x)))
+
+
+class CaptionEmbedder(nn.Module):
+    """Caption features to prefix tokens; `uncond_embedding` is the null caption of classifier-free guidance."""
+
+    def __init__(self, config: LlamaGenConfig) -> None:
+        super().__init__()
+        self.cap_proj = nn.ModuleDict(
+            {
+                "fc1": nn.Linear(config.caption_dim, config.dim, bias=False),
+                "fc2": nn.Linear(config.dim, config.dim, bias=False),
+            }
+        )
+        null = torch.randn(config.caption_tokens, config.caption_dim) / config.caption_dim**0.5
+        self.uncond_embedding = nn.Parameter(null)
+
+    def forward(self, features: Float[Tensor, "rows t caption_dim"]) -> Float[Tensor, "rows t dim"]:
+        hidden = F.gelu(self.cap_proj["fc1"](features), approximate="tanh")
+        return self.cap_proj["fc2"](hidden)
+
+
+class LlamaGen(nn.Module):
+    """The transformer, and the decoder's `Target` adapter: `prefill`, `forward_nodes`, `head`."""
+
+    linear_head = True
+
+    def __init__(self, config: LlamaGenConfig, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size, self.hidden_size = config.vocab_size, config.dim
+        self.packed_in: torch.dtype | None = None
+        self.angle_tables: dict[tuple[Grid, torch.device], Tensor] = {}
+        self.cls_embedding = CaptionEmbedder(config)
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.tok_dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(Block(config, dropout) for _ in range(config.n_layer))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.draft_output: nn.Module | None = None
+
+    @property
+    def grid(self) -> Grid:
+        """The grid the checkpoint was trained for; any other may be passed to `prefill`."""
+        return Grid(self.config.height, self.config.width)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the matrix products of its layers, and so of keys and values."""
+        return self.packed_in or self.tok_embeddings.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.tok_embeddings.weight.device
+
+    @cached_property
+    def parameter_count(self) -> int:
+        """Of the model as it was trained, packed or not."""
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in LlamaGen(self.config).parameters())
+
+    def pack(self, dtype: torch.dtype) -> None:
+        """Lay a frozen float32 model out for decoding on a CPU, its layers' products in `dtype`."""
+        self.packed_in = dtype
+        self.draft_output = packed_linear(self.output.weight, dtype)
+        for block in self.layers:
+            block.pack(dtype)  # type: ignore[operator]
+        pack_linears(self)
+
+    def initialize(self, std: float = 0.02) -> None:
+        """Fresh weights for training: normal of `std` (captions: of their fan-in), residual outputs scaled by depth."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2 and "uncond" not in name:
+                scale = (2 * self.config.n_layer) ** -0.5 if name.endswith(("wo.weight", "w2.weight")) else 1.0
+                own = parameter.shape[1] ** -0.5 if "cap_proj" in name else std * scale
+                nn.init.normal_(parameter, std=own)
+        nn.init.zeros_(self.output.weight)
+
+    # --- training ---------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "b n"],
+        features: Float[Tensor, "b t caption_dim"],
+        feature_mask: Bool[Tensor, "b t"],
+        grid: Grid,
+        seen: Bool[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b n dim"]:
+        """Last hidden states (after the final norm) that predict tokens 0 .. n-1, teacher-forced.
+
+        Where `seen` is false the token's embedding is zero (context dropout in training).
+        """
+        prefix = self.cls_embedding(features)
+        embedded = self.tok_embeddings(tokens[:, :-1])
+        if seen is not None:
+            embedded = embedded * seen[:, :-1, None]
+        x = self.tok_dropout(torch.cat((prefix, embedded), dim=1))
+        t, total = prefix.shape[1], x.shape[1]
+        positions = torch.arange(total - t, device=tokens.device)
+        angles = torch.cat((self._prefix_angles(t, x), self._angles(positions, grid)), dim=0).unsqueeze(0)
+        ancestors = torch.ones(total, total, dtype=torch.bool, device=x.device).tril()
+        ancestors = (ancestors & _real_keys(feature_mask, total)[:, None, :]) | torch.eye(
+            total, dtype=torch.bool, device=x.device
+        )
+        mask = additive_mask(ancestors)
+        for block in self.layers:
+            x = block(x, angles, mask)
+        return self.norm(x[:, t - 1 :])
+
+    # --- decoding ---------------------------------------------------------------------------------------------
+
+    def prefill(self, prompt: CaptionPrompt, guided: bool, capacity: int) -> Prefilled:
+        """Run left-padded caption prefixes; rows are [cond] or, guided, [cond; uncond]. Room for `capacity` nodes."""
+        config = self.config
+        for given in (prompt.features, prompt.negative_features):
+            if given is not None and given.shape[1:] != (config.caption_tokens, config.caption_dim):
+                raise HawkError(
+                    f"caption features are {given.shape[1]}x{given.shape[2]}, "
+                    f"this model takes {config.caption_tokens}x{config.caption_dim}"
+                )
+        features, real = self._prefix_rows(prompt) if guided else (prompt.features, prompt.mask)
+        longest = max(1, int(real.sum(1).max()))  # padding is never seen, and captions have no positions
+        features, real = features[:, -longest:], real[:, -longest:]
+        rows, t = real.shape
+        x = self.cls_embedding(features.to(self.tok_embeddings.weight))
+        real = real.to(x.device)
+        shape = (config.n_layer, rows, config.kv_heads, whole_blocks(t + capacity), config.head_dim)
+        cache = KVCache.empty(*shape, like=x.new_empty(0, dtype=self.dtype))
+        causal = torch.ones(t, t, dtype=torch.bool, device=x.device).tril()
+        visible = causal & real[:, None, :] | torch.eye(t, dtype=torch.bool, device=x.device)
+        none = torch.zeros(rows, dtype=torch.long, device=x.device)
+        hidden = self._run(x, self._prefix_angles(t, x).unsqueeze(0), none, visible, cache)
+        cache.keep([list(range(t))] * rows)
+        return Prefilled(cache, t - real.sum(1), hidden[:, -1])
+
+    def forward_nodes(
+        self,
+        tokens: Int[Tensor, "rows n"],
+        positions: Int[Tensor, "rows n"],
+        ancestors: Bool[Tensor, "rows n n"],
+        padding: Int[Tensor, " rows"],
+        cache: KVCache,
+        grid: Grid,
+    ) -> Float[Tensor, "rows n dim"]:
+        """Last hidden states of tree nodes; their keys and values wait in the cache for `keep`."""
+        angles = self._angles(positions, grid)
+        return self._run(self.tok_embeddings(tokens), angles, padding, ancestors, cache)
+
+    def head(self, hidden: Float[Tensor, "*b dim"]) -> Float[Tensor, "*b vocab"]:
+        """Logits of last hidden states, in at least float32."""
+        logits = self.output(hidden)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def embed(self, tokens: Int[Tensor, "*b"]) -> Float[Tensor, "*b dim"]:
+        """Embeddings of image tokens."""
+        return self.tok_embeddings(tokens)
+
+    def draft_head(self, states: Float[Tensor, "*b dim"]) -> Float[Tensor, "*b vocab"]:
+        """Logits of draft states, with the layers' precision: what they propose is verified."""
+        return self.head(states) if self.draft_output is None else self.draft_output(states).float()
+
+    def blank_prompt(self) -> CaptionPrompt:
+        """A caption of one image with nothing in it."""
+        shape, weight = (1, self.config.caption_tokens), self.tok_embeddings.weight
+        features = torch.zeros(*shape, self.config.caption_dim, dtype=weight.dtype, device=weight.device)
+        return CaptionPrompt(features, torch.ones(shape, dtype=torch.bool, device=weight.device))
+
+    def null_features(self, features: Float[Tensor, "b t caption_dim"]) -> Float[Tensor, "b t caption_dim"]:
+        """The null caption for each row; it takes the same padding mask as the caption (as the official code does)."""
+        return self.cls_embedding.uncond_embedding.to(features.dtype).expand_as(features)
+
+    def _prefix_rows(self, prompt: CaptionPrompt) -> tuple[Tensor, Tensor]:
+        """[cond; uncond] features and masks: the negative prompt, or else the null caption under the caption's mask."""
+        if prompt.negative_features is not None and prompt.negative_mask is not None:
+            null, null_mask = prompt.negative_features, prompt.negative_mask
+        else:
+            null, null_mask = self.null_features(prompt.features), prompt.mask
+        return torch.cat((prompt.features.to(null), null)), torch.cat((prompt.mask, null_mask))
+
+    def _run(
+        self, x: Tensor, angles: Tensor, padding: Tensor, ancestors: Tensor, cache: KVCache
+    ) -> Float[Tensor, "rows n dim"]:
+        mask = cache.mask(padding, ancestors).to(self.dtype)
+        for i, block in enumerate(self.layers):
+            x = block(x, angles, mask, cache, i)
+        return self.norm(x)
+
+    def _angles(self, positions: Int[Tensor, "*b"], grid: Grid) -> Float[Tensor, "*b half 2"]:
+        key = (grid, positions.device)
+        if key not in self.angle_tables:
+            everywhere = torch.arange(grid.size, device=positions.device)
+            angles = rotary_angles(grid.coordinates(everywhere), self.config.head_dim, self.config.rope_base)
+            self.angle_tables[key] = angles
+        return self.angle_tables[key][positions]
+
+    def _prefix_angles(self, tokens: int, like: Tensor) -> Float[Tensor, "t half 2"]:
+        """(cos, sin) of the caption's positions: (1, 0) with `caption_keys`, else the zeros that erase its keys."""
+        cosine = float(self.config.caption_keys)
+        return torch.tensor((cosine, 0.0), device=like.device).expand(tokens, self.config.head_dim // 2, 2)
+
+
+def _real_keys(feature_mask: Bool[Tensor, "b t"], total: int) -> Bool[Tensor, "b total"]:
+    return F.pad(feature_mask, (0, total - feature_mask.shape[1]), value=True)

@@ -1,0 +1,1 @@
+"""Image tokenizers: codes to pixels, and pixels to codes."""

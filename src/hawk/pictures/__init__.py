@@ -1,0 +1,1 @@
+"""Pictures: PNG files with metadata, and contact sheets."""

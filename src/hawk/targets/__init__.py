@@ -1,1 +1,0 @@
-"""Target adapters: models whose output distribution Hawk keeps, and their image tokenizers."""

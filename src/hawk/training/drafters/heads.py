@@ -1,0 +1,93 @@
+"""`hawk train drafter --kind heads`: fit draft heads on tokens the target itself drew.
+
+No images are needed: the target draws grids for prompts (on-policy), its guided distribution is the teacher.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hawk.decoding.grid import Grid
+from hawk.decoding.sampling import SamplingParams
+from hawk.drafters.heads import DraftHeads, HeadsConfig
+from hawk.models.protocol import ImageTarget
+from hawk.training.drafters.grids import OnPolicy
+from hawk.training.drafters.teacher import draft_log_q, guided_states, teacher_log_p
+from hawk.training.loop import FitConfig, Fitted, fit, mean_measured
+from hawk.training.world import World
+
+
+class HeadsLoss(nn.Module):
+    """Cross-entropy of every head against the target's guided, filtered distribution at the position it predicts."""
+
+    def __init__(self, heads: DraftHeads, target: ImageTarget, grid: Grid, params: SamplingParams) -> None:
+        super().__init__()
+        self.heads, self.grid, self.params = heads, grid, params
+        self._target = (target,)  # in a tuple: frozen, and none of our parameters
+
+    def forward(self, hidden: Float[Tensor, "parts b n d"]) -> dict[str, Tensor]:
+        """Mean nats of each head, and their mean as `loss`."""
+        target, states = self._target[0], guided_states(hidden, self.params)
+        teacher = teacher_log_p(target, hidden, self.params).exp()
+        losses = {}
+        for name, block, sources, positions in head_pairs(self.heads, self.grid):
+            log_q = draft_log_q(target, self.heads.draft_state(block, states[:, sources]), self.params)
+            losses[name] = -(teacher[:, positions] * log_q).sum(-1).mean()
+        return {"loss": torch.stack(list(losses.values())).mean(), **losses}
+
+
+def head_pairs(heads: DraftHeads, grid: Grid) -> list[tuple[str, nn.Module, slice, slice]]:
+    """(name, block, states it reads, positions it predicts) of every head, over a whole grid."""
+    pairs = []
+    for n, block in enumerate(heads.horizontal, start=1):
+        pairs.append((f"horizontal-{n}", block, slice(0, grid.size - n), slice(n, grid.size)))
+    for d, block in enumerate(heads.vertical, start=1):
+        reach = d * grid.width
+        pairs.append((f"vertical-{d}", block, slice(1, grid.size - reach + 1), slice(reach, grid.size)))
+    return pairs
+
+
+def train_heads(
+    target: ImageTarget,
+    data: OnPolicy,
+    grid: Grid,
+    params: SamplingParams,
+    shape: HeadsConfig,
+    config: FitConfig,
+    out: Path,
+) -> tuple[DraftHeads, Fitted]:
+    """Fit heads on the states of a frozen target; the last tenth of the images is held out."""
+    torch.manual_seed(config.seed)
+    heads = DraftHeads(shape)
+    module = HeadsLoss(heads, target, grid, params)
+    own = World.join(config.device).own(config.batch_size)
+
+    def batch_loss(runner: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return runner(data.hidden(torch.randint(data.kept, (config.batch_size,), generator=generator)[own]))
+
+    def evaluate(runner: nn.Module, step: int) -> dict[str, float]:
+        parts = data.held_out(16).split(config.batch_size)
+        return mean_measured([runner(data.hidden(part)) for part in parts], [len(part) for part in parts])
+
+    fitted = fit(module, batch_loss, config, out, evaluate)
+    module.load_state_dict(fitted.averaged)
+    return heads.eval(), fitted
+
+
+@torch.no_grad()
+def copy_baselines(
+    target: ImageTarget, data: OnPolicy, grid: Grid, params: SamplingParams, images: int = 32
+) -> dict[str, float]:
+    """Mean probability that the target gives to a copy of the left cell and to a copy of the cell above (held out)."""
+    left, above = [], []
+    for image in data.held_out(images)[:, None]:
+        hidden = data.hidden(image)
+        tokens = data.tokens[image].to(hidden.device)
+        p = teacher_log_p(target, hidden, params).exp()
+        left.append(p[:, 1:].gather(-1, tokens[:, :-1, None]).mean())
+        above.append(p[:, grid.width :].gather(-1, tokens[:, : -grid.width, None]).mean())
+    return {"left": float(torch.stack(left).mean()), "above": float(torch.stack(above).mean())}

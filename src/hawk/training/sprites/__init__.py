@@ -1,0 +1,1 @@
+"""Training of the bundled model: its captioned images, its image tokenizer and its target."""

@@ -151,13 +151,7 @@ def violations(root: Path) -> list[str]:
                     found.append(f"{line}: hawk/__init__.py loads hawk.{other} at once")
             elif other != place and other not in MAY_IMPORT[place]:
                 found.append(f"{line}: {place} must not import {other}")
-            elif (
-                place == "cli"
-                and where not in LOADED_BY_COMMANDS
-                and item.at_load
-                and other != place
-                and other not in CLI_MAY_LOAD_AT_ONCE
-            ):
+            elif loads_at_once(where) and item.at_load and other not in {place, *CLI_MAY_LOAD_AT_ONCE}:
                 found.append(f"{line}: cli loads hawk.{other} at once; import it inside the command")
     for heavy, modules in sorted(homes.items()):
         if len(modules) > 1 and not modules <= HOMES.get(heavy, frozenset()):
@@ -167,20 +161,16 @@ def violations(root: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Graph:
-    """The import graph of a package folder: `rooms[room]` are the rooms that a room imports from."""
+    """The import graph of a package folder: whom each room imports, and whom each module imports when it is loaded."""
 
-    modules: int
-    imports: int
     rooms: dict[str, set[str]]
+    modules: dict[str, set[str]]
+    imports: int
 
     @property
     def circles(self) -> list[str]:
-        """One circle of rooms, where there is any."""
-        try:
-            TopologicalSorter(self.rooms).prepare()
-        except CycleError as error:
-            return list(error.args[1])
-        return []
+        """One circle of rooms or of modules, where there is any."""
+        return circle(self.rooms) or circle(self.modules)
 
     @property
     def floors(self) -> int:
@@ -194,8 +184,17 @@ class Graph:
         arrows, climbing = sum(map(len, self.rooms.values())), climbs(self.rooms)
         return (
             f"{len(self.rooms)} rooms on the top sheet, {self.floors} floors, {arrows} arrows between rooms, "
-            f"{len(self.circles)} in circles, {climbing} climbing; {self.modules} modules, {self.imports} imports"
+            f"{len(self.circles)} in circles, {climbing} climbing; {len(self.modules)} modules, {self.imports} imports"
         )
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """One circle of a graph; empty where there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
 
 
 def climbs(rooms: dict[str, set[str]]) -> int:
@@ -205,19 +204,30 @@ def climbs(rooms: dict[str, set[str]]) -> int:
 
 def graph_of(root: Path) -> Graph:
     """Read the import graph of the package folder `root`; its `__init__`, which is lazy, is no room."""
-    paths = sorted(root.rglob("*.py"))
-    rooms: dict[str, set[str]] = {module_name(path, root).split(".")[0]: set() for path in paths}
-    rooms.pop("", None)
+    paths = {module_name(path, root): path for path in sorted(root.rglob("*.py"))}
+    names = paths.keys() - {""}
+    rooms: dict[str, set[str]] = {name.split(".")[0]: set() for name in names}
+    modules: dict[str, set[str]] = {name: set() for name in names}
     count = 0
-    for path in paths:
-        room = module_name(path, root).split(".")[0]
-        for item in imports_of(path, root):
+    for name in sorted(names):
+        room = name.split(".")[0]
+        for item in imports_of(paths[name], root):
             other = part_of(item.name, rooms.keys())
-            if room and other is not None:
-                count += 1
-                if other != room:
-                    rooms[room].add(other)
-    return Graph(len(paths), count, rooms)
+            if other is None:
+                continue
+            count += 1
+            if other != room:
+                rooms[room].add(other)
+            module = next((m for m in ancestry(item.name.removeprefix("hawk.")) if m in names), None)
+            if item.at_load and module not in (None, name):
+                modules[name].add(module)
+    return Graph(rooms, modules, count)
+
+
+def ancestry(name: str) -> list[str]:
+    """A dotted name and the packages that it lies in, innermost first."""
+    parts = name.split(".")
+    return [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
 
 
 def test_the_house_has_few_rooms_and_no_circle():

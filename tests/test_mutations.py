@@ -154,7 +154,7 @@ MUTANTS = {
         jacobi.JacobiTree,
         "observe",
         "fresh.q.append(p)",
-        "fresh.q.append(window.q[offset])",
+        "fresh.q.append(live.q[offset])",
         (stale_joint,),
     ),
     "a token drawn twice is tried once": (

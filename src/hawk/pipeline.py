@@ -51,11 +51,11 @@ call, {"canvas": Canvas, "stats": Stats})."""
 
 @dataclass(frozen=True)
 class PipelineOutput:
-    """Images of one call, and how they came about; the lists run parallel to `images`.
+    """Images of one call, and how they were drawn; the lists have one entry for each image.
 
-    `tokens` and `origins` are `[images, grid.size]` on the CPU; `origins` index `source_names`, -1 is a recovered or
-    bonus token. `stats` holds the counts of the batch an image was drawn in (its own, at `batch_size` 1), `seconds` an
-    image's share of its batch's wall-clock time, from prompt to pixels.
+    `tokens` and `origins` are `[images, grid.size]` on the CPU; `origins` index `source_names`, and -1 is a recovered
+    or bonus token. `stats` holds the counts of each image's batch (the image's own counts at `batch_size` 1), `seconds`
+    the image's share of its batch's wall-clock time, from prompt to pixels.
     """
 
     images: Any
@@ -71,7 +71,7 @@ class PipelineOutput:
 
     @property
     def lossless(self) -> bool:
-        """Whether the images are distributed as plain AR's."""
+        """Whether the images follow the distribution of plain AR."""
         return self.verifier in LOSSLESS
 
     @property
@@ -107,13 +107,13 @@ class HawkPipeline:
 
         Args:
             device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:1".
-            dtype: of the target and its drafter: float32, bfloat16, float16 or float64. On a CPU bfloat16 is that of
-                matrix products; everything between them is float32. "auto" is bfloat16 on a CPU with matrix units
-                (AMX), and float32 elsewhere.
+            dtype: of the target and its drafter: float32, bfloat16, float16 or float64. On a CPU, bfloat16 applies to
+                matrix products only, and everything between them is float32. "auto" is bfloat16 on a CPU with matrix
+                units (AMX) and for a transformers checkpoint on a GPU, and float32 elsewhere.
             drafter: a drafter's folder or hub id, to use in place of the model's own.
-            engine: how the steps of `ar`, `scd` and untrained `hawk` are run. "eager": one by one; "graph": recorded as
-                a CUDA graph when the first image of a size is drawn, and replayed; "compiled": the same of a step that
-                was compiled first, which takes minutes. "auto" is "graph" on a GPU and "eager" elsewhere.
+            engine: how the steps of `ar`, `scd` and untrained `hawk` run. "eager": the host starts each step. "graph":
+                the first image of a size records a step as a CUDA graph, which is then replayed. "compiled": the same
+                with a step that is compiled first, which takes minutes. "auto" is "graph" on a GPU, "eager" elsewhere.
 
         Raises:
             HawkError: no such model, a damaged one, or a device that is not there.
@@ -144,12 +144,12 @@ class HawkPipeline:
 
     @cached_property
     def relaxation(self) -> Relaxation:
-        """Which tokens look alike to the target, for the lossy verifier."""
+        """The nearest tokens of each token by the target's embeddings, for the lossy verifier."""
         target = self.model.target
         return Relaxation.between(target.embed(torch.arange(target.vocab_size, device=target.device)))
 
     def condition(self, prompts: Sequence[str], height: int | None = None, width: int | None = None) -> Condition:
-        """The condition of prompts for images of that size; `HawkError` for what the model cannot read or draw."""
+        """Encode prompts for images of that size; `HawkError` for a prompt or a size that the model does not take."""
         return self.model.condition(prompts, [""] * len(prompts), grid_of(self.model, height, width))
 
     @torch.no_grad()
@@ -178,24 +178,24 @@ class HawkPipeline:
         """Draw `num_images_per_prompt` images of each prompt.
 
         Args:
-            negative_prompt: takes the place of the null caption in guidance; one for all prompts or one each.
+            negative_prompt: replaces the null caption in guidance; one for all prompts, or one for each.
             guidance_scale, temperature, top_k, top_p: None takes the model's default.
-            seed: image i of the call has seed `seed + i`, so n images equal n single calls; a list holds one for each
-                image; None draws one.
-            generator: in place of `seed`: one to draw all seeds from, or one for each image.
+            seed: image i of the call has the seed `seed + i`, so n images equal n single calls. A list holds one seed
+                for each image. None draws a seed from the system.
+            generator: in place of `seed`: one generator that all seeds are drawn from, or one for each image.
             method: a name of `hawk.drafters.methods.METHODS`.
             verifier: "coupled", "residual", "traversal", or "relaxed" (lossy); None is the method's own.
-            num_draft_tokens, window: most drafts verified in a forward, and how many positions ahead they may reach;
-                None is the method's own.
+            num_draft_tokens, window: most drafts of a forward, and most positions that drafts may reach past the
+                frontier; None leaves the choice to the method.
             height, width: in pixels; None is what the model was trained for.
             output_type: "pil"; "np" `[n, height, width, 3]` or "pt" `[n, 3, height, width]`, both in [0, 1].
             return_dict: False returns `(images,)`.
             callback_on_step_end: see `OnStepEnd`.
-            batch_size: images decoded together. 1 on a CPU; more pay on a GPU, at the price that rounding differs
-                between batch sizes, so that a near-tie may fall the other way.
+            batch_size: images decoded together. More than 1 pays on a GPU only. Rounding differs between batch sizes,
+                so that a near-tie between two tokens may fall the other way.
 
         Raises:
-            HawkError: one line on the argument that is wrong.
+            HawkError: an argument is wrong; the message is one line that names it.
         """
         # check
         if output_type not in OUTPUT_TYPES:
@@ -297,7 +297,7 @@ def paired_prompts(
 def sampling_params(
     model: Model, scale: float | None, temperature: float | None, top_k: int | None, top_p: float | None
 ) -> SamplingParams:
-    """A model's defaults with what is given in their place."""
+    """The model's default sampling parameters, replaced by those that are given."""
     given: dict[str, Any] = {"cfg_scale": scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     return replace(model.defaults, **{name: value for name, value in given.items() if value is not None})
 
@@ -320,7 +320,7 @@ def image_seeds(
     seed: int | Sequence[int] | None = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> list[int]:
-    """The seed of each image: given, `seed + i`, drawn from generators, or from the system where nothing is given."""
+    """The seed of each image: as given, `seed + i`, drawn from the generators, or drawn from the system."""
     if seed is not None and generator is not None:
         raise HawkError("give either seed or generator, not both")
     if generator is not None:
@@ -340,7 +340,7 @@ def image_seeds(
 
 
 def tokens_sha256(tokens: Int[Tensor, " n"]) -> str:
-    """What two equal images share: sha256 of the tokens as little-endian int32."""
+    """A fingerprint of an image's tokens: sha256 of the tokens as little-endian int32."""
     return hashlib.sha256(tokens.cpu().numpy().astype("<i4").tobytes()).hexdigest()
 
 

@@ -19,8 +19,8 @@ KEY_BLOCK = 64
 class KVCache:
     """Keys and values `[layers, rows, kv_heads, capacity, head_dim]` and the committed length of each row.
 
-    A forward `append`s its new entries behind each row's length without committing them; `keep` commits the entries
-    of one path of nodes and forgets the rest. A node is one entry, or those that were `stage`d for it.
+    A forward `append`s its new entries after each row's length without committing them; `keep` commits the entries
+    of one path of nodes and drops the others. A node is one entry, or the entries that were `stage`d for it.
     """
 
     keys: Float[Tensor, "layers rows kv_heads capacity d"]
@@ -41,17 +41,17 @@ class KVCache:
         return self.keys.shape[3]
 
     def reach(self, n: int) -> int:
-        """How many entries of a row the forward of `n` new ones reads: whole blocks, what is too much is masked.
+        """How many entries of a row a forward of `n` new entries reads: whole blocks; the mask hides the excess.
 
-        The CPU's kernel sums a last odd piece in an order of its own; over whole blocks a node's state does not depend
-        on how many drafts stand beside it.
+        The CPU's kernel sums an incomplete last block in another order. Over whole blocks, the state of a node does not
+        depend on the number of drafts beside it.
         """
-        return min(self.capacity, whole_blocks(max(self.lengths) + n))
+        return min(self.capacity, whole_key_blocks(max(self.lengths) + n))
 
     def append(
         self, layer: int, k: Float[Tensor, "rows kv_heads n d"], v: Float[Tensor, "rows kv_heads n d"]
     ) -> tuple[Tensor, Tensor]:
-        """Write `n` new entries behind each row's length; return keys and values up to the longest row's end.
+        """Write `n` new entries after each row's length; return keys and values up to the longest row's end.
 
         Raises IndexError where a row's capacity would be exceeded.
         """
@@ -75,7 +75,7 @@ class KVCache:
         return torch.tensor(self.lengths, device=self.keys.device)
 
     def mask(self, padding: Int[Tensor, " rows"], ancestors: Bool[Tensor, "rows n n"]) -> Float[Tensor, "rows 1 n end"]:
-        """What each of `n` new entries sees of those that `append` will return (`visibility`)."""
+        """Which of the entries that `append` will return each of the `n` new entries sees (`visibility`)."""
         return visibility(self.committed(), padding, ancestors, self.reach(ancestors.shape[1]))
 
     def advance(self, counts: Int[Tensor, " rows"]) -> None:
@@ -102,12 +102,12 @@ class KVCache:
             self.lengths[row] = length + len(path)
 
     def rewind(self, lengths: list[int]) -> None:
-        """Say how many entries each row holds; what lies behind them is forgotten."""
+        """Set the committed length of each row; entries after it are dropped."""
         self.lengths = list(lengths)
 
 
-def whole_blocks(entries: int) -> int:
-    """The number of entries, rounded up to blocks of keys."""
+def whole_key_blocks(entries: int) -> int:
+    """A number of entries, rounded up to whole blocks of keys."""
     return -(-entries // KEY_BLOCK) * KEY_BLOCK
 
 
@@ -122,9 +122,9 @@ class Prefilled:
 
 @dataclass
 class FixedCache(KVCache):
-    """The same for chains that a GPU replays: only the device knows where a row ends, and every forward reads it all.
+    """A cache for chains whose steps a GPU replays: only the device knows where a row ends.
 
-    `ends` are the committed lengths; `lengths` are what they were at first.
+    Every forward reads all entries of a row. `ends` are the committed lengths; `lengths` are their values at the start.
     """
 
     ends: Int[Tensor, " rows"] = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
@@ -135,7 +135,7 @@ class FixedCache(KVCache):
         return cls(cache.keys.clone(), cache.values.clone(), list(cache.lengths), None, cache.committed())
 
     def load(self, cache: KVCache) -> None:
-        """Take over what another cache of the same shape holds."""
+        """Copy the entries and lengths of another cache of the same shape."""
         self.keys.copy_(cache.keys)
         self.values.copy_(cache.values)
         self.lengths = list(cache.lengths)
@@ -144,7 +144,7 @@ class FixedCache(KVCache):
     def append(
         self, layer: int, k: Float[Tensor, "rows kv_heads n d"], v: Float[Tensor, "rows kv_heads n d"]
     ) -> tuple[Tensor, Tensor]:
-        """Write `n` new entries behind each row's end; return all keys and values, whatever they hold."""
+        """Write `n` new entries after each row's end; return the keys and values of the whole capacity."""
         rows = torch.arange(len(k), device=k.device)[:, None]
         slots = self.ends[:, None] + torch.arange(k.shape[2], device=k.device)
         self.keys[layer].transpose(1, 2)[rows, slots] = k.transpose(1, 2)
@@ -152,7 +152,7 @@ class FixedCache(KVCache):
         return self.keys[layer], self.values[layer]
 
     def rewind(self, lengths: list[int]) -> None:
-        """Say how many entries each row holds; what lies behind them is forgotten."""
+        """Set the committed length of each row; entries after it are dropped."""
         self.ends.copy_(torch.tensor(lengths))
 
     def committed(self) -> Int[Tensor, " rows"]:
@@ -175,14 +175,14 @@ class FixedCache(KVCache):
 def visibility(
     lengths: Int[Tensor, " rows"], padding: Int[Tensor, " rows"], ancestors: Bool[Tensor, "rows n n"], end: int
 ) -> Float[Tensor, "rows 1 n end"]:
-    """Additive mask of a forward: a node sees its row's committed entries, its ancestors and itself, no padding.
+    """Additive mask of a forward: a node sees its row's committed entries, its ancestors and itself, but no padding.
 
-    `padding[row]` entries at the row's start are left padding. `ancestors[r, i, j]` is true where node j is node i or
-    lies above it. `end` is how many entries are read (`KVCache.reach`).
+    The first `padding[row]` entries of a row are left padding. `ancestors[r, i, j]` is true where node j is node i or
+    an ancestor of node i. `end` is the number of entries that the forward reads (`KVCache.reach`).
     """
     n = ancestors.shape[1]
     slots = torch.arange(end, device=padding.device)
-    node = slots - lengths[:, None]  # which of the new entries a slot holds
+    node = slots - lengths[:, None]  # the new entry in each slot
     old = (slots >= padding[:, None]) & (node < 0)
     new = ((node >= 0) & (node < n))[:, None]
     seen = ancestors.gather(2, node.clamp(0, n - 1)[:, None].expand(-1, n, -1))

@@ -1,4 +1,4 @@
-"""Canvas: what has been drawn of a batch of images, as drafters see it."""
+"""Canvas: the committed tokens of a batch of images and the target's states after them, as drafters see them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 from hawk.decoding.grid import Grid
 
 RECOVERED = -1
-"""Origin of a cell whose token no draft supplied (recovered or bonus token)."""
+"""Origin of a cell whose token is not an accepted draft (recovered or bonus token)."""
 
 
 @dataclass
 class Canvas:
-    """Tokens in raster order, how many of each image are committed, and the target's state after each token.
+    """Tokens in raster order, the number of committed tokens of each image, and the target's state after each token.
 
-    `states[:, p + 1]` is the guided last hidden state after token p (it predicts token p + 1); `states[:, 0]` is the
-    state after the caption. The last committed token, the root of the next tree, has no state yet.
-    `origins[b, p]` is the index of the source whose draft was kept at p, or `RECOVERED`.
+    `states[:, p + 1]` is the guided last hidden state after token p, which predicts token p + 1; `states[:, 0]` is the
+    state after the caption. The last committed token, which is the root of the next tree, has no state yet.
+    `origins[b, p]` is the index of the source whose draft was accepted at p, or `RECOVERED`.
     """
 
     grid: Grid
@@ -31,7 +31,7 @@ class Canvas:
 
     @classmethod
     def blank(cls, grid: Grid, caption_state: Float[Tensor, "b d"]) -> Canvas:
-        """Nothing drawn yet."""
+        """A canvas without tokens."""
         batch, dim = caption_state.shape
         device = caption_state.device
         states = torch.zeros(batch, grid.size + 1, dim, dtype=caption_state.dtype, device=device)
@@ -54,11 +54,11 @@ class Canvas:
         return [count - 1 for count in self.committed]
 
     def room(self, row: int) -> int:
-        """Positions of an image that are not committed yet."""
+        """Number of positions of an image that are not committed yet."""
         return self.grid.size - self.committed[row]
 
     def commit(self, row: int, tokens: list[int], origins: list[int]) -> None:
-        """Append tokens to an image; what lies past its end is dropped."""
+        """Append tokens to an image; tokens past its end are dropped."""
         start = self.committed[row]
         end = min(start + len(tokens), self.grid.size)
         self.tokens[row, start:end] = torch.tensor(tokens[: end - start])

@@ -1,8 +1,8 @@
-"""Noise: all randomness of an image, a function of its seed. Its only home.
+"""Noise: all randomness of an image, as a function of its seed.
 
-`g[position, token]` is standard Gumbel noise made from the counter-based generator Philox-4x64 (Salmon et al.,
-"Parallel random numbers: as easy as 1, 2, 3", 2011), keyed by the seed and counting in positions and tokens: a number
-depends neither on the device nor on the batch nor on the order in which positions are asked for.
+`g[position, token]` is standard Gumbel noise from the counter-based generator Philox-4x64 (Salmon et al., "Parallel
+random numbers: as easy as 1, 2, 3", 2011). The seed is the generator's key, and its counter follows from position and
+token. So a number depends neither on the device, nor on the batch, nor on the order in which positions are drawn.
 """
 
 from __future__ import annotations
@@ -15,56 +15,59 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 NOISE_BLOCK = 16
-"""Positions whose noise is drawn at once."""
+"""Number of positions whose noise is drawn together."""
 
 HELD = 8 * NOISE_BLOCK
-"""Positions of an image whose noise is held at a time, unless more are asked for together."""
+"""Number of positions of an image whose noise is held at a time, unless a caller needs more together."""
 
 SMALLEST, LARGEST = 1e-300, 1 - 1e-16
-"""Between what a uniform number is kept, so that its Gumbel number is finite."""
+"""Bounds to which uniform numbers are clamped, so that their Gumbel numbers are finite."""
 
 
 class GumbelNoise:
-    """The noise of a batch of images: a ring of positions for each, drawn when they are first asked for.
+    """The noise of a batch of images: a ring buffer of positions for each image, drawn when first needed.
 
-    `like` has the dtype and lies on the device that is wanted. What a ring has no room for is forgotten, and drawn
-    again if it is ever asked for.
+    The noise has the dtype and the device of `like`. Positions that no longer fit into the ring are dropped, and drawn
+    again if they are needed again.
     """
 
     def __init__(self, seeds: list[int], positions: int, vocab: int, like: Tensor, ring: int = HELD) -> None:
         self.seeds, self.positions, self.vocab = seeds, positions, vocab
-        self.held = like.new_empty(len(seeds), whole_blocks(min(ring, positions)), vocab)
-        self._from = [0] * len(seeds)  # of each image the positions that are held, whole blocks but for the last
+        self.held = like.new_empty(len(seeds), whole_noise_blocks(min(ring, positions)), vocab)
+        self._from = [0] * len(seeds)  # each image holds the positions _from .. _until - 1, in whole blocks
         self._until = [0] * len(seeds)
 
     @property
     def ring(self) -> int:
-        """How many positions of an image are held."""
+        """How many positions of an image the ring holds."""
         return self.held.shape[1]
 
     def rows(self, positions: Int[Tensor, "b n"]) -> Float[Tensor, "b n vocab"]:
-        """Noise of each image at its positions; those past the end repeat the last (no token is ever chosen there)."""
+        """Noise of each image at its positions; positions past the end repeat the last (no token is chosen there)."""
         for row, asked in enumerate(positions.tolist()):
             self.hold(row, min(asked), max(asked) + 1)
         return self.at(positions)
 
     def at(self, positions: Int[Tensor, "b n"]) -> Float[Tensor, "b n vocab"]:
-        """The same where it is known to be held: nothing is read by the host."""
+        """The same for positions that are held already; the host reads nothing."""
         images = torch.arange(len(self.seeds), device=positions.device)[:, None]
         return self.held[images, positions.clamp(max=self.positions - 1) % self.ring]
 
     def window(self, row: int, start: int, count: int) -> Float[Tensor, "count vocab"]:
-        """Noise of one image at the positions `start` .. `start + count - 1`."""
+        """Noise of one image at the positions `start` to `start + count - 1`."""
         self.hold(row, start, start + count)
         return self.held[row, torch.arange(start, start + count, device=self.held.device) % self.ring]
 
     def hold(self, row: int, start: int, until: int) -> None:
-        """Draw what is missing of an image's positions `start` .. `until - 1`; past the end the last one counts."""
+        """Draw the noise of an image's positions `start` to `until - 1` that is not held yet.
+
+        Positions past the end count as the last one.
+        """
         start = min(start, self.positions - 1)
         start -= start % NOISE_BLOCK
         until = min(until, self.positions)
-        if whole_blocks(until - start) > self.ring:
-            self._widen(whole_blocks(until - start))
+        if whole_noise_blocks(until - start) > self.ring:
+            self._widen(whole_noise_blocks(until - start))
         if not self._from[row] <= start <= self._until[row]:
             self._from[row] = self._until[row] = start
         while self._until[row] < until:
@@ -74,10 +77,10 @@ class GumbelNoise:
             drawn = gumbel_rows(self.seeds[row], first, count, self.vocab, self.held.device)
             self.held[row, at : at + count] = drawn
             self._until[row] = first + count
-            self._from[row] = max(self._from[row], whole_blocks(first + count) - self.ring)
+            self._from[row] = max(self._from[row], whole_noise_blocks(first + count) - self.ring)
 
     def restart(self, seeds: list[int]) -> None:
-        """The noise of other images in the same memory."""
+        """Drop all noise and hold that of other seeds, in the same memory."""
         self.seeds, self._from, self._until = seeds, [0] * len(seeds), [0] * len(seeds)
 
     def _widen(self, ring: int) -> None:
@@ -85,16 +88,16 @@ class GumbelNoise:
         self.restart(self.seeds)
 
 
-def whole_blocks(positions: int) -> int:
-    """The number of positions, rounded up to whole blocks."""
+def whole_noise_blocks(positions: int) -> int:
+    """A number of positions, rounded up to whole blocks of noise."""
     return -(-positions // NOISE_BLOCK) * NOISE_BLOCK
 
 
 def gumbel_rows(
     seed: int, first: int, count: int, vocab: int, device: torch.device | None = None
 ) -> Float[Tensor, "count vocab"]:
-    """Standard Gumbel noise of every token at the positions `first` .. `first + count - 1`, in float64."""
-    if device is None or device.type == "cpu":  # numpy is quicker there
+    """Standard Gumbel noise of every token at the positions `first` to `first + count - 1`, in float64."""
+    if device is None or device.type == "cpu":  # numpy is faster on a CPU
         blocks = counters(vocab)
         generator = np.random.Generator(np.random.Philox(key=seed, counter=first * blocks))
         uniform = torch.from_numpy(generator.random((count, 4 * blocks)))[:, :vocab]
@@ -104,7 +107,7 @@ def gumbel_rows(
 
 
 def counters(vocab: int) -> int:
-    """Counter values that a position takes: the generator makes four numbers of each."""
+    """Counter values of a position: the generator makes four numbers from each."""
     return -(-vocab // 4)
 
 
@@ -117,9 +120,10 @@ LOW = 0xFFFFFFFF
 
 
 def uniform_rows(seed: int, first: int, count: int, vocab: int, device: torch.device) -> Float[Tensor, "count vocab"]:
-    """Uniform numbers in [0, 1) by Philox-4x64-10 in integer tensors, the very bits that numpy's generator gives.
+    """Uniform numbers in [0, 1) by Philox-4x64-10 in integer tensors, bit for bit those of numpy's generator.
 
-    Integers wrap at 64 bits; only a right shift minds that they are signed (`high`). numpy counts before it draws.
+    The integers are signed and wrap at 64 bits; only a right shift depends on the sign, which `high` takes care of.
+    numpy increments its counter before the first draw, hence the counter starts at 1.
     """
     blocks = counters(vocab)
     start = torch.arange(first * blocks + 1, (first + count) * blocks + 1, device=device)
@@ -148,24 +152,24 @@ def wide_product(word: Int[Tensor, " n"], factor: int) -> tuple[Int[Tensor, " n"
 
 
 def high(word: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """The upper 32 bits as a number."""
+    """The upper 32 bits, as a number without sign."""
     return (word >> 32) & LOW
 
 
 def signed(word: int) -> int:
-    """The number whose 64 bits those of an unsigned one are."""
+    """The signed 64-bit number with the same bits as an unsigned one."""
     return (word + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 @dataclass(frozen=True)
 class Randomness:
-    """The two independent streams of a batch of images: coupled noise, and uniforms for residual drafts and trials."""
+    """Two independent streams for each image: Gumbel noise for coupled choices, uniform numbers for drawn drafts."""
 
     noise: GumbelNoise
     generators: list[torch.Generator]
 
     @classmethod
     def from_seeds(cls, seeds: list[int], positions: int, vocab: int, like: Tensor) -> Randomness:
-        """Both streams of each image follow from its seed alone."""
+        """Make both streams; each image's streams are a function of its seed alone."""
         generators = [torch.Generator().manual_seed(seed ^ 0x5DEECE66D) for seed in seeds]
         return cls(GumbelNoise(seeds, positions, vocab, like), generators)

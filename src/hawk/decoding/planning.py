@@ -25,7 +25,7 @@ from hawk.files import write_json
 from hawk.machine import seconds_of
 
 WIDTHS = (1, 4, 8, 16)
-"""Nodes of the forwards that are timed, beside those of the windows to choose from."""
+"""Nodes of the steps that are always timed, beside the windows to choose from."""
 
 
 @runtime_checkable
@@ -47,15 +47,15 @@ class TimedTarget(Target, Protocol):
 
 
 def costs_file() -> Path:
-    """Where measured costs are kept: below $HAWK_CACHE, or else below the user's cache folder."""
+    """The file that keeps measured costs: in $HAWK_CACHE, or else in the user's cache folder."""
     cache = os.environ.get("HAWK_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hawk"
     return Path(cache) / "step-costs.json"
 
 
 def known_seconds(key: str, widths: list[int], measure: Callable[[], dict[int, float]]) -> dict[int, float]:
-    """Seconds by width, measured when `costs_file` has none under the key for all widths; then they are kept there.
+    """Seconds by width, from `costs_file` if it holds all `widths` under `key`; else measured, and kept there.
 
-    It is a cache: what cannot be read in it is measured anew, and where it cannot be written nothing is kept.
+    The file is a cache: an unreadable file is measured anew, and a file that cannot be written is left out.
     """
     path = costs_file()
     try:
@@ -73,7 +73,10 @@ def known_seconds(key: str, widths: list[int], measure: Callable[[], dict[int, f
 
 @torch.inference_mode()
 def step_seconds(target: TimedTarget, widths: list[int], repeats: int, engine: Engine = "eager") -> dict[int, float]:
-    """Median seconds of a guided step of window decoding over n nodes in the middle of an image, by turns."""
+    """Median seconds of a guided step of window decoding over n nodes, for each n of `widths`, measured by turns.
+
+    The steps are timed in the middle of an image.
+    """
     start = MidImage.of(target, target.grid, SamplingParams(cfg_scale=2.0), max(widths) - 1, engine)
     seconds: dict[int, list[float]] = {nodes: [] for nodes in widths}
     steps = {nodes: partial(advance, target, start.state, nodes - 1) for nodes in widths}
@@ -81,14 +84,17 @@ def step_seconds(target: TimedTarget, widths: list[int], repeats: int, engine: E
     for turn in range(repeats + 1):
         for nodes, call in calls.items():
             taken = start.seconds(call)
-            if turn:  # the first turn warms up
+            if turn:  # the first turn is a warm-up
                 seconds[nodes].append(taken)
     return {nodes: statistics.median(runs) for nodes, runs in seconds.items()}
 
 
 @dataclass(frozen=True)
 class MidImage:
-    """A state half an image on, and how to get back to it; what the cache holds is of no account to its time."""
+    """A state in the middle of an image, to which the clock returns before each timed call.
+
+    The cache holds no real tokens there; the time of a step does not depend on them.
+    """
 
     state: WindowState
     prompt: list[int]
@@ -96,7 +102,7 @@ class MidImage:
     @classmethod
     @torch.inference_mode()
     def of(cls, target: TimedTarget, grid: Grid, params: SamplingParams, reach: int, engine: Engine) -> MidImage:
-        """Behind a blank prompt, the noise held; a state that the engine can run."""
+        """Make the state after a blank prompt, with the noise drawn, in the form that the engine runs."""
         request = Request(target.blank_prompt(), grid, params, [0])
         state = first_window(target, request, Window(reach))
         here = cls(state if engine == "eager" else on_device(state), list(state.cache.lengths))
@@ -105,7 +111,7 @@ class MidImage:
         return here
 
     def rewind(self) -> None:
-        """To the middle of the image."""
+        """Return to the middle of the image."""
         middle = self.state.grid.size // 2
         self.state.committed.fill_(middle)
         self.state.steps.fill_(1)
@@ -113,6 +119,6 @@ class MidImage:
 
     @torch.inference_mode()
     def seconds(self, call: Callable[[], Any]) -> float:
-        """Wall-clock seconds of one call from here on."""
+        """Wall-clock seconds of one call that starts in the middle of the image."""
         self.rewind()
         return seconds_of(call, self.state.tokens.device)

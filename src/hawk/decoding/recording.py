@@ -43,9 +43,9 @@ def draw(
 
 
 def replay(state: WindowState, step: Callable[[], Any], on_step: OnStep | None) -> None:
-    """Step until every image is drawn; the host knows only what was committed `LAG` steps ago, so no step waits for it.
+    """Step until every image is drawn; the host reads the counts of `LAG` steps ago, so that no step waits for it.
 
-    Steps past the end change nothing. `step` takes no argument: it is `advance`, or a GPU's recording of it.
+    `step` is `advance` without arguments, or a GPU's recording of it. Steps after the end change nothing.
     """
     known, counts, steps = state.committed.tolist(), Counts(state.committed), 1
     while min(known) < state.grid.size:
@@ -54,19 +54,19 @@ def replay(state: WindowState, step: Callable[[], Any], on_step: OnStep | None) 
         counts.send()
         known, steps = counts.receive(LAG) or known, steps + 1
         tell(state, known, steps, on_step)
-    # The steps still under way are of finished images and commit nothing: they are not steps of anyone's.
+    # The last steps commit nothing, since all images are finished: they do not count.
     state.steps.copy_(state.history.any(1).sum())
 
 
 class Counts:
-    """Numbers on their way from the device to the host."""
+    """Copies of a device tensor on their way to the host."""
 
     def __init__(self, counts: Int[Tensor, " b"]) -> None:
         self.counts = counts
         self.sent: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
 
     def send(self) -> None:
-        """Let the device copy its numbers of now, whenever it comes to it."""
+        """Queue a copy of the present values; the host does not wait for it."""
         if not self.counts.is_cuda:
             self.sent.append((self.counts.clone(), None))
             return
@@ -76,7 +76,7 @@ class Counts:
         self.sent.append((copy, event))
 
     def receive(self, late: int) -> list[int] | None:
-        """The numbers of `late` sendings ago, waited for; None where so many were not sent."""
+        """Wait for the values that were sent `late` calls of `send` ago; None where there were not so many calls."""
         if len(self.sent) <= late:
             return None
         copy, event = self.sent.popleft()
@@ -120,9 +120,10 @@ def record(target: Target, state: WindowState, engine: Engine) -> Recording:
 
 
 def recorded(call: Callable[[], Any], engine: Engine) -> Callable[[], Any]:
-    """A call as the engine repeats it: as it is, or as a CUDA graph (which raises `HawkError` where none can be made).
+    """A call in the form in which the engine repeats it: unchanged, or as a CUDA graph.
 
-    A graph is captured after calls that let libraries take the memory they want.
+    The call runs a few times before its capture, so that libraries allocate their workspaces outside the graph. Raises
+    `HawkError` where the call cannot be captured.
     """
     if engine == "eager":
         return call
@@ -144,7 +145,7 @@ def recorded(call: Callable[[], Any], engine: Engine) -> Callable[[], Any]:
 
 
 def on_device(state: WindowState) -> WindowState:
-    """The same state in memory of its own, its cache one whose ends the device alone knows."""
+    """A copy of a state in memory of its own, with a cache whose row ends only the device knows."""
     noise = state.noise
     return replace(
         state,

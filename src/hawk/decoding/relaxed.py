@@ -1,7 +1,7 @@
 """The lossy verifier: LANTERN's relaxed acceptance (arXiv 2410.03355). It does NOT keep the target's distribution.
 
-A draft may claim, beside its own probability, that of tokens that look alike: image codes are interchangeable to a
-degree, and a target that spreads its mass over many alike rejects each of them.
+A draft is credited with its own probability and with that of tokens that look alike. Image codes are interchangeable
+to a degree, and a target that spreads its mass over many similar codes rejects each single one of them.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ LOSSY = ("relaxed",)
 """Names of the verifiers that change the target's distribution."""
 
 ROWS = 1024
-"""Tokens whose distances are computed together."""
+"""Number of tokens whose distances are computed together."""
 
 
 @dataclass(frozen=True)
 class Relaxation:
-    """How far acceptance is relaxed: each token's nearest tokens, and the mass that a draft may claim of them.
+    """How far acceptance is relaxed: the nearest tokens of each token, and how much of their mass a draft may claim.
 
-    `delta` bounds the total variation between p and p with the claimed mass moved to the drafted token. That is not a
-    bound on what is drawn: every drafted token may claim that much, so the drawn tokens can drift by more. What bounds
-    the drift of a node is the chance of a draft being kept that lossless verification would have rejected (at delta 0
-    it is none). The defaults are those of the authors' program.
+    `delta` bounds the total variation between p and p with the claimed mass moved to the drafted token. It does not
+    bound the drift of the drawn tokens, since every drafted token may claim that much. The drift at a node is bounded
+    by the chance that relaxed verification accepts a draft which lossless verification rejects; at delta 0 it is zero.
+    The defaults are those of the authors' program.
     """
 
     neighbours: Int[Tensor, "vocab k"]
@@ -43,9 +43,9 @@ class Relaxation:
 
     @classmethod
     def between(cls, vectors: Float[Tensor, "vocab d"], k: int = 1000, delta: float = 0.1) -> Relaxation:
-        """Neighbours of each token by cosine between `vectors` (embeddings or code vectors), itself left out.
+        """Find the `k` nearest other tokens of each token, by the cosine between `vectors` (embeddings or codes).
 
-        At most `k`; fewer where there are fewer tokens. Raises `HawkError` for k below 1.
+        There are fewer than `k` where the vocabulary is smaller. Raises `HawkError` for k below 1.
         """
         if k < 1:
             raise HawkError(f"k must be 1 or more neighbours, not {k}")
@@ -58,7 +58,7 @@ class Relaxation:
         return cls(torch.cat(nearest), delta)
 
     def claim(self, p: Float[Tensor, " vocab"], token: int) -> Float[Tensor, ""]:
-        """p(token) and the mass of its nearest tokens, as many of them as together have at most `delta`."""
+        """p(token) plus the mass of its nearest tokens, as many as together have a mass of at most `delta`."""
         mass = p[self.neighbours[token]].cumsum(0)
         return p[token] + (mass * (mass <= self.delta)).amax()
 
@@ -66,10 +66,10 @@ class Relaxation:
 def relaxed(
     tree: DraftTree, scores: Float[Tensor, "b n vocab"], generators: list[torch.Generator], relaxation: Relaxation
 ) -> list[Verdict]:
-    """Residual verification with relaxed acceptance: LOSSY. A rejected draft leaves the residual of the lossless rule.
+    """Residual verification with relaxed acceptance: LOSSY.
 
-    (The authors' program does not subtract q in the neighbourhood of a rejected draft; the lossless residual drifts
-    less.) Raises as `residual` does.
+    After a rejection, the residual is that of the lossless rule. (The authors' program does not subtract q near a
+    rejected draft; the lossless residual drifts less.) Raises as `residual` does.
     """
     needs_draws(tree)
     return [walk(tree, row, scores[row], generator, relaxation.claim) for row, generator in enumerate(generators)]

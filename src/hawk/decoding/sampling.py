@@ -39,25 +39,25 @@ class SamplingParams:
 
     @property
     def guided(self) -> bool:
-        """Whether an unconditional row is needed for each image."""
+        """Whether the target also needs an unconditional row for each image."""
         return self.cfg_scale != 1.0
 
 
 def guide(cond: Float[Tensor, "*b d"], uncond: Float[Tensor, "*b d"], scale: float) -> Float[Tensor, "*b d"]:
-    """Classifier-free guidance, `uncond + scale * (cond - uncond)`; of logits, or of states before a linear head."""
+    """Classifier-free guidance, `uncond + scale * (cond - uncond)`, of logits or of states before a linear head."""
     return uncond + scale * (cond - uncond)
 
 
 def log_probs(logits: Float[Tensor, "*b vocab"], params: SamplingParams) -> Float[Tensor, "*b vocab"]:
-    """`log p`: guided logits after temperature, top-k, top-p (in that order), normalised; removed tokens are -inf.
+    """`log p`: guided logits after temperature, top-k and top-p (in that order), normalised; removed tokens are -inf.
 
-    Computed in at least float32. At temperature 0 all mass is on the first largest logit.
+    Computed in float32 or wider. At temperature 0 all mass is on the first largest logit.
     """
     return filtered(logits, params).log_softmax(-1)
 
 
 def filtered(logits: Float[Tensor, "*b vocab"], params: SamplingParams) -> Float[Tensor, "*b vocab"]:
-    """`log p` up to a constant of each row, which is all that argmax(log p + g) asks for."""
+    """`log p` up to a constant of each row, which does not change argmax(log p + g)."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if params.temperature == 0:
         greedy = torch.full_like(logits, -torch.inf)
@@ -82,4 +82,4 @@ def _nucleus(logits: Float[Tensor, "*b vocab"], top_p: float) -> Float[Tensor, "
 
 def gumbel_argmax(scores: Float[Tensor, "*b vocab"], noise: Float[Tensor, "*b vocab"]) -> Int[Tensor, "*b"]:
     """The token that `log p` (or a draft's `log q`) and the noise of its position select: argmax(scores + noise)."""
-    return (scores + noise).max(-1).indices  # on a CPU half the time of argmax
+    return (scores + noise).max(-1).indices  # on a CPU, max takes half the time of argmax

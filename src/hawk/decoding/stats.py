@@ -1,4 +1,4 @@
-"""What decoding counts, and what it returns."""
+"""Counts of decoding, and the finished tokens that it returns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hawk.decoding.verify import Verdict
 
 @dataclass
 class Stats:
-    """Counts of one batch. `verified` and `accepted` are per depth (1 first) and per source."""
+    """Counts of one batch; the lists by depth begin with depth 1."""
 
     images: int = 0
     nfe: int = 0
@@ -32,12 +32,12 @@ class Stats:
 
     @property
     def acceptance_rate(self) -> list[float]:
-        """accepted / verified at each depth: of the steps that verified a draft there, how many kept one."""
+        """accepted / verified at each depth: the share of the steps with a draft at that depth that accepted one."""
         pairs = zip(self.accepted_by_depth, self.verified_by_depth, strict=True)
         return [kept / tried if tried else 0.0 for kept, tried in pairs]
 
     def record(self, tree: DraftTree, depths: list[list[int]], verdicts: list[Verdict], live: list[bool]) -> None:
-        """Add one step; `depths` are those of the valid nodes of each image's tree."""
+        """Add one step; `depths` are those of the valid nodes of each tree, `live` tells the unfinished images."""
         self.nfe += 1
         for row, verdict in enumerate(verdicts):
             if not live[row]:
@@ -57,7 +57,7 @@ class Stats:
 
 @dataclass(frozen=True)
 class Generation:
-    """Finished tokens `[batch, grid.size]`, the origin of each (`Canvas.origins`), and the counts."""
+    """Finished tokens `[batch, grid.size]`, the origin of each (see `Canvas`), and the counts."""
 
     tokens: Int[Tensor, "b n"]
     origins: Int[Tensor, "b n"]
@@ -66,16 +66,16 @@ class Generation:
 
 
 OnStep = Callable[[Canvas, Stats], None]
-"""Called after each step with what is drawn so far; a window's counts are then but images, forwards and tokens."""
+"""Called after each step with the canvas and the counts so far; a window counts only images, forwards and tokens."""
 
 
 def window_stats(
     history: list[list[int]], origins: list[list[int]], reach: int, source_names: tuple[str, ...]
 ) -> Stats:
-    """The counts of window decoding: `history[step][image]` tokens committed (prefill first), `origins` of each cell.
+    """The counts of window decoding, from the tokens that each step committed, `history[step][image]`, prefill first.
 
-    Every image is drawn from its first cell on; of a step's tokens the last is recovered, unless the image ends with a
-    kept draft.
+    `origins` are those of each image's cells. The last token of a step is recovered, unless the image ends with an
+    accepted draft.
     """
     images, size = len(origins), len(origins[0])
     stats = Stats(images=images, nfe=len(history), committed=sum(map(sum, history)))

@@ -1,8 +1,9 @@
-"""Structure tokens: what a model writes between image tokens and everybody knows beforehand, such as an end of row.
+"""Structure tokens: tokens between image tokens that the grid forces, such as an end-of-row token.
 
-Canvas, drafters and verifiers see the grid alone. A node in the last column stands, in the target's forward, for its
-token and the structure tokens after it: they cost no draft, no step, and are never rejected. The node's state is that
-of its last entry, which predicts the first token of the next row.
+The canvas, the drafters and the verifiers see image tokens only. In the target's forward, a node in the last column
+stands for its own token and for the structure tokens after it. Structure tokens therefore cost no draft and no step,
+and they are never rejected. The state of such a node is the state of its last entry, which predicts the first token of
+the next row.
 """
 
 from __future__ import annotations
@@ -23,24 +24,24 @@ class Structure:
     end_of_row: tuple[int, ...] = ()
 
     def before(self, positions: Int[Tensor, "*b"], grid: Grid) -> Int[Tensor, "*b"]:
-        """How many entries of an image stand before the token at each position."""
+        """The number of entries of an image before the token at each position."""
         return positions + len(self.end_of_row) * (positions // grid.width)
 
     def extra(self, grid: Grid, nodes: int) -> int:
-        """How many more entries than nodes a cache must hold for an image and trees of that many nodes together."""
+        """The entries that a cache needs beyond one a node, for an image and a tree of `nodes` nodes."""
         return len(self.end_of_row) * (grid.height + nodes)
 
     def of_chain(self, nodes: int, grid: Grid) -> int:
-        """Entries that so many consecutive positions have at most, wherever they begin."""
+        """The most entries that `nodes` consecutive positions can have, wherever they begin."""
         return nodes + len(self.end_of_row) * -(-nodes // grid.width)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The entries of a forward. Rows with fewer than others are filled up with entries that see only themselves.
+    """The entries of a forward. Rows with fewer entries than others are padded with entries that see only themselves.
 
-    `owner` is the node of an entry, -1 for filling; `offset` is 0 for the node's token and i for structure token i - 1;
-    `before` counts the entries of the image before it; `last` is the entry whose state is the node's.
+    `owner` is the node of an entry, -1 for padding. `offset` is 0 for the node's own token and i for structure token
+    i - 1. `before` counts the image's entries before an entry. `last` is the entry whose state is the node's state.
     """
 
     owner: Int[Tensor, "rows m"]
@@ -68,9 +69,10 @@ def lay_out(
     grid: Grid,
     entries: int | None = None,
 ) -> Layout:
-    """The entries of tree nodes, each node's behind those of the node before it.
+    """The entries of tree nodes, in the order of the nodes.
 
-    `entries` is how many there are with the filling; None is as many as are needed, which the host must read.
+    `entries` is the number of entries of each row, padding included; None takes as many as are needed, for which the
+    host must read the device.
     """
     ends_row = (positions % grid.width == grid.width - 1) & (positions < grid.size - 1)
     count = 1 + len(structure.end_of_row) * ends_row

@@ -1,4 +1,4 @@
-"""DraftTree: proposed tokens and their parents, for a batch of images; Window: the tree that keeps its shape."""
+"""DraftTree: proposed tokens and their parents, for a batch of images; Window: a chain that keeps its length."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Trial:
-    """One draw to be tried by residual verification: `node` is the child it leads to, `q` its row of `DraftTree.q`.
+    """One draw that residual verification tries: `node` is the child with its token, `q` its row of `DraftTree.q`.
 
-    Several trials may lead to one node (the same token drawn twice); `q = -1` means a one-hot draft.
+    Several trials may share a node (the same token drawn twice). `q = -1` means a one-hot draft.
     """
 
     node: int
@@ -23,12 +23,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class DraftTree:
-    """Nodes in topological order; node 0 is the root, the last committed token, whose forward is still due.
+    """Nodes in topological order; node 0 is the root: the last committed token, which no forward has scored yet.
 
-    `tokens`, `parents`, `sources`, `valid`: `[batch, nodes]`; a root's parent is itself, a padding node is not valid.
-    `sources` index `source_names`. `trials[row][node]` lists the draws below a node in the order they are tried, and
-    `q[row]` holds the distributions that they were drawn from, `[draws, vocab]`; both only where a residual verifier
-    needs them.
+    `tokens`, `parents`, `sources`, `valid`: `[batch, nodes]`. A root is its own parent; padding nodes are not valid.
+    `sources` index `source_names`. `trials[row][node]` lists the draws below a node in the order in which they are
+    tried, and `q[row]` holds the distributions of those draws, `[draws, vocab]`. Only residual verifiers need both.
     """
 
     tokens: Int[Tensor, "b n"]
@@ -45,7 +44,7 @@ class DraftTree:
         return self.tokens.shape[1]
 
     def draws(self, row: int, node: int) -> list[Trial]:
-        """The draws below a node of one image, in the order they are tried."""
+        """The draws below a node of one image, in the order in which they are tried."""
         return self.trials[row].get(node, []) if self.trials else []
 
     def deepest(self, row: int) -> int:
@@ -56,7 +55,7 @@ class DraftTree:
         return max(depths)
 
     def ancestors(self) -> Bool[Tensor, "b n n"]:
-        """`[b, i, j]`: node j is node i or lies above it."""
+        """`[b, i, j]`: whether node j is node i or an ancestor of node i."""
         parents = self.parents.cpu().numpy()
         batch, n = parents.shape
         reach = np.zeros((batch, n, n), dtype=bool)
@@ -89,7 +88,7 @@ class Window:
 
 
 def first_branch(parents: list[int], node: int) -> list[int]:
-    """Nodes below a node, always the first child; `parents` of all valid nodes of one image's tree."""
+    """The first child of a node, its first child, and so on; `parents` lists all valid nodes of one image's tree."""
     branch: list[int] = []
     for child in range(node + 1, len(parents)):
         if parents[child] == node:
@@ -115,9 +114,10 @@ class TreeBuilder:
         return cls([token], [0], [0], [0], {}, {})
 
     def first_branch_first(self) -> TreeBuilder:
-        """The same tree of one-hot drafts with its first branch right behind the root, where plain AR has its keys.
+        """The same tree of one-hot drafts, with the nodes of its first branch directly after the root.
 
-        A node's state is rounded by the order of the keys it sums over: along the first branch as in plain AR.
+        The rounding of a state depends on the order of the keys that attention sums over. This order gives the first
+        branch the keys of plain AR, in the order of plain AR.
         """
         first = [0, *first_branch(self.parents, 0)]
         order = first + sorted(set(range(len(self.tokens))) - set(first))
@@ -132,7 +132,7 @@ class TreeBuilder:
         )
 
     def add(self, parent: int, token: int, source: int, q: int | None = None) -> int:
-        """The child of `parent` with `token`, made if need be; with `q`, a trial that leads to it is recorded."""
+        """Return the child of `parent` with `token`, made if it is not there; with `q`, also record a trial of it."""
         node = self._children.get((parent, token))
         if node is None:
             node = len(self.tokens)

@@ -1,8 +1,8 @@
-"""Verifiers: which drafts of a tree the target keeps, and the token that follows them. Pure, at least float32.
+"""Verifiers: which drafts of a tree are accepted, and the token that follows them. Pure functions, in float32 or wider.
 
-All here are lossless: `coupled` returns exactly the tokens that plain AR returns for the same noise; `residual` keeps
-the joint distribution (arXiv 2211.17192; Hawk, Eq. 6-7), and so does `traversal` (arXiv 2505.12398), which keeps more
-drafts but asks more of them. The lossy one is in `hawk.decoding.relaxed`.
+All verifiers here are lossless. `coupled` returns exactly the tokens that plain AR returns for the same noise.
+`residual` keeps the joint distribution (arXiv 2211.17192; Hawk, Eq. 6-7), and so does `traversal` (arXiv 2505.12398),
+which accepts more drafts but needs trees of independent draws. The lossy verifier is in `hawk.decoding.relaxed`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ LOSSLESS = ("coupled", "residual", "traversal")
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one image: the kept nodes from the root downwards (root first), and the recovered or bonus token.
+    """The accepted nodes of one image, root first, and the recovered or bonus token after them.
 
-    `ahead` are the tokens after it where the tree tells them already (`aligned`).
+    `ahead` are tokens after that token which are known already but not committed yet (`aligned`).
     """
 
     path: list[int]
@@ -33,10 +33,11 @@ class Verdict:
     ahead: tuple[int, ...] = ()
 
     def aligned(self, tokens: list[int]) -> Verdict:
-        """The part of it whose nodes have their keys where plain AR has them: node d at depth d. `tokens` of all nodes.
+        """The part of the verdict whose nodes have their keys where plain AR has them, which is node d at depth d.
 
-        In half precision the order of keys shows in the last bit. What is kept elsewhere in the tree is therefore not
-        committed but foretold: those drafts are right, and the next step verifies them in their place.
+        In half precision, the order of the keys changes the last bit of a state. Drafts accepted elsewhere in the tree
+        are therefore not committed yet: they become `ahead`, and the next step verifies them again in plain AR's order.
+        `tokens` are those of all nodes.
         """
         kept = next((depth for depth, node in enumerate(self.path) if node != depth), len(self.path))
         if kept == len(self.path):
@@ -47,7 +48,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Scored:
-    """A verified batch of trees: log p of the token after each node, and the verdicts."""
+    """A verified batch of trees: log p of the token after each node (`scores`), and the verdicts."""
 
     tree: DraftTree
     scores: Float[Tensor, "b n vocab"]
@@ -57,9 +58,10 @@ class Scored:
 def coupled(
     tree: DraftTree, ancestors: Bool[Tensor, "b n n"], scores: Float[Tensor, "b n vocab"], noise: Tensor
 ) -> list[Verdict]:
-    """Keep the path whose every token is the one that plain AR would draw: argmax(log p + g) at its parent.
+    """Accept the path on which every token is the token that plain AR would draw: argmax(log p + g) at its parent.
 
-    `scores` is log p at each node (of the token after it), `noise` `[b, n, vocab]` the noise of that next position.
+    `scores[b, i]` is log p of the token after node i, up to a constant. `noise[b, i]` is the noise of that token's
+    position.
     """
     chosen = gumbel_argmax(scores, noise)
     right = (tree.tokens == chosen.gather(1, tree.parents)) & tree.valid
@@ -70,23 +72,24 @@ def coupled(
 
 
 def residual(tree: DraftTree, scores: Float[Tensor, "b n vocab"], generators: list[torch.Generator]) -> list[Verdict]:
-    """Walk down from the root; try each node's draws in order against the residual that earlier rejections left.
+    """Walk down from the root; at each node try the draws in order against the residual of the earlier rejections.
 
-    A draft x from q is kept with probability min(1, p(x) / q(x)); else p <- normalise(max(p - q, 0)). `generators`
-    holds one source of uniform numbers for each image. Raises ValueError where a tree has children but no trials.
+    A draft x from q is accepted with probability min(1, p(x) / q(x)); on rejection p <- normalise(max(p - q, 0)).
+    `generators` holds one source of uniform numbers for each image. Raises ValueError where a tree has children but no
+    trials.
     """
     needs_draws(tree)
     return [walk(tree, row, scores[row], generator, own_mass) for row, generator in enumerate(generators)]
 
 
 def needs_draws(tree: DraftTree) -> None:
-    """Raise ValueError where a tree has children but does not say what they were drawn from."""
+    """Raise ValueError where a tree has children but does not carry the distributions of their draws."""
     if tree.trials is None and tree.nodes > 1:
         raise ValueError("residual verification needs the draws and distributions of the draft tree")
 
 
 def own_mass(p: Float[Tensor, " vocab"], token: int) -> Float[Tensor, ""]:
-    """What a draft may claim of p where verification is lossless: p(token)."""
+    """The mass of p that lossless verification credits to a drafted token: p(token)."""
     return p[token]
 
 
@@ -97,7 +100,7 @@ def walk(
     generator: torch.Generator,
     claim: Callable[[Tensor, int], Tensor],
 ) -> Verdict:
-    """One image's verdict: a draft is kept with probability min(1, claim(p, x) / q(x)), else the residual is tried."""
+    """The verdict of one image: a draft x is accepted with probability min(1, claim(p, x) / q(x))."""
     path = [0]
     while True:
         p = scores[path[-1]].exp()
@@ -114,19 +117,19 @@ def walk(
 
 
 def residual_distribution(p: Float[Tensor, " vocab"], q: Float[Tensor, " vocab"]) -> Tensor | None:
-    """normalise(max(p - q, 0)) (Hawk, Eq. 7); None where nothing is left (p = q: no draw is rejected)."""
+    """normalise(max(p - q, 0)) (Hawk, Eq. 7); None where no mass is left (p = q: no draw is rejected)."""
     left = unclaimed(p, q)
     total = left.sum()
     return None if total <= 0 else left / total
 
 
 def unclaimed(p: Float[Tensor, " vocab"], q: Float[Tensor, " vocab"]) -> Float[Tensor, " vocab"]:
-    """max(p - q, 0): the mass of p that a draw from q does not bring."""
+    """max(p - q, 0): the mass of p that a draw from q does not cover."""
     return (p - q).clamp_min(0)
 
 
 def draft_distribution(tree: DraftTree, row: int, draw: Trial, like: Tensor) -> Float[Tensor, " vocab"]:
-    """What a draw was drawn from: its row of q, or one-hot at its token."""
+    """The distribution of a draw: its row of q, or one-hot at its token."""
     if draw.q >= 0:
         assert tree.q is not None
         return tree.q[row][draw.q].to(like)
@@ -137,7 +140,7 @@ def draft_distribution(tree: DraftTree, row: int, draw: Trial, like: Tensor) -> 
 
 @dataclass(frozen=True)
 class Stop:
-    """Where traversal may end: it keeps `path` with this chance, else goes on; the token after it is drawn from `p`."""
+    """A point where traversal may stop: with this chance it accepts `path` and draws the next token from `p`."""
 
     path: list[int]
     chance: float
@@ -145,12 +148,12 @@ class Stop:
 
 
 def traversal(tree: DraftTree, scores: Float[Tensor, "b n vocab"], generators: list[torch.Generator]) -> list[Verdict]:
-    """Try whole paths, deepest first: a path is kept by its tokens together, not one by one (arXiv 2505.12398).
+    """Try whole paths, deepest first: the tokens of a path are accepted together, not one by one (arXiv 2505.12398).
 
-    On average it keeps no fewer than `residual` on a chain, where it is block verification (arXiv 2403.10444) and no
-    verifier keeps more. It looks at all of a tree, so it is lossless only where every draw follows the q that it
-    carries whatever the other draws of the tree are (none shared between branches), and where no draw is used again
-    at a later step: what it rejects no longer follows its q. Raises as `residual` does.
+    On a chain this is block verification (arXiv 2403.10444), which on average accepts at least as many drafts as
+    `residual` or any other lossless verifier. Traversal looks at the whole tree. It is therefore lossless only if each
+    draw is independent of the tree's other draws (no draw is shared between branches), and if no rejected draw is used
+    again at a later step, since a rejected draw no longer follows its q. Raises as `residual` does.
     """
     needs_draws(tree)
     verdicts = []
@@ -161,18 +164,20 @@ def traversal(tree: DraftTree, scores: Float[Tensor, "b n vocab"], generators: l
 
 
 def stops(tree: DraftTree, row: int, scores: Float[Tensor, "n vocab"]) -> Iterator[Stop]:
-    """The places where traversal of one image's tree may end, in its order; the last one's chance is 1."""
+    """The points where traversal of one image's tree may stop, in the order of traversal; the last has chance 1."""
     return _stops_below(tree, row, scores.double(), [0], 1.0)
 
 
 def _stops_below(
     tree: DraftTree, row: int, scores: Float[Tensor, "n vocab"], path: list[int], weight: float
 ) -> Iterator[Stop]:
-    """Stops at the last node of `path` or below it, which is to be kept with probability `weight`.
+    """Stops at or below the last node of `path`, which traversal must accept with probability `weight`.
 
-    A draw x from q brings min(weight p(x), q(x)), so its subtree weighs min(1, weight p(x) / q(x)). Where that is
-    rejected max(weight p - q, 0) is still to be given: it is the next draw's p, and at last that of a stop here. x has
-    no share in it, so the same token drawn again is never kept (its subtree, seen already, could not be tried twice).
+    A draw x from q covers the mass min(weight p(x), q(x)), so its subtree has the weight min(1, weight p(x) / q(x)).
+    If the subtree is rejected, the mass max(weight p - q, 0) remains: the next draw is tried against it, and after the
+    last draw the token of a stop at this node is drawn from it. A subtree can be rejected only where
+    weight p(x) < q(x), and then no mass of x remains: a token that is drawn twice is never accepted at its second
+    trial.
     """
     p = scores[path[-1]].exp()
     for draw in tree.draws(row, path[-1]):
@@ -180,11 +185,11 @@ def _stops_below(
         token = int(tree.tokens[row, draw.node])
         left = unclaimed(weight * p, q)
         rest = float(left.sum())
-        brings = min(1.0, weight * float(p[token]) / float(q[token]))
+        share = min(1.0, weight * float(p[token]) / float(q[token]))
         if weight == 1 and rest == 0:  # p = q: no draw is rejected
-            brings = 1.0
-        if brings > 0:
-            yield from _stops_below(tree, row, scores, [*path, draw.node], brings)
+            share = 1.0
+        if share > 0:
+            yield from _stops_below(tree, row, scores, [*path, draw.node], share)
         if rest == 0:
             return
         weight, p = rest / (rest + (1 - weight)), left / rest
@@ -192,7 +197,7 @@ def _stops_below(
 
 
 def uniform(generator: torch.Generator) -> float:
-    """A number between 0 and 1."""
+    """A uniform number in [0, 1)."""
     return float(torch.rand((), generator=generator, dtype=torch.float64))
 
 

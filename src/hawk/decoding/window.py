@@ -28,23 +28,23 @@ from hawk.decoding.stats import Generation, OnStep, Stats, window_stats
 from hawk.decoding.tree import Window
 
 SOURCES = ("stale", "above")
-"""Whose a draft is: the target's own early guess, or the cell above where the target had said nothing."""
+"""Sources of a draft: a stale guess of the target, or, where it had not scored the position yet, the cell above."""
 STALE, ABOVE = range(len(SOURCES))
 
-
 LAG = 2
-"""Steps that a GPU is given ahead of what the host knows."""
+"""Number of steps by which the host follows a GPU that replays recorded steps."""
 
 CHANGING = ("tokens", "origins", "committed", "history", "steps", "padding")
-"""What a step changes in a state, the cache and the noise aside, and what differs between prompts."""
+"""The tensors of a state that a step changes or that differ between prompts, beside the cache and the noise."""
 
 
 @dataclass
 class WindowState:
     """Everything that a step reads and changes.
 
-    `tokens` are those of the image up to `committed`, and behind them the drafts; they and their `origins` have room
-    for a window past the image's end. `history[i]` is how many tokens step i committed, prefill first; `steps` counts.
+    `tokens` holds the `committed` tokens of each image, followed by the drafts of the window; `tokens` and `origins`
+    have room for a window past the image's end. `history[i]` is the number of tokens that step i committed, prefill
+    first; `steps` is the number of steps so far. `chain` is the ancestor matrix of the window's nodes.
     """
 
     grid: Grid
@@ -62,11 +62,11 @@ class WindowState:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Those of `CHANGING`."""
+        """The tensors that `CHANGING` names."""
         return [getattr(self, name) for name in CHANGING]
 
     def load(self, state: WindowState) -> None:
-        """Take over another state of the same shapes, in the memory of this one."""
+        """Copy another state of the same shapes into the memory of this one."""
         for mine, other in zip(self.tensors, state.tensors, strict=True):
             mine.copy_(other)
         assert isinstance(self.cache, FixedCache)
@@ -137,7 +137,10 @@ def advance(target: Target, state: WindowState, reach: int) -> Int[Tensor, " b"]
 
 
 def enter(state: WindowState, last: Int[Tensor, "b 1"], reach: int) -> None:
-    """Fill the window up behind `last`, the last position with a token or a guess: with the cell above, or by noise."""
+    """Put first drafts at the window's positions after `last`, the last position with a token or a guess.
+
+    The draft is the token of the cell above, or with `Window.above` False the token with the largest noise.
+    """
     ahead = state.committed[:, None] + torch.arange(reach, device=last.device)
     new = ahead > last
     if state.window.above:
@@ -151,13 +154,13 @@ def enter(state: WindowState, last: Int[Tensor, "b 1"], reach: int) -> None:
 
 
 def hold(state: WindowState, committed: list[int], late: int = 0) -> None:
-    """Draw the noise that a step reads and that of the drafts behind it; of further steps where the host is `late`."""
+    """Draw the noise that the next step and its first drafts read, and that of `late` further steps."""
     for row, count in enumerate(committed):
         state.noise.hold(row, count, count + (late + 2) * state.window.max_nodes)
 
 
 def follow(target: Target, state: WindowState, on_step: OnStep | None) -> None:
-    """Step until every image is drawn, the host reading each step's counts; windows shrink at the images' ends."""
+    """Step until every image is drawn; the host reads the counts of each step and shortens the window at the end."""
     committed, steps = state.committed.tolist(), 1
     while (left := state.grid.size - min(committed)) > 0:
         reach = min(state.window.reach, left)
@@ -168,7 +171,7 @@ def follow(target: Target, state: WindowState, on_step: OnStep | None) -> None:
 
 
 def tell(state: WindowState, committed: list[int], steps: int, on_step: OnStep | None) -> None:
-    """Show what is drawn so far, as far as the host knows."""
+    """Call `on_step` with the tokens that the host knows to be committed."""
     if on_step:
         n, images = state.grid.size, len(committed)
         nothing = state.tokens.new_empty(images, 0, 0, dtype=torch.float32)

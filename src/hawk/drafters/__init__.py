@@ -1,1 +1,1 @@
-"""Drafters: anything that proposes future image tokens."""
+"""Drafters: everything that proposes future image tokens; one file for each source of drafts."""

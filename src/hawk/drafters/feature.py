@@ -1,8 +1,9 @@
-"""FeatureDrafter: EAGLE (arXiv 2401.15077), one decoder layer that goes on from the target's own hidden states.
+"""FeatureDrafter: EAGLE (arXiv 2401.15077), one decoder layer that continues the target's own hidden states.
 
-From the state that predicted a token and that token's embedding it predicts the state after the token, whose drafts the
-target's frozen output head reads; below a draft it goes on from its own prediction, path by path, in one dimension.
-Drafts are drawn from q, so that residual verification is lossless (a top-k tree is not drawn).
+The layer reads the state that predicted a token and the token's embedding, and predicts the state after the token. The
+target's frozen output head turns that state into q. Below a draft, the layer continues from its own prediction, path by
+path, in one dimension. Drafts are drawn from q, so that residual verification is lossless; with `one_hot` they are the
+likeliest tokens of q instead, and each of them carries a one-hot q.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from hawk.drafters.source import Embeddings, OutputHead
 from hawk.nn.layers import RMSNorm, SwiGLU, additive_mask, attend, rotary_angles, rotated_heads, swiglu_width
 
 NAME = "feature"
-"""Of its files and its drafts."""
+"""Name of the drafter's files and of its drafts."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Entries:
 
 
 class FeatureDrafter(nn.Module):
-    """[embedding; state] -> next state. Embeddings and output head are the target's and are not held here."""
+    """[embedding; state] -> next state; token embeddings and output head belong to the target."""
 
     def __init__(self, config: FeatureConfig) -> None:
         super().__init__()
@@ -64,7 +65,7 @@ class FeatureDrafter(nn.Module):
         seen: Entries | None,
         mask: Float[Tensor, "#b 1 n m"],
     ) -> tuple[Float[Tensor, "b n dim"], Entries]:
-        """States after the tokens, from the states before them; also the keys and values of these nodes."""
+        """The states after the tokens, from the states before them, and the keys and values of these nodes."""
         x = self.join(torch.cat((embedded, states), dim=-1))
         heads = self.config.heads
         angles = rotary_angles(positions[..., None], self.config.dim // heads)
@@ -77,17 +78,17 @@ class FeatureDrafter(nn.Module):
         return self.last(self.out_norm(x)), own
 
     def save(self, folder: Path, target_fingerprint: str) -> None:
-        """Write weights and shape, and the target they were trained for."""
+        """Write the weights, their shape, and the fingerprint of the target that they were trained for."""
         save_part(self, self.config, folder, NAME, target_fingerprint)
 
     @classmethod
     def load(cls, folder: Path, target_fingerprint: str) -> FeatureDrafter | None:
-        """Read a drafter from a folder, None where there is none; refuses one of another target."""
+        """Read a drafter from a folder; None where there is none. `HawkError` for a drafter of another target."""
         return load_part(lambda shape: cls(FeatureConfig(**shape)), folder, NAME, target_fingerprint)
 
 
 def nodes_of(draws: tuple[int, ...]) -> int:
-    """Nodes of a full tree with that many draws below every node of each depth, root included."""
+    """Number of nodes of a full tree with `draws[d]` draws below every node of depth d, root included."""
     nodes, level = 1, 1
     for count in draws:
         level *= count
@@ -97,7 +98,7 @@ def nodes_of(draws: tuple[int, ...]) -> int:
 
 @dataclass
 class FeatureMemory:
-    """Of each image: entries of its committed tokens, and the drafter's state after the root."""
+    """Entries of each image's committed tokens, and the drafter's state after each root."""
 
     params: SamplingParams
     randomness: Randomness
@@ -107,9 +108,9 @@ class FeatureMemory:
 
 @dataclass
 class FeatureTree:
-    """Drafts a static tree: below every node of depth d, `draws[d]` draws from the drafter's q there.
+    """Drafts a static tree: below every node of depth d, `draws[d]` draws from the drafter's q at that node.
 
-    `one_hot`: not draws but the likeliest tokens, as in EAGLE-2 (arXiv 2406.16858); each is then its own q.
+    With `one_hot` the drafts are the likeliest tokens, as in EAGLE-2 (arXiv 2406.16858), each with a one-hot q.
     """
 
     drafter: FeatureDrafter
@@ -125,7 +126,7 @@ class FeatureTree:
         return nodes_of(self.draws)
 
     def start(self, canvas: Canvas, params: SamplingParams, randomness: Randomness) -> FeatureMemory:
-        """Nothing is read yet."""
+        """A memory without entries."""
         config = self.drafter.config
         nothing = canvas.states.new_empty(1, config.heads, 0, config.dim // config.heads)
         entries = [Entries(nothing, nothing) for _ in range(canvas.batch)]
@@ -192,7 +193,7 @@ class FeatureTree:
         return builder, torch.stack(rows) if rows else torch.empty(0, memory.randomness.noise.vocab)
 
     def _candidates(self, q: Float[Tensor, " vocab"], count: int, generator: torch.Generator) -> list[int]:
-        """Draws from q; the likeliest tokens where drafts are one-hot."""
+        """Draws from q, or its likeliest tokens where drafts are one-hot."""
         if self.one_hot:
             return q.topk(min(count, len(q))).indices.tolist()
         return torch.multinomial(q.double().cpu(), count, replacement=True, generator=generator).tolist()

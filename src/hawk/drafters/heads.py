@@ -1,9 +1,10 @@
 """Draft heads: horizontal (Medusa, arXiv 2401.10774) and vertical (Hawk, arXiv 2510.25739).
 
 A head is one residual block on the target's guided last hidden state, followed by the target's own frozen output
-head. Horizontal head n reads the newest state, which predicts position t, and predicts t + n. Vertical head d reads
-the state after token y - d * width and predicts position y; its predictions wait in a cache until their row comes.
-A source asks with draft states (`queries`) and is handed log q (`receive`): the pool runs the output head once for all.
+head. Horizontal head n reads the newest state, which predicts position t, and predicts position t + n. Vertical head d
+reads the state after token y - d * width and predicts position y; its predictions wait in a cache until decoding
+reaches their row. The pool runs the output head once for all sources: it collects their draft states (`queries`) and
+hands them log q (`receive`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from hawk.drafters.saved import load_part, save_part
 from hawk.drafters.source import Draft, Source
 
 NAME = "heads"
-"""Of their files."""
+"""Name of the heads' files."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class HeadsConfig:
 
 
 class DraftHeads(nn.Module):
-    """One `dim x dim` residual block for each head; the output head is the target's and is not held here."""
+    """One `dim x dim` residual block for each head; the output head belongs to the target."""
 
     def __init__(self, config: HeadsConfig) -> None:
         super().__init__()
@@ -46,29 +47,29 @@ class DraftHeads(nn.Module):
             nn.init.zeros_(block.bias)
 
     def draft_state(self, block: nn.Module, state: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
-        """State + SiLU(block(state)): what the output head reads in place of the target's own state."""
+        """state + SiLU(block(state)), which the output head reads in place of the target's own state."""
         return state + F.silu(block(state))
 
     def save(self, folder: Path, target_fingerprint: str) -> None:
-        """Write weights and shape, and the target that the heads were trained for."""
+        """Write the weights, their shape, and the fingerprint of the target that the heads were trained for."""
         save_part(self, self.config, folder, NAME, target_fingerprint)
 
     @classmethod
     def load(cls, folder: Path, target_fingerprint: str) -> DraftHeads | None:
-        """Read heads from a folder, None where there are none; refuses those of another target."""
+        """Read heads from a folder; None where there are none. `HawkError` for heads of another target."""
         return load_part(lambda shape: cls(HeadsConfig(**shape)), folder, NAME, target_fingerprint)
 
 
 @dataclass
 class HorizontalSource(Source):
-    """Distributions for the positions 1 .. heads after each root, from the newest state."""
+    """Distributions for the first positions after each root, one for each head, from the newest state."""
 
     heads: DraftHeads
 
     name = "horizontal"
 
     def start(self, canvas: Canvas) -> HorizontalMemory:
-        """Nothing is known before the first state."""
+        """A memory without predictions."""
         return HorizontalMemory([canvas.states.new_empty(0, 0)] * canvas.batch)
 
     def queries(self, memory: HorizontalMemory, canvas: Canvas, row: int) -> Float[Tensor, "n d"]:
@@ -77,11 +78,11 @@ class HorizontalSource(Source):
         return torch.stack([self.heads.draft_state(block, newest) for block in self.heads.horizontal])
 
     def receive(self, memory: HorizontalMemory, row: int, log_q: Float[Tensor, "n vocab"]) -> None:
-        """Keep what the queries were answered with."""
+        """Keep log q of the queries."""
         memory.ahead[row] = log_q
 
     def draft(self, memory: HorizontalMemory, row: int, start: int, window: int) -> Draft | None:
-        """The window, as far as there are heads."""
+        """The drafts of the window, at most one for each head."""
         return Draft(0, memory.ahead[row][:window]) if window else None
 
 
@@ -94,9 +95,9 @@ class HorizontalMemory:
 
 @dataclass
 class VerticalMemory:
-    """The paper's cache: predictions that wait for their row, `[batch, slots, vocab]`, a ring of `d * width` slots.
+    """The paper's cache: a ring of `d * width` predictions for each image, which wait until decoding reaches their row.
 
-    `read` counts the states of each image that have been turned into predictions.
+    `read` is the number of states of each image that predictions have been made from.
     """
 
     waiting: Float[Tensor, "b slots vocab"]
@@ -105,7 +106,7 @@ class VerticalMemory:
 
 @dataclass
 class VerticalSource(Source):
-    """Distributions for any uncommitted position whose cell `depth` rows above is committed."""
+    """Distributions for every uncommitted position whose cell `depth` rows above is committed."""
 
     heads: DraftHeads
     depth: int
@@ -124,20 +125,20 @@ class VerticalSource(Source):
         return VerticalMemory(waiting, [0] * canvas.batch)
 
     def queries(self, memory: VerticalMemory, canvas: Canvas, row: int) -> Float[Tensor, "n d"]:
-        """Draft states, from the states of an image's newly committed tokens, for the cells `depth` rows below them."""
+        """Draft states for the cells `depth` rows below the newly committed tokens, from the states of those tokens."""
         first, slots = memory.read[row], memory.waiting.shape[1]
         until = max(first, min(canvas.committed[row] - 1, canvas.grid.size - slots))
         states = canvas.states[row, first + 1 : until + 1]
         return self.heads.draft_state(self.heads.vertical[self.depth - 1], states) if until > first else states
 
     def receive(self, memory: VerticalMemory, row: int, log_q: Float[Tensor, "n vocab"]) -> None:
-        """Put what the queries were answered with into the cache."""
+        """Put log q of the queries into the cache."""
         first, slots = memory.read[row], memory.waiting.shape[1]
         memory.read[row] = first + len(log_q)
         memory.waiting[row, torch.arange(first, memory.read[row]) % slots] = log_q
 
     def draft(self, memory: VerticalMemory, row: int, start: int, window: int) -> Draft | None:
-        """The part of the window whose cells `depth` rows above have been read."""
+        """The drafts of the window's positions whose cell `depth` rows above has been read."""
         slots = memory.waiting.shape[1]
         first, end = max(start, slots), min(start + window, memory.read[row] + slots)
         if first >= end:

@@ -1,9 +1,9 @@
-"""Jacobi decoding with maximal coupling: a window of drafts that are kept as long as the target allows it.
+"""Jacobi decoding with maximal coupling: a window of drafts that stay the same as long as the target allows it.
 
-Every step scores the whole window under the drafts before it. A draft behind the first rejection then takes the
-target's new distribution as its q by maximal coupling: it is kept with probability min(1, p(x) / q(x)), else redrawn
-from normalise(max(p - q, 0)); either way it is distributed as p. (SCD's maximal coupling, arXiv 2510.24211; adaptive
-continuation and the K-ary tree at the frontier, SJD-PAC, arXiv 2603.18599.)
+Every step scores the whole window under the drafts before each position. Each draft after the first rejection is then
+coupled to the target's new distribution p: it stays with probability min(1, p(x) / q(x)), and otherwise it is redrawn
+from normalise(max(p - q, 0)). Either way the draft follows p, which is its q at the next step. (SCD's maximal coupling,
+arXiv 2510.24211; adaptive continuation and the K-ary tree at the frontier: SJD-PAC, arXiv 2603.18599.)
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from hawk.decoding.verify import Scored, residual_distribution, sample, uniform
 
 
 @dataclass
-class Window:
-    """One image's drafts from the frontier on, what each was drawn from, and their nodes in the last tree."""
+class LiveDrafts:
+    """The drafts of one image from the frontier on, the distribution of each, and their nodes in the last tree."""
 
     tokens: list[int] = field(default_factory=list)
     q: list[Tensor] = field(default_factory=list)
@@ -32,17 +32,18 @@ class Window:
 
 @dataclass
 class JacobiMemory:
-    """The windows of a batch and the source of its draws."""
+    """The drafts of each image, and the randomness of its draws."""
 
     randomness: Randomness
-    windows: list[Window]
+    drafts: list[LiveDrafts]
 
 
 @dataclass
 class JacobiTree:
-    """A chain of `window` drafts; at its first `depth` positions `branching` candidates each, multiplied to a tree.
+    """A chain of `window` drafts; its first `depth` positions have `branching` candidates each, multiplied to a tree.
 
-    Not for `traversal`, which rejects drafts past the frontier too: those live on here, as drawn from their q.
+    `traversal` cannot verify it: traversal also rejects drafts past the frontier, but here such drafts stay for the
+    next step and must still follow their q.
     """
 
     vocab: int
@@ -57,7 +58,7 @@ class JacobiTree:
         return 1 + self.window + sum(self.branching**d - 1 for d in range(1, min(self.depth, self.window) + 1))
 
     def within(self, most: int | None) -> JacobiTree:
-        """The same tree with at most `most` drafts: first fewer candidates at each position, then a shorter window."""
+        """The tree reduced to at most `most` drafts: first fewer candidates at each position, then a shorter window."""
         tree = self
         while most is not None and tree.max_nodes - 1 > most:
             wide = tree.branching > 1
@@ -65,40 +66,40 @@ class JacobiTree:
         return tree
 
     def start(self, canvas: Canvas, params: SamplingParams, randomness: Randomness) -> JacobiMemory:
-        """Empty windows: they are filled with uniform draws as the frontier comes near."""
-        return JacobiMemory(randomness, [Window() for _ in range(canvas.batch)])
+        """A memory without drafts; `observe` fills it with uniform draws."""
+        return JacobiMemory(randomness, [LiveDrafts() for _ in range(canvas.batch)])
 
     def observe(self, memory: JacobiMemory, canvas: Canvas, scored: Scored) -> None:
-        """Drop what was committed, couple what is left to its new distribution, fill the window up."""
-        for row, window in enumerate(memory.windows):
+        """Drop the committed drafts, couple the others to their new distribution, and append uniform draws."""
+        for row, live in enumerate(memory.drafts):
             generator, passed = memory.randomness.generators[row], len(scored.verdicts[row].path)
-            fresh = Window()
-            for offset in range(passed, len(window.tokens)):
-                p = scored.scores[row, window.nodes[offset - 1]].exp()
-                fresh.tokens.append(coupled_draw(window.tokens[offset], window.q[offset], p, generator))
+            fresh = LiveDrafts()
+            for offset in range(passed, len(live.tokens)):
+                p = scored.scores[row, live.nodes[offset - 1]].exp()
+                fresh.tokens.append(coupled_draw(live.tokens[offset], live.q[offset], p, generator))
                 fresh.q.append(p)
             flat = scored.scores.new_full((self.vocab,), 1.0 / self.vocab)
             while len(fresh.tokens) < min(self.window, canvas.room(row)):
                 fresh.tokens.append(sample(flat, generator))
                 fresh.q.append(flat)
-            memory.windows[row] = fresh
+            memory.drafts[row] = fresh
 
     def propose(self, memory: JacobiMemory, canvas: Canvas) -> DraftTree:
         """One tree for each image, with every draw's q."""
         builders, q = [], []
-        for row, window in enumerate(memory.windows):
+        for row, live in enumerate(memory.drafts):
             builder = TreeBuilder.rooted(int(canvas.tokens[row, canvas.committed[row] - 1]))
-            q.append(self._grow(builder, window, memory.randomness.generators[row]))
+            q.append(self._grow(builder, live, memory.randomness.generators[row]))
             builders.append(builder)
         return batch_trees(builders, ("stale",), q, canvas.tokens.device)
 
-    def _grow(self, builder: TreeBuilder, window: Window, generator: torch.Generator) -> Float[Tensor, "draws vocab"]:
+    def _grow(self, builder: TreeBuilder, live: LiveDrafts, generator: torch.Generator) -> Float[Tensor, "draws vocab"]:
         rows: list[Tensor] = []
         level, main = [0], 0
-        window.nodes = []
-        for offset, token in enumerate(window.tokens):
+        live.nodes = []
+        for offset, token in enumerate(live.tokens):
             wide = offset < self.depth
-            trials = siblings(token, window.q[offset], self.branching if wide else 1, generator)
+            trials = siblings(token, live.q[offset], self.branching if wide else 1, generator)
             below = [
                 [builder.add(parent, trial, 0, len(rows) + i) for i, (trial, _) in enumerate(trials)]
                 for parent in (level if wide else [main])
@@ -106,12 +107,12 @@ class JacobiTree:
             rows += [q for _, q in trials]
             main = below[level.index(main) if wide else 0][0]
             level = [node for nodes in below for node in nodes]
-            window.nodes.append(main)
+            live.nodes.append(main)
         return torch.stack(rows) if rows else torch.empty(0, self.vocab)
 
 
 def coupled_draw(token: int, q: Float[Tensor, " vocab"], p: Float[Tensor, " vocab"], generator: torch.Generator) -> int:
-    """A draw from p that is `token`, itself drawn from q, as often as can be (maximal coupling)."""
+    """A draw from p that equals `token`, which was drawn from q, as often as possible (maximal coupling)."""
     left = residual_distribution(p, q)
     return token if left is None or uniform(generator) * q[token] < p[token] else sample(left, generator)
 
@@ -119,7 +120,7 @@ def coupled_draw(token: int, q: Float[Tensor, " vocab"], p: Float[Tensor, " voca
 def siblings(
     first: int, q: Float[Tensor, " vocab"], count: int, generator: torch.Generator
 ) -> list[tuple[int, Float[Tensor, " vocab"]]]:
-    """`first`, drawn from q, and more draws without replacement; each with the distribution it was drawn from."""
+    """`first`, which was drawn from q, and further draws without replacement; each with its own distribution."""
     drawn = [(first, q)]
     while len(drawn) < count:
         token, before = drawn[-1]

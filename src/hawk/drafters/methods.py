@@ -25,10 +25,10 @@ from hawk.errors import HawkError
 
 @dataclass(frozen=True)
 class Method:
-    """A named point in the space of drafters and verifiers; `verifier` is the one it is run with by default.
+    """A named combination of a drafter and a verifier; `verifier` is the method's default.
 
-    `sources` are those of its pool; `hawk` takes the sources that its fitted settings name. `window` is how far a
-    Jacobi method looks past the frontier.
+    `sources` are those of the method's pool; `hawk` takes the sources that its fitted settings name. `window` is the
+    number of positions that a Jacobi method drafts past the frontier.
     """
 
     name: str
@@ -39,17 +39,17 @@ class Method:
 
     @property
     def lossless(self) -> bool:
-        """Whether its own verifier keeps the target's distribution."""
+        """Whether the method's own verifier keeps the target's distribution."""
         return self.verifier in LOSSLESS
 
     @property
     def label(self) -> str:
-        """Its name for people, who are to know which one is lossy."""
+        """The name that people read, which says so where the method is lossy."""
         return self.name if self.lossless else f"{self.name} (lossy)"
 
 
 JACOBI = ("stale",)
-"""The target's own early guesses: what Jacobi methods draft from, and `hawk` where nothing trained pays."""
+"""The source of Jacobi methods, and of `hawk` where no trained source pays: the target's stale guesses."""
 
 METHODS = {
     method.name: method
@@ -85,23 +85,23 @@ TOKENS_AT = {
     47: 8.42,
     63: 8.81,
 }
-"""Tokens a step by reach, measured on the bundled model (48 images): how what a window gains falls off."""
+"""Tokens that a step commits, by the window's reach, measured on the bundled model (48 images)."""
 
 UNTRAINED = DraftParts(
     replace(FusedSettings.unfitted(JACOBI), measured_on="no machine: costs are measured", tokens_at=TOKENS_AT)
 )
-"""What `hawk` drafts with where nothing is trained: the target's own early guesses, and the row above before them."""
+"""The parts of `hawk` without training: stale guesses of the target, and before them the cell above."""
 
 
 JACOBI_TREES = {
     "scd-maximal": JacobiTree(0),
     "sjd-pac": JacobiTree(0, branching=4, depth=3),  # the authors' K and D
 }
-"""Shapes of the Jacobi methods with maximal coupling; vocabulary and window are the target's and the caller's."""
+"""Trees of the Jacobi methods with maximal coupling; the target sets the vocabulary, the caller the window."""
 
 
 def method_named(name: str) -> Method:
-    """The method of a name; raises `HawkError` with the names there are."""
+    """The method of a name; `HawkError` with all names for an unknown one."""
     if name not in METHODS:
         raise HawkError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
     return METHODS[name]
@@ -112,7 +112,7 @@ M = TypeVar("M", bound=nn.Module)
 
 @runtime_checkable
 class DraftedTarget(Protocol):
-    """What drafters use of a target: its frozen embeddings and output head, both for states `hidden_size` wide."""
+    """The parts of a target that drafters use: its frozen embeddings and output head, `hidden_size` wide."""
 
     vocab_size: int
     hidden_size: int
@@ -164,7 +164,7 @@ def build_drafter(
 
 
 def lacking(method: Method, parts: DraftParts | None) -> str | None:
-    """The kind of drafter that a method needs and a model has not; None where it can run."""
+    """The kind of drafter that a method needs and the model lacks; None where the method can run."""
     if method.name == "ar" or method.window:
         return None
     if method.name == "hawk":
@@ -178,7 +178,7 @@ def lacking(method: Method, parts: DraftParts | None) -> str | None:
 
 
 def draws_within(limits: TreeLimits, draws: tuple[int, ...] = FeatureTree.draws) -> tuple[int, ...]:
-    """A static tree's draws at each depth, cut to a caller's limits: first the depth, then the width at the root."""
+    """The draws of a static tree at each depth, reduced to a caller's limits: depth first, then width at the root."""
     draws = draws[: limits.window or len(draws)]
     most = limits.num_draft_tokens
     while most is not None and nodes_of(draws) - 1 > most:
@@ -187,7 +187,7 @@ def draws_within(limits: TreeLimits, draws: tuple[int, ...] = FeatureTree.draws)
 
 
 def source_named(name: str, parts: DraftParts, target: DraftedTarget) -> Source:
-    """One source of a pool; `HawkError` where what it needs has not been trained."""
+    """The source of a pool with that name; `HawkError` where a part that it needs is not trained."""
     if name == "stale":
         return StaleSource(target.vocab_size)
     if name == "spatial":
@@ -197,7 +197,7 @@ def source_named(name: str, parts: DraftParts, target: DraftedTarget) -> Source:
 
 
 def needed(part: M | None, kind: str) -> M:
-    """The part; `HawkError` where it has not been trained."""
+    """The part itself; `HawkError` where it is not trained."""
     if part is None:
         there_is = "are no draft heads: train them" if kind == "heads" else f"is no {kind} drafter: train one"
         raise HawkError(f"there {there_is} with `hawk train drafter --kind {kind}`")
@@ -205,10 +205,10 @@ def needed(part: M | None, kind: str) -> M:
 
 
 def depth_of(name: str) -> int:
-    """Rows that a vertical source looks up; 0 for any other."""
+    """The number of rows that a vertical source looks up; 0 for any other source."""
     return int(name.removeprefix("vertical-")) if name.startswith("vertical-") else 0
 
 
 def beyond(name: str, parts: DraftParts) -> bool:
-    """Whether a source looks further up than there are heads."""
+    """Whether a vertical source looks further up than there are vertical heads."""
     return parts.heads is not None and depth_of(name) > parts.heads.config.vertical

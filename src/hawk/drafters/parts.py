@@ -1,4 +1,4 @@
-"""What is trained for drafting a target, and the folder it lies in."""
+"""DraftParts: everything that is trained to draft for a target, and the folder that holds it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from hawk.drafters.heads import DraftHeads
 from hawk.drafters.left import LeftFactor
 from hawk.drafters.settings import HEAD_SOURCES, FusedSettings
 from hawk.drafters.spatial import SpatialDrafter
-from hawk.errors import HawkError
+from hawk.errors import HawkError, one_line
 from hawk.nn.packed import pack_linears
 
 
 @dataclass(frozen=True)
 class DraftParts:
-    """Draft heads, spatial and feature drafter, how `hawk` fuses its sources, what it knows of left neighbours.
+    """Draft heads, spatial and feature drafter, left factor, and the settings by which `hawk`'s pool fuses its sources.
 
-    Any but `fused` may be None: not trained, or of no use to this target.
+    All but `fused` may be None: not trained, or of no use for this target.
     """
 
     fused: FusedSettings
@@ -34,11 +34,11 @@ class DraftParts:
 
     @property
     def modules(self) -> list[nn.Module]:
-        """The networks among them."""
+        """The networks among the parts."""
         return [part for part in (self.heads, self.spatial, self.feature) if part is not None]
 
     def pack(self, dtype: torch.dtype) -> None:
-        """Lay frozen float32 networks out for drafting on a CPU, their products in `dtype`."""
+        """Pack the frozen float32 networks for drafting on a CPU, with matrix products in `dtype`."""
         for part in self.modules:
             if isinstance(part, SpatialDrafter):
                 part.pack(dtype)
@@ -47,7 +47,7 @@ class DraftParts:
 
 
 def load_parts(folder: Path, dim: int, vocab: int, fingerprint: str, dtype: torch.dtype) -> DraftParts:
-    """Read a drafter folder made for the target of that fingerprint; `HawkError` for any other or a damaged one."""
+    """Read a drafter folder of the target with that fingerprint; `HawkError` for another target's or a damaged one."""
     try:
         heads = DraftHeads.load(folder, fingerprint)
         spatial = SpatialDrafter.load(folder, fingerprint)
@@ -55,8 +55,7 @@ def load_parts(folder: Path, dim: int, vocab: int, fingerprint: str, dtype: torc
     except HawkError:
         raise
     except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError, json.JSONDecodeError) as error:
-        first_line = str(error).strip().splitlines()[:1]
-        raise HawkError(f"the drafter in {folder} is damaged: {''.join(first_line)}") from error
+        raise HawkError(f"the drafter in {folder} is damaged: {one_line(error)}") from error
     if heads is None and spatial is None:
         raise HawkError(f"no draft heads in {folder}: train them with `hawk train drafter --kind heads`")
     parts = DraftParts(load_pool(folder, heads), heads, spatial, LeftFactor.load(folder, vocab), feature)
@@ -69,7 +68,7 @@ def load_parts(folder: Path, dim: int, vocab: int, fingerprint: str, dtype: torc
 
 
 def load_pool(folder: Path, heads: DraftHeads | None) -> FusedSettings:
-    """How `hawk` fuses its sources, from `pool.json`; the unfitted settings where there is none."""
+    """The settings of `hawk`'s pool from `pool.json`; unfitted settings where there is no such file."""
     path = folder / "pool.json"
     if not path.is_file():
         if heads is None:

@@ -1,9 +1,9 @@
 """The spatial sampling pool: several sources, each with a distribution for the coming positions, merged into a tree.
 
-`CartesianPool` is the paper's (arXiv 2510.25739, Eq. 3 and 5): each source of a depth draws its own candidates, the
-tree is the Cartesian product over depths, residual verification tries each draw against its own q. `FusedPool` is
-Hawk's default: the sources are multiplied (a product of experts), candidates are the top-k of log q + g under the
-noise the target will use, and the tree grows best-first by measured acceptance.
+`CartesianPool` is the paper's pool (arXiv 2510.25739, Eq. 3 and 5): at each depth every source draws its own
+candidates, the tree is the Cartesian product over depths, and residual verification tries each draw against its own q.
+`FusedPool` is Hawk's pool for trained drafters: it multiplies the sources (a product of experts), takes as candidates
+the top-k of log q + g under the noise that the target will use, and grows the tree best-first by measured acceptance.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from hawk.drafters.settings import FusedSettings, pattern_key
 from hawk.drafters.source import Draft, OutputHead, Source
 
 LEAST_LOG_Q = -30.0
-"""Floor of a source's log q inside a product: what one source filtered out, another may still propose."""
+"""Floor of a source's log q inside a product, so that a token which one source filtered out may still be proposed."""
 
 
 SHORTLISTED = 24
-"""Candidates of an offset that may take a place in the tree, whatever stands to their left."""
+"""Number of candidates of an offset on the shortlist, before the left factor reorders them."""
 
 
 Drafts = dict[int, Draft]
@@ -42,10 +42,10 @@ Drafts = dict[int, Draft]
 
 @dataclass
 class PoolMemory:
-    """What a pool remembers of a batch: its parameters, its randomness, and what each source remembers.
+    """A pool's memory of a batch: the parameters, the randomness, and the memory of each source.
 
-    `ahead` holds each image's tokens after the root that its last tree foretold. `layouts` holds the weights of a fused
-    pool, laid out once for each pattern of coverage (it recurs at every step).
+    `ahead` holds the tokens after each image's root that are known already (`Verdict.ahead`). `layouts` caches the
+    weights of a fused pool for each pattern of covered offsets, since patterns recur at every step.
     """
 
     params: SamplingParams
@@ -57,7 +57,7 @@ class PoolMemory:
 
 @dataclass
 class Pool:
-    """Sources, and what all pools do: start them, let them see each step, ask them for log q."""
+    """The sources of a pool, and the part that all pools share: show each step to the sources, collect their drafts."""
 
     sources: list[Source]
     head: OutputHead
@@ -68,12 +68,12 @@ class Pool:
         return tuple(source.name for source in self.sources)
 
     def start(self, canvas: Canvas, params: SamplingParams, randomness: Randomness) -> PoolMemory:
-        """Empty memories for a batch."""
+        """Empty memories of a batch."""
         nothing: list[tuple[int, ...]] = [()] * canvas.batch
         return PoolMemory(params, randomness, [source.start(canvas) for source in self.sources], nothing)
 
     def observe(self, memory: PoolMemory, canvas: Canvas, scored: Scored) -> None:
-        """Let every source see the step; one call of the output head answers all their queries."""
+        """Show the step to every source, and answer all their queries by one call of the output head."""
         asked: list[tuple[Callable[[Tensor], None], Tensor]] = []
         for row in range(canvas.batch):
             memory.ahead[row] = scored.verdicts[row].ahead
@@ -101,11 +101,11 @@ class Pool:
 
 @dataclass
 class CartesianPool(Pool):
-    """The paper's pool and tree: at each depth every source draws `draws` candidates, the depths are multiplied.
+    """The paper's pool and tree: at each depth every source draws `draws` candidates, and the depths are multiplied.
 
-    A depth's draws are shared by all branches (parallel heads do not see the branch), or with `own_draws` each branch
-    has its own: `traversal` needs that, to the other verifiers it is all one. Nodes beyond `max_nodes` are left out
-    depth by depth, a choice that looks at the tokens of earlier depths only.
+    All branches share the draws of a depth, since parallel heads do not see the branch. With `own_draws` each branch
+    has its own draws, which `traversal` needs and the other verifiers do not. A depth that would exceed `max_nodes` is
+    left out, with all deeper ones; that choice depends on the tokens of earlier depths only.
     """
 
     depth: int = 3
@@ -115,7 +115,7 @@ class CartesianPool(Pool):
 
     @property
     def lossless_with(self) -> tuple[str, ...]:
-        """The verifiers that its drafts carry enough for."""
+        """Names of the verifiers that the drafts carry enough for."""
         return ("residual", "traversal", "coupled") if self.own_draws else ("residual", "coupled")
 
     def propose(self, memory: PoolMemory, canvas: Canvas) -> DraftTree:
@@ -160,7 +160,7 @@ class CartesianPool(Pool):
 
 @dataclass
 class FusedPool(Pool):
-    """Hawk's pool: a weighted product of the sources, top-k of log q + g, a best-first tree of measured acceptance."""
+    """Hawk's pool: a weighted product of the sources, the top-k of log q + g, and a best-first tree."""
 
     settings: FusedSettings
     left: LeftFactor | None = None
@@ -196,7 +196,7 @@ class FusedPool(Pool):
         return builder.first_branch_first()
 
     def extend(self, builder: TreeBuilder, canvas: Canvas, row: int, candidates: Shortlist) -> None:
-        """Go on along the first branch to `refresh` positions; where no source speaks, a cell repeats the one above."""
+        """Extend the first branch to `refresh` positions; past the sources' offsets, a cell repeats the cell above."""
         committed, width = canvas.committed[row], canvas.grid.width
         until = min(self.settings.refresh, canvas.room(row))
         branch = [0, *first_branch(builder.parents, 0)]
@@ -204,8 +204,8 @@ class FusedPool(Pool):
         tokens += [builder.tokens[node] for node in branch[1:]]
         node = branch[-1]
         for offset in range(len(branch) - 1, until):
-            spoken = offset < len(candidates)
-            tokens.append(candidates.best(offset, tokens[-1]) if spoken else tokens[max(0, len(tokens) - width)])
+            covered = offset < len(candidates)
+            tokens.append(candidates.best(offset, tokens[-1]) if covered else tokens[max(0, len(tokens) - width)])
             node = builder.add(node, tokens[-1], source=0)
 
     def shortlist(
@@ -252,9 +252,9 @@ def weights_by_offset(settings: FusedSettings, drafts: Drafts) -> list[Float[Ten
 def fused_drafter(
     sources: list[Source], head: OutputHead, settings: FusedSettings, left: LeftFactor | None = None
 ) -> FusedPool | Window:
-    """The pool of these sources; where the target's early guesses are all there is, the window that drafts the same.
+    """The pool of these sources, or, where stale guesses are the only source, the window that drafts the same tokens.
 
-    (A tree beside the window gains less than the same nodes spent on a wider one: benchmarks/README.md.)
+    (A tree beside the window gains less than the same number of nodes in a wider window: benchmarks/README.md.)
     """
     if settings.refresh and tuple(source.name for source in sources) == ("stale",):
         return Window(settings.refresh)

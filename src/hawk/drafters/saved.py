@@ -1,4 +1,4 @@
-"""A trained part of a drafter on disk: NAME.safetensors beside NAME.json, which tells its shape and its target."""
+"""A trained part of a drafter on disk: NAME.safetensors, and NAME.json with its shape and its target's fingerprint."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def files_of(name: str) -> tuple[str, str]:
 
 
 def save_part(part: nn.Module, config: Any, folder: Path, name: str, target_fingerprint: str) -> None:
-    """Write a part's weights in bfloat16 (what it proposes is verified), and its shape with its target."""
+    """Write a part's weights in bfloat16, which cannot change what is generated, and its shape and target."""
     weights, described = files_of(name)
     save_tensors(folder / weights, {key: value.bfloat16().contiguous() for key, value in part.state_dict().items()})
     write_json(folder / described, {**asdict(config), "target": target_fingerprint})
 
 
 def load_part(make: Callable[[dict[str, Any]], M], folder: Path, name: str, target_fingerprint: str) -> M | None:
-    """Read a part that `make` builds from its shape; None where there is none. `HawkError`: one of another target."""
+    """Read a part that `make` builds from its shape; None where there is none. `HawkError` for another target."""
     weights, described = (folder / file for file in files_of(name))
     if not weights.is_file() or not described.is_file():
         return None

@@ -21,12 +21,12 @@ HEAD_SOURCES = ("horizontal", "vertical-1", "vertical-2")
 
 
 REFRESH = 32
-"""Positions past the frontier that are scored at every step where the target's early guesses are a source."""
+"""Positions past the frontier that every step scores where stale guesses are a source."""
 
 
 @dataclass(frozen=True)
 class TreeLimits:
-    """What a caller asks of the trees: drafts a step, and how far past the frontier they reach; None: the method's."""
+    """A caller's limits: drafts a step, and positions past the frontier; None leaves the choice to the method."""
 
     num_draft_tokens: int | None = None
     window: int | None = None
@@ -39,17 +39,23 @@ class TreeLimits:
 
 @dataclass(frozen=True)
 class FusedSettings:
-    """What `FusedPool` measured or was told.
+    """Settings of `FusedPool`, fitted or given.
 
-    `weights[pattern][offset - 1]` weighs the sources that are present, in their order; a pattern lists their indices,
-    as in "0,1" for horizontal and vertical-1, and its last row serves all further offsets. `rate[bin][rank]` is the
-    measured chance that a candidate is the target's token, by the lead of the first candidate over the second (nats of
-    log q + g; `edges` split it into bins). `node_cost` is what one more node adds to the time of a step, as a share of
-    a step without drafts: a tree grows while that raises the tokens expected per time. Its first branch then goes on to
-    `refresh` positions past the frontier, whatever its chance: what the target says there, too early, makes the coming
-    drafts (window refresh, as in Jacobi decoding). `tokens_at[reach]` is what a step commits where all its drafts are
-    one branch of that reach. The node cost was measured on the machine `measured_on` ("": wherever it is).
-    `sources` are the names of the pool's sources, in their order.
+    Args:
+        weights: `weights[pattern][offset]` holds the weights of the sources that are present at an offset, in order. A
+            pattern lists their indices: "0,1" is horizontal and vertical-1. The last row serves all further offsets.
+        edges: bounds between the bins of `rate`, in nats of log q + g.
+        rate: `rate[bin][rank]` is the measured chance that a candidate is the target's token. The bin follows from the
+            lead of the first candidate over the second.
+        sources: names of the pool's sources, in order.
+        max_nodes: most nodes of the best-first tree, root included.
+        window: most positions past the frontier in the best-first tree.
+        refresh: positions past the frontier to which the first branch is extended in any case, so that the target
+            scores them and makes the stale guesses of the next step (window refresh, as in Jacobi decoding).
+        node_cost: time of one more node, as a share of a step without drafts. A tree grows while a node raises the
+            expected tokens per time.
+        measured_on: the machine on which `node_cost` and `refresh` were chosen; "" for any machine.
+        tokens_at: `tokens_at[reach]` is the mean number of tokens that a step with a window of that reach commits.
     """
 
     weights: dict[str, tuple[tuple[float, ...], ...]]
@@ -64,15 +70,15 @@ class FusedSettings:
     tokens_at: dict[int, float] = field(default_factory=dict)
 
     def rates(self, lead: float) -> tuple[float, ...]:
-        """Chance of each rank at a depth whose first candidate leads by `lead`."""
+        """Chance of each rank where the first candidate leads by `lead` nats."""
         return self.rate[sum(lead >= edge for edge in self.edges)]
 
     def limited(self, limits: TreeLimits) -> FusedSettings:
-        """The same settings under a caller's limits."""
+        """The settings within a caller's limits."""
         nodes, refresh, most = self.max_nodes, self.refresh, limits.num_draft_tokens
         if limits.window is not None and refresh:
             refresh = limits.window
-        if most is not None:  # the window first: without it the target's early guesses run dry
+        if most is not None:  # the window comes first, since it makes the stale guesses of the next step
             refresh = min(refresh, most)
             nodes = most + 1 - refresh
         return replace(self, max_nodes=nodes, refresh=refresh, window=limits.window or self.window)
@@ -96,7 +102,7 @@ class FusedSettings:
 
     @classmethod
     def load(cls, folder: Path) -> FusedSettings:
-        """Read `pool.json`; raises `HawkError` where it is missing or not of this shape."""
+        """Read `pool.json`; `HawkError` where the file is missing or does not have this form."""
         path = folder / "pool.json"
         if not path.is_file():
             raise HawkError(f"no {path}: fit the pool with `hawk train drafter --kind heads`")
@@ -109,7 +115,7 @@ class FusedSettings:
 
     @classmethod
     def unfitted(cls, sources: tuple[str, ...] = HEAD_SOURCES) -> FusedSettings:
-        """Equal weights and a plain guess of acceptance, for sources whose pool has not been fitted."""
+        """Equal weights and rough chances of acceptance, for sources whose pool is not fitted."""
         count = len(sources)
         patterns = [c for size in range(1, count + 1) for c in combinations(range(count), size)]
         weights: dict[str, tuple[tuple[float, ...], ...]] = {
@@ -133,5 +139,5 @@ def settings_for(settings: FusedSettings, target: TimedTarget, model: str, engin
 
 
 def pattern_key(sources: Iterable[int]) -> str:
-    """Name of a set of present sources in `FusedSettings.weights`."""
+    """The key in `FusedSettings.weights` of a set of present sources."""
     return ",".join(map(str, sorted(sources)))

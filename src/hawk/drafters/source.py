@@ -1,4 +1,4 @@
-"""What a source of drafts is: something that gives a distribution to some of the coming positions of an image."""
+"""Source: anything that gives a distribution to some of an image's coming positions."""
 
 from __future__ import annotations
 
@@ -37,30 +37,30 @@ class Draft:
 
 
 class Source:
-    """One source; the pool runs the target's output head once for all of them.
+    """One source of a pool, which runs the target's output head once for all its sources.
 
-    After each step a source may look at what the target said (`see`), asks with draft states (`queries`), and is handed
+    After each step the pool shows a source the scored tree (`see`), collects its draft states (`queries`), and hands it
     their log q (`receive`). `memory` is whatever `start` returned for the batch.
     """
 
     @property
     def name(self) -> str:
-        """What its kept drafts are counted under."""
+        """The name under which accepted drafts are counted."""
         raise NotImplementedError
 
     def start(self, canvas: Canvas) -> Any:
         """An empty memory."""
 
     def see(self, memory: Any, canvas: Canvas, row: int, scored: Scored) -> None:
-        """Take from a verified tree what is worth remembering of an image."""
+        """Remember what the source needs of a verified tree, for one image."""
 
     def queries(self, memory: Any, canvas: Canvas, row: int) -> Float[Tensor, "n d"]:
         """Draft states of an image, for the target's output head."""
         return canvas.states[row, :0]
 
     def receive(self, memory: Any, row: int, log_q: Float[Tensor, "n vocab"]) -> None:
-        """Keep what the queries were answered with."""
+        """Keep log q of the queries."""
 
     def draft(self, memory: Any, row: int, start: int, window: int) -> Draft | None:
-        """What it says of the positions `start` .. `start + window - 1` of an image; None where it says nothing."""
+        """The drafts for an image's positions `start` to `start + window - 1`; None where there are none."""
         raise NotImplementedError

@@ -1,10 +1,11 @@
-"""SpatialDrafter: one small transformer that drafts every position of a window at once from what stands around it.
+"""SpatialDrafter: one small transformer that drafts all positions of a window at once from the cells around them.
 
-A query for each coming position attends, in two dimensions, to the committed cells near it (rows above, left cells of
-its row) and to the queries before it, whose tokens are not known yet. A cell is its token's embedding and the target's
-hidden state after it; the newest state and the distance from the root enter every query. Out come draft states for the
-target's frozen output head. (Two-dimensional drafting after Hawk, arXiv 2510.25739; feature inputs after EAGLE,
-arXiv 2401.15077; parallel queries after Medusa's heads, which are the case without attention.)
+Each coming position has a query. In two dimensions, the query attends to the committed cells near it (the rows above
+and the cells to the left) and to the queries before it, whose tokens are not known yet. The input of a cell is its
+token's embedding and the target's hidden state after it. Every query also receives the newest state and its distance
+from the root. The output is a draft state for the target's frozen output head. (Two-dimensional drafting after Hawk,
+arXiv 2510.25739; feature inputs after EAGLE, arXiv 2401.15077; parallel queries after Medusa's heads, which are the
+case without attention.)
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from hawk.nn.layers import RMSNorm, SwiGLU, additive_mask, attend, rotary_angles
 from hawk.nn.packed import pack_after_norm, pack_linears
 
 LEAST_WINDOW = 6
-"""Positions that are always drafted."""
+"""The fewest positions that a step drafts."""
 
 NAME = "spatial"
-"""Of its files and its source."""
+"""Name of the drafter's files and of its source."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,12 @@ class SpatialConfig:
     left: int = 8
 
     def reach(self, grid: Grid) -> int:
-        """How many cells back, in raster order, the first query can see."""
+        """How many cells, in raster order, the first query can see back."""
         return max(self.above * grid.width + self.columns, self.left)
 
 
 class SpatialLayer(nn.Module):
-    """Queries attend to cells and to earlier queries, then a feed-forward block; pre-norm."""
+    """Pre-norm attention of queries to cells and to earlier queries, then a feed-forward block."""
 
     def __init__(self, config: SpatialConfig) -> None:
         super().__init__()
@@ -78,13 +79,13 @@ class SpatialLayer(nn.Module):
         return x + self.feed_forward(self.ffn_norm(x))
 
     def pack(self, dtype: torch.dtype) -> None:
-        """Lay the layer out for drafting on a CPU, its products in `dtype`."""
+        """Pack the layer for drafting on a CPU, with matrix products in `dtype`."""
         pack_after_norm(self, "norm", "qkv", dtype)
         pack_after_norm(self, "ffn_norm", "feed_forward", dtype)
 
 
 class SpatialDrafter(nn.Module):
-    """The transformer; the target's embeddings and output head are the target's and are not held here."""
+    """The transformer; token embeddings and output head belong to the target."""
 
     def __init__(self, config: SpatialConfig) -> None:
         super().__init__()
@@ -99,7 +100,7 @@ class SpatialDrafter(nn.Module):
         self.out = nn.Linear(config.width, config.dim, bias=False)
 
     def pack(self, dtype: torch.dtype) -> None:
-        """Lay the frozen drafter out for a CPU, its products in `dtype`."""
+        """Pack the frozen drafter for a CPU, with matrix products in `dtype`."""
         for layer in self.layers:
             layer.pack(dtype)  # type: ignore[operator]
         pack_after_norm(self, "cell_norm", "cell_entries", dtype)
@@ -107,7 +108,7 @@ class SpatialDrafter(nn.Module):
         pack_linears(self, dtype)
 
     def cells(self, embedded: Float[Tensor, "b m dim"], states: Float[Tensor, "b m dim"]) -> Float[Tensor, "b m width"]:
-        """Features of committed cells from their tokens' embeddings and the states after them (a root's is zero)."""
+        """Features of committed cells, from their tokens' embeddings and the states after them (zero for a root)."""
         return self.cell_norm(self.read(torch.cat((embedded, states), dim=-1)))
 
     def entries(
@@ -141,19 +142,19 @@ class SpatialDrafter(nn.Module):
         return rotary_angles(grid.coordinates(positions), self.config.width // self.config.heads, base=100.0)
 
     def save(self, folder: Path, target_fingerprint: str) -> None:
-        """Write weights and shape, and the target they were trained for."""
+        """Write the weights, their shape, and the fingerprint of the target that they were trained for."""
         save_part(self, self.config, folder, NAME, target_fingerprint)
 
     @classmethod
     def load(cls, folder: Path, target_fingerprint: str) -> SpatialDrafter | None:
-        """Read a drafter from a folder, None where there is none; refuses one of another target."""
+        """Read a drafter from a folder; None where there is none. `HawkError` for a drafter of another target."""
         return load_part(lambda shape: cls(SpatialConfig(**shape)), folder, NAME, target_fingerprint)
 
 
 def spatial_mask(
     wanted: Int[Tensor, "b w"], cells: Int[Tensor, "b m"], grid: Grid, config: SpatialConfig
 ) -> Float[Tensor, "b 1 w m_w"]:
-    """Additive mask of queries at `wanted` over cells (negative positions are padding) and over the queries."""
+    """Additive mask of queries at the positions `wanted`, over cells and queries; negative positions are padding."""
     seen = torch.cat((cells, wanted), dim=1)
     here, there = grid.coordinates(wanted)[:, :, None], grid.coordinates(seen)[:, None]
     up, aside = (here - there).unbind(-1)
@@ -165,11 +166,11 @@ def spatial_mask(
 
 @dataclass
 class SpatialMemory:
-    """Keys and values `[batch, layers * heads, grid.size, d]` of committed cells and how many hold their state.
+    """Keys and values `[batch, layers * heads, grid.size, d]` of committed cells; `read` cells include their state.
 
-    `angles` and `masks` (the window's over the `reach` cells before it and itself, for every first coming position) are
-    laid out once; `ahead` is the newest drafts of each image, `[window, vocab]`. `windows` is how far an image's next
-    drafts reach: twice as far as its last ones were kept, since most end early and every query costs time.
+    `angles`, and for every frontier the `masks` of the window over the `reach` cells before it, are made once.
+    `ahead` holds the newest drafts of each image, `[window, vocab]`. `windows` is the number of positions that an
+    image's next step drafts: twice as many as its last step accepted, since every query costs time.
     """
 
     keys: Tensor
@@ -183,7 +184,7 @@ class SpatialMemory:
 
 @dataclass
 class SpatialSource(Source):
-    """The spatial drafter's window after each root. `embeddings` is the target's token embedding."""
+    """Drafts of the spatial drafter for the window after each root; `embeddings` is the target's token embedding."""
 
     drafter: SpatialDrafter
     embeddings: Embeddings
@@ -191,7 +192,7 @@ class SpatialSource(Source):
     name = NAME
 
     def start(self, canvas: Canvas) -> SpatialMemory:
-        """No cell is committed yet."""
+        """A memory without cells."""
         config, grid = self.drafter.config, canvas.grid
         shape = (canvas.batch, config.layers * config.heads, grid.size, config.width // config.heads)
         keys = canvas.states.new_zeros(shape)
@@ -208,12 +209,12 @@ class SpatialSource(Source):
         )
 
     def see(self, memory: SpatialMemory, canvas: Canvas, row: int, scored: Scored) -> None:
-        """How far the last drafts were kept."""
-        kept = len(scored.verdicts[row].path)
-        memory.windows[row] = min(self.drafter.config.window, max(LEAST_WINDOW, 2 * kept))
+        """Set the next window by the number of drafts that the last step accepted."""
+        accepted = len(scored.verdicts[row].path)
+        memory.windows[row] = min(self.drafter.config.window, max(LEAST_WINDOW, 2 * accepted))
 
     def queries(self, memory: SpatialMemory, canvas: Canvas, row: int) -> Float[Tensor, "w dim"]:
-        """Take in the newly committed cells of an image (its root still without a state), then draft the window."""
+        """Read the newly committed cells of an image (the root has no state yet), then draft its window."""
         drafter, config, committed = self.drafter, self.drafter.config, canvas.committed[row]
         fresh = slice(memory.read[row], committed)
         memory.read[row] = committed - 1
@@ -233,17 +234,20 @@ class SpatialSource(Source):
         return drafter.draft_states(newest, memory.angles[None, window], *around, mask)[0]
 
     def receive(self, memory: SpatialMemory, row: int, log_q: Float[Tensor, "n vocab"]) -> None:
-        """Keep the window's drafts."""
+        """Keep log q of the window."""
         memory.ahead[row] = log_q
 
     def draft(self, memory: SpatialMemory, row: int, start: int, window: int) -> Draft | None:
-        """The window."""
+        """The drafts of the window."""
         return Draft(0, memory.ahead[row][:window]) if window else None
 
 
 def window_positions(
     starts: Int[Tensor, " b"], grid: Grid, config: SpatialConfig
 ) -> tuple[Int[Tensor, "b m"], Int[Tensor, "b w"]]:
-    """Of windows after the first `starts` tokens: the cells before them (negative where there is none), and theirs."""
+    """Positions of the cells before, and of the cells in, the windows that follow the first `starts` tokens.
+
+    A cell before the image has a negative position.
+    """
     cells = starts[:, None] + torch.arange(-config.reach(grid), 0, device=starts.device)
     return cells, starts[:, None] + torch.arange(config.window, device=starts.device)

@@ -1,7 +1,7 @@
-"""StaleTarget: what the target itself said of positions that it has scored too early (Jacobi decoding).
+"""StaleSource: stale guesses, which are the target's own distributions from an earlier forward (Jacobi decoding).
 
-The forward that verifies a tree also scores the positions after its rejected nodes, under a prefix that is wrong in one
-token or a few. Those distributions are the next step's drafts (SJD, arXiv 2410.01699; SCD, arXiv 2510.24211).
+The forward that verifies a tree also scores positions after rejected nodes, under a prefix that is wrong in one or a
+few tokens. Those distributions are the next step's drafts (SJD, arXiv 2410.01699; SCD, arXiv 2510.24211).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hawk.drafters.source import Draft, Source
 
 @dataclass
 class StaleMemory:
-    """The target's last word on the positions from `starts` on, `[scored, vocab]` for each image."""
+    """The target's newest log p of each image's positions from `starts` on, `[scored, vocab]`."""
 
     ahead: list[Tensor]
     starts: list[int]
@@ -28,10 +28,10 @@ class StaleMemory:
 
 @dataclass
 class StaleSource(Source):
-    """log p along the branch that the last verdict broke off and the tree's first branch, then what was said earlier.
+    """log p of the positions after the frontier: from the rejected branch, then the tree's first branch, then older.
 
-    With `window` (Jacobi decoding by itself) the positions that were never scored get the uniform distribution, so that
-    the chain always reaches as far.
+    The rejected branch begins with the first rejected child of the last accepted node. With `window` (Jacobi decoding
+    by itself), positions that were never scored get the uniform distribution, so that the chain always has that length.
     """
 
     vocab: int
@@ -40,15 +40,16 @@ class StaleSource(Source):
     name = "stale"
 
     def start(self, canvas: Canvas) -> StaleMemory:
-        """Nothing is scored yet."""
+        """A memory without guesses."""
         wide = torch.promote_types(canvas.states.dtype, torch.float32)
         nothing = torch.empty(0, self.vocab, dtype=wide, device=canvas.states.device)
         return StaleMemory([nothing] * canvas.batch, [0] * canvas.batch)
 
     def see(self, memory: StaleMemory, canvas: Canvas, row: int, scored: Scored) -> None:
-        """The scores of the first rejected child of the last kept node, and down its first children.
+        """Keep the scores of the first rejected child of the last accepted node, and of its first children below.
 
-        If a child holds the committed token, that child's. Beyond them those of the tree's first branch.
+        If a child holds the committed token, that child's scores are kept instead. After them come the scores of the
+        tree's first branch.
         """
         verdict, tree = scored.verdicts[row], scored.tree
         valid = int(tree.valid[row].sum())
@@ -59,16 +60,16 @@ class StaleSource(Source):
             for child in range(kept[-1] + 1, valid)
             if (parents[child], tokens[child]) == (kept[-1], verdict.token)
         ]
-        broken = [held[0], *first_branch(parents, held[0])] if held else first_branch(parents, kept[-1])
-        fresh = scored.scores[row, broken + first[len(kept) - 1 + len(broken) :]]
+        rejected = [held[0], *first_branch(parents, held[0])] if held else first_branch(parents, kept[-1])
+        fresh = scored.scores[row, rejected + first[len(kept) - 1 + len(rejected) :]]
         older = memory.ahead[row][canvas.committed[row] - memory.starts[row] + len(fresh) :]
         memory.ahead[row] = torch.cat((fresh, older)) if len(older) else fresh
         memory.starts[row] = canvas.committed[row]
 
     def draft(self, memory: StaleMemory, row: int, start: int, window: int) -> Draft | None:
-        """What was scored, and the uniform distribution for the rest of its own window."""
-        said = memory.ahead[row][:window]
-        missing = min(window, self.window) - len(said)
+        """The kept scores, and the uniform distribution for the rest of the source's own window."""
+        scored = memory.ahead[row][:window]
+        missing = min(window, self.window) - len(scored)
         if missing > 0:
-            said = torch.cat((said, said.new_full((missing, self.vocab), -math.log(self.vocab))))
-        return Draft(0, said) if len(said) else None
+            scored = torch.cat((scored, scored.new_full((missing, self.vocab), -math.log(self.vocab))))
+        return Draft(0, scored) if len(scored) else None

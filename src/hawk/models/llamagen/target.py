@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from hawk.decoding.cache import KVCache, Prefilled, whole_blocks
+from hawk.decoding.cache import KVCache, Prefilled, whole_key_blocks
 from hawk.decoding.grid import Grid
 from hawk.errors import HawkError
 from hawk.nn.layers import RMSNorm, SwiGLU, additive_mask, attend, rotary_angles, rotated_heads
@@ -262,7 +262,7 @@ class LlamaGen(nn.Module):
         rows, t = real.shape
         x = self.cls_embedding(features.to(self.tok_embeddings.weight))
         real = real.to(x.device)
-        shape = (config.n_layer, rows, config.kv_heads, whole_blocks(t + capacity), config.head_dim)
+        shape = (config.n_layer, rows, config.kv_heads, whole_key_blocks(t + capacity), config.head_dim)
         cache = KVCache.empty(*shape, like=x.new_empty(0, dtype=self.dtype))
         causal = torch.ones(t, t, dtype=torch.bool, device=x.device).tril()
         visible = causal & real[:, None, :] | torch.eye(t, dtype=torch.bool, device=x.device)

@@ -80,6 +80,11 @@ def _nucleus(logits: Float[Tensor, "*b vocab"], top_p: float) -> Float[Tensor, "
     return torch.empty_like(logits).scatter_(-1, index, ordered)
 
 
+def draws(q: Float[Tensor, " vocab"], count: int, generator: torch.Generator) -> Int[Tensor, " count"]:
+    """`count` independent draws from q, on the CPU, where the generator of an image lies."""
+    return torch.multinomial(q.double().cpu(), count, replacement=True, generator=generator)
+
+
 def gumbel_argmax(scores: Float[Tensor, "*b vocab"], noise: Float[Tensor, "*b vocab"]) -> Int[Tensor, "*b"]:
     """The token that `log p` (or a draft's `log q`) and the noise of its position select: argmax(scores + noise)."""
     return (scores + noise).max(-1).indices  # on a CPU, max takes half the time of argmax

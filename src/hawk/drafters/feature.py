@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hawk.decoding.canvas import Canvas
 from hawk.decoding.noise import Randomness
-from hawk.decoding.sampling import SamplingParams, log_probs
+from hawk.decoding.sampling import SamplingParams, draws, log_probs
 from hawk.decoding.tree import DraftTree, TreeBuilder, batch_trees
 from hawk.decoding.verify import Scored
 from hawk.drafters.saved import load_part, save_part
@@ -196,4 +196,4 @@ class FeatureTree:
         """Draws from q, or its likeliest tokens where drafts are one-hot."""
         if self.one_hot:
             return q.topk(min(count, len(q))).indices.tolist()
-        return torch.multinomial(q.double().cpu(), count, replacement=True, generator=generator).tolist()
+        return draws(q, count, generator).tolist()

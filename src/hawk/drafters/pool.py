@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hawk.decoding.canvas import Canvas
 from hawk.decoding.noise import Randomness
-from hawk.decoding.sampling import SamplingParams, log_probs
+from hawk.decoding.sampling import SamplingParams, draws, log_probs
 from hawk.decoding.tree import DraftTree, TreeBuilder, Window, batch_trees, first_branch
 from hawk.decoding.verify import Scored
 from hawk.drafters.best_first import Shortlist, grow_best_first
@@ -142,10 +142,7 @@ class CartesianPool(Pool):
             room -= width
             branches = len(level) if self.own_draws else 1
             drawn = [
-                torch.multinomial(q.double(), branches * self.draws, replacement=True, generator=generator)
-                .view(branches, -1)
-                .expand(len(level), -1)
-                for _, q in pool
+                draws(q, branches * self.draws, generator).view(branches, -1).expand(len(level), -1) for _, q in pool
             ]
             below = [
                 builder.add(parent, token, source, len(rows) + i)

@@ -141,7 +141,7 @@ def test_context_is_hidden_from_some_images_wholly_and_from_some_in_part() -> No
 
 def test_teacher_forcing_uses_the_null_caption_where_it_is_dropped() -> None:
     target = tiny_target()
-    module = TeacherForced(target, GRID, 0.1)
+    module = TeacherForced(target, GRID)
     prompt = prompts(0, 3)
     tokens = torch.randint(24, (3, GRID.size), generator=torch.Generator().manual_seed(0))
     dropped = torch.tensor([True, True, True])

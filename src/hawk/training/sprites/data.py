@@ -62,7 +62,7 @@ class Rendered:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What `build_dataset` wrote. `shards_kept` counts shards of an earlier run, `skipped` omitted pictures by reason."""
+    """What `build_dataset` wrote. `shards_kept` counts shards of an earlier run, `skipped` pictures by reason."""
 
     out: Path
     sprites: int

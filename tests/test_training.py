@@ -31,7 +31,7 @@ from hawk.training.sprites.data import SpriteJob, write_shards
 from hawk.training.sprites.records import Split, SpriteRecord, SpriteSet
 from hawk.training.sprites.target import Batches, Dropouts, TeacherForced, seen_tokens, train_target
 from hawk.training.sprites.texts import SpriteCaptions
-from hawk.training.sprites.tokenizer import TokenizerLoss, flat_cell_share, reconstruction_loss
+from hawk.training.sprites.tokenizer import flat_cell_share, reconstruction_loss
 
 CONFIG = FitConfig(steps=12, batch_size=4, lr=1e-2, warmup=2, dtype="float32", save_every=5, evaluate_every=6)
 
@@ -112,7 +112,7 @@ def test_gradients_reach_the_tokenizers_first_layer() -> None:
     small = FSQConfig(encoder_widths=(8, 8, 8), decoder_widths=(8, 8, 8), decoder_depths=(1, 1, 1))
     tokenizer = FSQTokenizer(small)
     images = torch.rand(2, 3, 16, 24) * 2 - 1
-    reconstruction_loss(tokenizer(images), images, TokenizerLoss())["loss"].backward()
+    reconstruction_loss(tokenizer(images), images)["loss"].backward()
     entry = [p for n, p in tokenizer.named_parameters() if n.startswith("encoder.1.")]
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in entry)
     assert flat_cell_share(tokenizer) == 1.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,23 +18,14 @@ from hawk.training.sprites.data import load_sprites
 from hawk.training.sprites.records import SpriteSet
 from hawk.training.world import World
 
-
-@dataclass(frozen=True)
-class TokenizerLoss:
-    """The weight of the error of image gradients, relative to the pixel error."""
-
-    gradient: float = 0.25
+GRADIENT_WEIGHT = 0.25
+"""The weight of the error of image gradients, relative to the pixel error."""
 
 
 def train_tokenizer(
-    data: Path,
-    out: Path,
-    config: FitConfig,
-    shape: FSQConfig | None = None,
-    loss: TokenizerLoss | None = None,
+    data: Path, out: Path, config: FitConfig, shape: FSQConfig | None = None
 ) -> tuple[FSQTokenizer, Fitted]:
     """Fit an `FSQTokenizer` on the sprites under `data`; state and tensorboard go to `out`."""
-    weights = loss or TokenizerLoss()
     train, held_out = load_sprites(data, "train"), load_sprites(data, "held-out")
     torch.manual_seed(config.seed)
     tokenizer = FSQTokenizer(shape)
@@ -47,20 +37,17 @@ def train_tokenizer(
     def batch_loss(module: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         own = step_generator(config.seed, step, world.rank)  # each process composes different images
         images = image_batch(train, part.stop - part.start, own).to(config.device)
-        return reconstruction_loss(module(images), images, weights)
+        return reconstruction_loss(module(images), images)
 
     def evaluate(module: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(module, FSQTokenizer)
         return measure_tokenizer(module, held_out, config.device)
 
     save_shape(out, tokenizer.config)
-    fitted = fit(tokenizer, batch_loss, config, out, evaluate)
-    return tokenizer, fitted
+    return tokenizer, fit(tokenizer, batch_loss, config, out, evaluate)
 
 
-def reconstruction_loss(
-    output: Float[Tensor, "b 3 h w"], images: Float[Tensor, "b 3 h w"], weights: TokenizerLoss
-) -> dict[str, Tensor]:
+def reconstruction_loss(output: Float[Tensor, "b 3 h w"], images: Float[Tensor, "b 3 h w"]) -> dict[str, Tensor]:
     """L1 and L2 error of the pixels, plus the L1 error of horizontal and vertical differences at full and half size.
 
     L1 alone would predict the median, so the many white pixels would win against colours: L2 prevents that. The
@@ -69,7 +56,7 @@ def reconstruction_loss(
     pixel = F.l1_loss(output, images) + 4 * F.mse_loss(output, images)
     edge = _gradient_error(output, images)
     edge = edge + _gradient_error(F.avg_pool2d(output, 2), F.avg_pool2d(images, 2))
-    return {"loss": pixel + weights.gradient * edge, "pixel": pixel.detach(), "edge": edge.detach()}
+    return {"loss": pixel + GRADIENT_WEIGHT * edge, "pixel": pixel.detach(), "edge": edge.detach()}
 
 
 def _gradient_error(output: Tensor, images: Tensor) -> Tensor:

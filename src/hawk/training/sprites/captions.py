@@ -24,7 +24,10 @@ class StyleWords:
 
 @dataclass(frozen=True)
 class CaptionOdds:
-    """How often a caption has which words. It may leave out the style `plain_style`; it names every other style."""
+    """How often a caption has which words; "told" means that it mentions something.
+
+    A caption may leave out the style `plain_style`; it names every other style.
+    """
 
     plain_style: str = "flat"
     plain_style_told: float = 0.3

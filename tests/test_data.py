@@ -1,4 +1,4 @@
-"""Building and reading sprites, on a tiny fake source; no network."""
+"""Building and reading the data set, with tiny fake packages and without a network."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from PIL import Image, ImageDraw
 
 from hawk.errors import HawkError
 from hawk.training.sprites import data, sources
-from hawk.training.sprites.data import SpriteJob, SpriteRecord, load_sprites, plan, render_job, split_of, write_shards
+from hawk.training.sprites.data import SpriteJob, load_sprites, plan, render_job, split_of, write_shards
 from hawk.training.sprites.naming import clean_name
-from hawk.training.sprites.sources import Archive, Source, chosen_sources, fetch_archive
+from hawk.training.sprites.records import SpriteRecord
+from hawk.training.sprites.sources import Archive, PictureSource, chosen_sources, fetch_archive
 
 
 def disc(colour: tuple[int, int, int], box: tuple[int, int, int, int] = (10, 30, 190, 120)) -> bytes:
-    """A PNG of 200x200 with an ellipse on transparency."""
+    """A PNG of 200x200 pixels: an ellipse on a transparent background."""
     image = Image.new("RGBA", (200, 200))
     ImageDraw.Draw(image).ellipse(box, fill=(*colour, 255))
     buffer = io.BytesIO()
@@ -160,7 +161,7 @@ def test_useless_pictures_are_counted_and_pale_ones_marked(tmp_path: Path, monke
         "pear": False,
     }
 
-    class PanicException(BaseException):  # as the renderer's Rust panics arrive
+    class PanicException(BaseException):  # the name that a Rust panic of the renderer has in Python
         pass
 
     def panics(payload: bytes, is_svg: bool) -> Image.Image:
@@ -190,7 +191,7 @@ def test_svg_is_rendered_with_transparency() -> None:
 
 
 def package(cache: Path, name: str, files: dict[str, bytes]) -> Archive:
-    """A fake npm tarball in the cache, and its pin."""
+    """Write a fake npm tarball into the cache; returns its pinned archive."""
     cache.mkdir(exist_ok=True)
     archive = Archive(name, "1.0.0", "")
     with tarfile.open(cache / archive.filename, "w:gz") as tar:
@@ -246,8 +247,8 @@ def test_icons_are_named_by_slug_or_code_point_and_junk_is_left_out(tmp_path: Pa
     )
     raster = package(tmp_path, "raster", {"assets/2744-fe0f.png": disc((1, 2, 3)), "assets/1f44d-1f3fb.png": b""})
     fake = [
-        Source("noto", iconify, "MIT", "noto"),
-        Source("fluent-3d", raster, "MIT", "3d", "raster"),
+        PictureSource("noto", iconify, "MIT", "noto"),
+        PictureSource("fluent-3d", raster, "MIT", "3d", "raster"),
     ]
     jobs = plan(fake, tmp_path, labels=fake_labels(tmp_path))
     named = {j.record.key: j.record for j in jobs}

@@ -1,4 +1,4 @@
-"""`hawk train drafter` for any target: killed and resumed, on two processes, the folder it writes, what it refuses."""
+"""`hawk train drafter` for any target: kills and resumes, two processes, the written folder, refused input."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from hawk.errors import HawkError
 from hawk.pipeline import HawkPipeline
 from hawk.training.drafters import grids
 from hawk.training.drafters import run as drafting
-from hawk.training.drafters.grids import draw_on_policy, hidden_states, origin_of
+from hawk.training.drafters.grids import Drawing, draw_on_policy, hidden_states, origin_of
 from hawk.training.drafters.recipe import KindRecipe, load_recipe
-from hawk.training.drafters.run import Plan, Trained, train_drafter
+from hawk.training.drafters.run import FrozenModel, Plan, train_drafter
 from hawk.training.drafters.spatial import SpatialLoss
 from hawk.training.drafters.teacher import forced_hidden, guided_states, teacher_log_p
 from hawk.training.loop import FitConfig
@@ -66,7 +66,7 @@ def plan_for(model: Any, name: str, **changes: Any) -> Plan:
 
 
 def dying(function: Any, at: int) -> Any:
-    """The function, until it has been called that often."""
+    """A function that passes the first `at` calls on to `function` and raises `KilledError` at the next call."""
     calls = iter(range(at))
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -81,32 +81,31 @@ def dying(function: Any, at: int) -> Any:
 def test_a_drafter_for_any_target_survives_kills_and_is_lossless(
     targets: dict[str, Path], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed while drawing, while fitting and while the pool is fitted, it ends as a run that nobody killed."""
-    trained = Trained.load(targets[name], torch.device("cpu"), "float32")
-    plan = plan_for(trained.bare, name)
+    """A run killed while drawing, while fitting and while fitting the pool ends with the weights of an unbroken run."""
+    frozen = FrozenModel.load(targets[name], torch.device("cpu"), "float32")
+    plan = plan_for(frozen.bare, name)
     with monkeypatch.context() as patch:
-        patch.setattr(drafting, "fit_pool", dying(drafting.fit_pool, 0))  # of this run only the fits are of interest
+        patch.setattr(drafting, "fit_pool", dying(drafting.fit_pool, 0))  # this run is compared in its fits only
         with pytest.raises(KilledError):
-            train_drafter(trained, WORDS, plan, tmp_path / "whole")
+            train_drafter(frozen, WORDS, plan, tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr(grids, "generate", dying(grids.generate, 2))
         with pytest.raises(KilledError):
-            train_drafter(trained, WORDS, plan, tmp_path / "killed")
+            train_drafter(frozen, WORDS, plan, tmp_path / "killed")
     drawn = sorted(path.name for path in (tmp_path / "killed" / "grids").iterdir())
     assert drawn == ["tokens-000000.safetensors", "tokens-000004.safetensors"]
-    with monkeypatch.context() as patch:  # in the middle of fitting: the heads are done, the spatial drafter is not
+    with monkeypatch.context() as patch:  # killed after the heads, in the middle of the spatial drafter
         patch.setattr(SpatialLoss, "forward", dying(SpatialLoss.forward, 3))
         patch.setattr(grids, "generate", dying(grids.generate, 1))  # only the missing shard is drawn
         with pytest.raises(KilledError):
-            train_drafter(trained, WORDS, plan, tmp_path / "killed")
+            train_drafter(frozen, WORDS, plan, tmp_path / "killed")
     assert torch.load(tmp_path / "killed" / "spatial" / "state.pt", weights_only=True)["step"] == 2
     with monkeypatch.context() as patch:
         patch.setattr(drafting, "fit_pool", dying(drafting.fit_pool, 0))
         with pytest.raises(KilledError):
-            train_drafter(trained, WORDS, plan, tmp_path / "killed")
+            train_drafter(frozen, WORDS, plan, tmp_path / "killed")
     assert not (tmp_path / "killed" / "drafter").exists()
-    said = train_drafter(trained, WORDS, plan, tmp_path / "killed")
-    assert said is not None
+    assert train_drafter(frozen, WORDS, plan, tmp_path / "killed") is not None
     folder = tmp_path / "killed" / "drafter"
     report = json.loads((folder / "report.json").read_text())
     assert report["loss"].keys() == KINDS.keys()
@@ -120,7 +119,7 @@ def test_a_drafter_for_any_target_survives_kills_and_is_lossless(
         stored = load_file(folder / f"{kind}.safetensors")
         part = {"heads": "heads", "spatial": "drafter", "feature": "drafter"}[kind]
         assert all(torch.equal(stored[key], whole["averaged"][f"{part}.{key}"].bfloat16()) for key in stored)
-    assert trained.bare.fingerprint in (folder / "README.md").read_text()
+    assert frozen.bare.fingerprint in (folder / "README.md").read_text()
 
     pipe = HawkPipeline.from_pretrained(targets[name], "cpu", "float32", drafter=folder)
     assert pipe.model.drafting is not None
@@ -139,12 +138,12 @@ def test_a_drafter_for_any_target_survives_kills_and_is_lossless(
 
 @pytest.mark.parametrize("name", ["llamagen", "janus", "emu3"])
 def test_the_teacher_says_what_plain_ar_samples_from(targets: dict[str, Path], name: str) -> None:
-    """Its log p plus the noise of an image selects the image's tokens, whatever the head and the chunk."""
+    """argmax(log p + g) gives the image's tokens, for the teacher's log p and the image's noise g, with any head."""
     from hawk.decoding.generate import generate
     from hawk.decoding.noise import GumbelNoise
     from hawk.decoding.trees import NoDrafter
 
-    model = Trained.load(targets[name], torch.device("cpu"), "float32").bare
+    model = FrozenModel.load(targets[name], torch.device("cpu"), "float32").bare
     plan = plan_for(model, name)
     condition = model.condition(["a cat", "a red apple"], ["", ""], plan.grid)
     tokens = generate(model.target, Request(condition, plan.grid, plan.params, [5, 6]), NoDrafter()).tokens
@@ -154,13 +153,13 @@ def test_the_teacher_says_what_plain_ar_samples_from(targets: dict[str, Path], n
     noise = GumbelNoise([5, 6], plan.grid.size, model.target.vocab_size, log_p)
     everywhere = torch.arange(plan.grid.size).expand(2, -1)
     assert torch.equal((log_p + noise.rows(everywhere)).argmax(-1), tokens)
-    if name == "janus":  # the head of the guided state is another distribution: that is why both states are kept
+    if name == "janus":  # the guided state gives another distribution, which is why both states are kept
         single = log_probs(model.target.head(guided_states(hidden, plan.params)), plan.params)
         assert (single - log_p).abs().max() > 0.1
 
 
 def test_two_processes_give_the_loss_of_one(tmp_path: Path) -> None:
-    """torchrun with gloo: the global batch is split, shards are drawn by turns, and every kind's loss is the same."""
+    """Under torchrun with gloo, the batch and the shards are split between two processes; all losses stay the same."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*command, train_together.__file__, str(tmp_path / "two")], capture_output=True, text=True, check=False
@@ -183,16 +182,17 @@ def test_a_batch_is_split_evenly_or_not_at_all() -> None:
 
 def test_states_past_the_budget_are_recomputed_to_the_same(tmp_path: Path) -> None:
     target, params = tiny_target().requires_grad_(False), SamplingParams(cfg_scale=2.0)
-    tokens = draw_on_policy(target, tiny_prompts, TINY_GRID, params, 10, tmp_path, batch=4)
+    drawing = Drawing(tiny_prompts, TINY_GRID, params, batch=4)
+    tokens = draw_on_policy(target, drawing, 10, tmp_path)
     shard = 4 * TINY_GRID.size * target.hidden_size * 2
     chosen = torch.tensor([9, 0, 5, 4, 5])
     states = []
-    for gigabytes, shards in ((0.0, 0), (1.5 * shard, 1), (1e9, 3)):
+    for budget, shards in ((0.0, 0), (1.5 * shard, 1), (1e9, 3)):
         out = tmp_path / f"states-{shards}"
-        data = hidden_states(target, tokens, tiny_prompts, TINY_GRID, params, out, gigabytes, batch=4)
+        data = hidden_states(target, tokens, drawing, out, budget)
         assert len(data.files) == shards
         assert len(list(out.glob("*"))) == shards
-        assert sum(path.stat().st_size for path in out.glob("*")) <= max(1.1 * gigabytes, 0)
+        assert sum(path.stat().st_size for path in out.glob("*")) <= max(1.1 * budget, 0)
         states.append(data(chosen))
     for other in states[1:]:
         torch.testing.assert_close(states[0], other, atol=2e-2, rtol=2e-2)  # bfloat16
@@ -201,7 +201,7 @@ def test_states_past_the_budget_are_recomputed_to_the_same(tmp_path: Path) -> No
 def test_shards_of_other_settings_are_refused(tmp_path: Path) -> None:
     target, params = tiny_target(), SamplingParams(cfg_scale=2.0)
     origin = origin_of("a-target", params, TINY_GRID, "some-prompts", 4)
-    draw_on_policy(target, tiny_prompts, TINY_GRID, params, 4, tmp_path, 4, origin)
+    draw_on_policy(target, Drawing(tiny_prompts, TINY_GRID, params, 4, origin), 4, tmp_path)
     changes = (
         origin_of("another", params, TINY_GRID, "some-prompts", 4),
         origin_of("a-target", replace(params, top_k=5), TINY_GRID, "some-prompts", 4),
@@ -209,7 +209,7 @@ def test_shards_of_other_settings_are_refused(tmp_path: Path) -> None:
     )
     for changed, name in zip(changes, ("target=a-target, not another", "top_k=0, not 5", "prompts=some"), strict=True):
         with pytest.raises(HawkError, match=f"was made with {name}"):
-            draw_on_policy(target, tiny_prompts, TINY_GRID, params, 4, tmp_path, 4, changed)
+            draw_on_policy(target, Drawing(tiny_prompts, TINY_GRID, params, 4, changed), 4, tmp_path)
 
 
 def test_a_prompt_file_is_read_and_refused_in_one_line(tmp_path: Path) -> None:
@@ -258,17 +258,17 @@ def test_recipes_are_read_and_unknown_keys_refused(tmp_path: Path) -> None:
 
 
 def test_sources_that_will_not_be_there_are_refused(targets: dict[str, Path], tmp_path: Path) -> None:
-    trained = Trained.load(targets["janus"], torch.device("cpu"), "float32")
-    plan = plan_for(trained.bare, "janus", kinds={"heads": KINDS["heads"]}, sources=("vertical-2",))
+    frozen = FrozenModel.load(targets["janus"], torch.device("cpu"), "float32")
+    plan = plan_for(frozen.bare, "janus", kinds={"heads": KINDS["heads"]}, sources=("vertical-2",))
     with pytest.raises(HawkError, match="unknown source 'vertical-2': choose from horizontal, vertical-1, stale"):
-        train_drafter(trained, WORDS, plan, tmp_path)
+        train_drafter(frozen, WORDS, plan, tmp_path)
     with pytest.raises(HawkError, match="there are none in"):
-        train_drafter(trained, WORDS, replace(plan, kinds={"feature": KINDS["feature"]}, sources=None), tmp_path)
+        train_drafter(frozen, WORDS, replace(plan, kinds={"feature": KINDS["feature"]}, sources=None), tmp_path)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_the_command_writes_a_drafter_that_generate_takes(targets: dict[str, Path], tmp_path: Path) -> None:
-    """`hawk train drafter --target --prompts`, at the least number of images, with a recipe file; and its refusals."""
+    """`hawk train drafter --target --prompts` works with the fewest images and a recipe file, and refuses bad input."""
     janus, prompts = targets["janus"], tmp_path / "prompts.txt"
     prompts.write_text("a cat\na red apple\n")
     (tmp_path / "own.yaml").write_text("heads: {steps: 3, batch_size: 4, horizontal: 1, vertical: 1}")

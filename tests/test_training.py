@@ -1,4 +1,4 @@
-"""The loop resumes exactly; heads learn from the target's own grids; the pool's weights and rates are right."""
+"""Training: the loop resumes exactly; the tokenizer, the target and a model folder's drafter are trained on discs."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from hawk.models.llamagen.target import LlamaGen, LlamaGenConfig
 from hawk.models.llamagen.words import StaticTextEncoder
 from hawk.models.tokenizers.fsq import FSQConfig, FSQTokenizer
 from hawk.training.drafters.recipe import KindRecipe
-from hawk.training.drafters.run import Plan, Trained, train_drafter
+from hawk.training.drafters.run import FrozenModel, Plan, train_drafter
 from hawk.training.loop import FitConfig, fit, learning_rate, load_averaged, optimizers_of
 from hawk.training.sprites.data import SpriteJob, write_shards
 from hawk.training.sprites.records import Split, SpriteRecord, SpriteSet
 from hawk.training.sprites.target import Batches, Dropouts, TeacherForced, seen_tokens, train_target
 from hawk.training.sprites.texts import SpriteCaptions
-from hawk.training.sprites.tokenizer import TokenizerLoss, flat_cell_share, reconstruction_loss
+from hawk.training.sprites.tokenizer import flat_cell_share, reconstruction_loss
 
 CONFIG = FitConfig(steps=12, batch_size=4, lr=1e-2, warmup=2, dtype="float32", save_every=5, evaluate_every=6)
 
@@ -112,7 +112,7 @@ def test_gradients_reach_the_tokenizers_first_layer() -> None:
     small = FSQConfig(encoder_widths=(8, 8, 8), decoder_widths=(8, 8, 8), decoder_depths=(1, 1, 1))
     tokenizer = FSQTokenizer(small)
     images = torch.rand(2, 3, 16, 24) * 2 - 1
-    reconstruction_loss(tokenizer(images), images, TokenizerLoss())["loss"].backward()
+    reconstruction_loss(tokenizer(images), images)["loss"].backward()
     entry = [p for n, p in tokenizer.named_parameters() if n.startswith("encoder.1.")]
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in entry)
     assert flat_cell_share(tokenizer) == 1.0
@@ -141,7 +141,7 @@ def test_context_is_hidden_from_some_images_wholly_and_from_some_in_part() -> No
 
 def test_teacher_forcing_uses_the_null_caption_where_it_is_dropped() -> None:
     target = tiny_target()
-    module = TeacherForced(target, GRID, 0.1)
+    module = TeacherForced(target, GRID)
     prompt = prompts(0, 3)
     tokens = torch.randint(24, (3, GRID.size), generator=torch.Generator().manual_seed(0))
     dropped = torch.tensor([True, True, True])
@@ -162,7 +162,7 @@ def disc_job(name: str, number: int) -> SpriteJob:
 
 
 def test_a_target_is_trained_from_sprites_to_a_lower_loss(tmp_path: Path) -> None:
-    """The whole of `hawk train target` on discs: data, tokens, captions, context dropout, held-out loss."""
+    """Everything that `hawk train target` does, on pictures of discs: data, tokens, captions, dropouts, loss."""
     names = [f"thing {letter}" for letter in "abcdefghijklmnopqrstuvwxyz"] * 2
     (tmp_path / "data").mkdir()
     write_shards(tmp_path / "data", [disc_job(name, i) for i, name in enumerate(names)], {}, workers=0)
@@ -182,7 +182,7 @@ def test_a_target_is_trained_from_sprites_to_a_lower_loss(tmp_path: Path) -> Non
 
 
 def test_a_drafter_is_trained_into_a_model_folder_part_by_part(tmp_path: Path) -> None:
-    """The whole of `hawk train drafter`: heads, the spatial and the feature drafter beside them, heads anew."""
+    """`hawk train drafter` three times: heads with a spatial drafter, then a feature drafter, then new heads."""
     data, folder, text = tmp_path / "data", tmp_path / "model", tmp_path / "text"
     data.mkdir()
     text.mkdir()
@@ -203,12 +203,12 @@ def test_a_drafter_is_trained_into_a_model_folder_part_by_part(tmp_path: Path) -
     nn.init.normal_(target.output.weight, std=0.4)
     save_model(folder, "tiny", target, tokenizer, text)
     how = KindRecipe(replace(CONFIG, steps=4, batch_size=4), {})
-    place = folder / HEADS_FOLDER
+    drafter_folder = folder / HEADS_FOLDER
 
     def train(*kinds: str, run: str = "run", sources: tuple[str, ...] | None = None) -> None:
-        trained = Trained.load(folder, torch.device("cpu"), "float32")
+        frozen = FrozenModel.load(folder, torch.device("cpu"), "float32")
         plan = Plan(dict.fromkeys(kinds, how), 64, SamplingParams(), GRID, sources, draw_batch=8)
-        train_drafter(trained, SpriteCaptions.read(data), plan, tmp_path / run, place)
+        train_drafter(frozen, SpriteCaptions.read(data), plan, tmp_path / run, drafter_folder)
 
     for kinds in (("heads", "spatial"), ("feature",)):
         train(*kinds)
@@ -216,15 +216,15 @@ def test_a_drafter_is_trained_into_a_model_folder_part_by_part(tmp_path: Path) -
         assert parts is not None
         assert parts.spatial is not None
         assert (parts.feature is not None) == ("feature" in kinds)
-        assert parts.fused.sources in (("stale",), (*HEAD_SOURCES, "spatial", "stale"))  # the faster of two
+        assert parts.fused.sources in (("stale",), (*HEAD_SOURCES, "spatial", "stale"))  # the faster of the two pools
         assert parts.fused.measured_on
-    assert json.loads((place / "report.json").read_text())["images"] == 64
+    assert json.loads((drafter_folder / "report.json").read_text())["images"] == 64
     train("heads", sources=("horizontal", "stale"))
     parts = load_model(folder).drafting
     assert parts is not None
     assert parts.fused.sources == ("horizontal", "stale")
     assert parts.spatial is None
-    assert not (place / "spatial.safetensors").exists()
-    shutil.rmtree(place)
+    assert not (drafter_folder / "spatial.safetensors").exists()
+    shutil.rmtree(drafter_folder)
     with pytest.raises(HawkError, match="there are none in"):
         train("feature", run="other")

@@ -1,4 +1,4 @@
-"""Training drafters: heads and the spatial drafter on on-policy grids, the pool on recorded decoding."""
+"""Training of drafters: heads, spatial and feature drafters on on-policy grids; the pool on recorded decoding."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from hawk.drafters.pool import FusedPool
 from hawk.drafters.settings import FusedSettings, TreeLimits
 from hawk.drafters.spatial import SpatialConfig, SpatialDrafter
 from hawk.errors import HawkError
-from hawk.models.llamagen.target import LlamaGen
+from hawk.models.llamagen.target import CaptionPrompt, LlamaGen
 from hawk.nn.layers import additive_mask
 from hawk.training.drafters.feature import FeatureLoss, feature_shape, train_feature
-from hawk.training.drafters.grids import OnPolicy, draw_on_policy
+from hawk.training.drafters.grids import Drawing, OnPolicy, draw_on_policy
 from hawk.training.drafters.heads import HeadsLoss, head_pairs, train_heads
 from hawk.training.drafters.losses import coupled_nats
 from hawk.training.drafters.pool import (
@@ -51,18 +51,19 @@ PARAMS = SamplingParams(cfg_scale=2.0)
 @pytest.fixture(scope="module")
 def onpolicy(tmp_path_factory: pytest.TempPathFactory) -> OnPolicy:
     target = tiny_target()
-    tokens = draw_on_policy(target, prompts, GRID, PARAMS, 64, tmp_path_factory.mktemp("grids"))
+    tokens = draw_on_policy(target, Drawing(prompts, GRID, PARAMS), 64, tmp_path_factory.mktemp("grids"))
     hidden = forced_hidden(target, tokens, prompts(0, 64), GRID, PARAMS)
     return OnPolicy(tokens, lambda images: hidden[:, images])
 
 
 def test_drawn_grids_are_kept_and_not_drawn_again(tmp_path: Path) -> None:
-    first = draw_on_policy(tiny_target(), prompts, GRID, PARAMS, 8, tmp_path, batch=4)
+    first = draw_on_policy(tiny_target(), Drawing(prompts, GRID, PARAMS, batch=4), 8, tmp_path)
 
     def no_prompts(start: int, count: int) -> CaptionPrompt:
         raise AssertionError("a finished shard was drawn again")
 
-    assert torch.equal(first, draw_on_policy(tiny_target(), no_prompts, GRID, PARAMS, 8, tmp_path, batch=4))
+    again = draw_on_policy(tiny_target(), Drawing(no_prompts, GRID, PARAMS, batch=4), 8, tmp_path)
+    assert torch.equal(first, again)
 
 
 def test_every_head_is_trained_on_the_position_it_predicts(onpolicy: OnPolicy) -> None:
@@ -71,7 +72,7 @@ def test_every_head_is_trained_on_the_position_it_predicts(onpolicy: OnPolicy) -
         read = torch.arange(GRID.size)[sources]
         predicted = torch.arange(GRID.size)[positions]
         kind, number = name.split("-")
-        # states[:, i] is the state after token i - 1: horizontal heads look ahead of i, vertical ones below i - 1.
+        # State i stands before token i: horizontal heads predict n tokens ahead of i, vertical ones d rows below i - 1.
         expected = read + int(number) if kind == "horizontal" else read - 1 + int(number) * GRID.width
         assert torch.equal(predicted, expected)
 
@@ -120,10 +121,10 @@ def test_a_perfect_source_is_always_accepted_and_a_poor_one_less() -> None:
 
 def test_a_pattern_that_never_occurs_has_weights_all_the_same() -> None:
     data = synthetic_pool()
-    data.present[1, :, 1] = False  # the second source speaks of the first position only
+    data.present[1, :, 1] = False  # the second source has drafts at the first offset only
     weights = fit_weights(data)
     assert weights["1"] == ((1.0,),)
-    assert weights["0"] == ((1.0,),), "a source alone is taken at its word"
+    assert weights["0"] == ((1.0,),), "a source alone has weight 1"
     assert len(weights["0,1"]) == 1
 
 
@@ -135,7 +136,7 @@ def built(target: LlamaGen, parts: DraftParts) -> FusedPool:
 
 
 def test_recorded_drafts_stand_beside_what_the_target_said_there() -> None:
-    """The target's own distribution as a source would be recorded as equal to log p; here it is recomputed."""
+    """Every recorded log p is the target's log p at some position, which a teacher-forced forward recomputes here."""
     target = tiny_target().requires_grad_(False)
     fused = FusedSettings.unfitted(("horizontal", "vertical-1", "stale"))
     pool = built(target, DraftParts(fused, DraftHeads(HeadsConfig(32, horizontal=2, vertical=1))))
@@ -149,32 +150,32 @@ def test_recorded_drafts_stand_beside_what_the_target_said_there() -> None:
     for sample, offset in known.nonzero()[:60].tolist():
         distance = (flat - data.log_p[sample, offset]).abs().amax(-1)
         assert distance.min() < 1e-4
-    # zero heads repeat the newest state: at the first offset that is p of the position before
+    # untrained heads repeat the newest state, so at the first offset q is p of the position before
     first = data.log_q[0, data.present[0, :, 0], 0]
     assert max(float((flat - row).abs().amax(-1).min()) for row in first) < 1e-4
 
 
 def test_the_spatial_drafter_decodes_what_it_was_trained_to_say() -> None:
-    """Window by window of a real decoding run, the cached drafts equal the teacher-forced ones of training."""
+    """In every window of a real decoding run, the drafts equal those that training computes with teacher forcing."""
     target = tiny_target().requires_grad_(False)
     torch.manual_seed(1)
     drafter = SpatialDrafter(SMALL)
     parts = DraftParts(FusedSettings.unfitted(("spatial",)), spatial=drafter)
     pool, prompt = built(target, parts), prompts(0, 2)
-    said: list[tuple[int, int, torch.Tensor]] = []
+    drafted: list[tuple[int, int, torch.Tensor]] = []
     inner = pool.drafts
 
     def watched(memory, canvas, row, window):  # type: ignore[no-untyped-def]
         drafts = inner(memory, canvas, row, window)
-        said.extend((row, canvas.committed[row], draft.log_q.clone()) for draft in drafts.values())
+        drafted.extend((row, canvas.committed[row], draft.log_q.clone()) for draft in drafts.values())
         return drafts
 
     pool.drafts = watched  # type: ignore[method-assign]
     tokens = generate(target, Request(prompt, GRID, PARAMS, [1, 2]), pool).tokens
     states = forced_hidden(target, tokens, prompt, GRID, PARAMS)[0]
     loss = SpatialLoss(drafter, target, GRID, PARAMS)
-    assert len(said) > 10
-    for row, start, log_q in said:
+    assert len(drafted) > 10
+    for row, start, log_q in drafted:
         forced = loss.drafts(tokens[row][None], states[row][None], torch.tensor([start]))[0, : len(log_q)]
         torch.testing.assert_close(log_q.clone(), forced, atol=2e-4, rtol=1e-3)
 
@@ -184,15 +185,15 @@ def test_the_spatial_drafter_learns_and_leaves_the_target_alone(onpolicy: OnPoli
     before = {name: weight.clone() for name, weight in target.state_dict().items()}
     torch.manual_seed(CONFIG.seed)
     start = SpatialLoss(SpatialDrafter(SMALL), target, GRID, PARAMS)
-    learnt = train_spatial(target, onpolicy, GRID, PARAMS, SMALL, CONFIG, tmp_path)
-    end = SpatialLoss(learnt.drafter, target, GRID, PARAMS)
+    result = train_spatial(target, onpolicy, GRID, PARAMS, SMALL, CONFIG, tmp_path)
+    end = SpatialLoss(result.drafter, target, GRID, PARAMS)
     starts = torch.arange(1, 7)
     noise = window_noise(list(range(6)), SMALL.window, target.vocab_size, "cpu")
     held_out = onpolicy.tokens[58:], onpolicy.hidden(torch.arange(58, 64)), starts, noise
     losses = [loss(*held_out)["nats"].item() for loss in (start, end)]
     assert losses[1] < losses[0] - 0.05
     assert all(torch.equal(weight, before[name]) for name, weight in target.state_dict().items())
-    learnt.drafter.save(tmp_path / "drafter", "target-a")
+    result.drafter.save(tmp_path / "drafter", "target-a")
     again = SpatialDrafter.load(tmp_path / "drafter", "target-a")
     assert again is not None
     assert again.config == SMALL
@@ -202,7 +203,7 @@ def test_the_spatial_drafter_learns_and_leaves_the_target_alone(onpolicy: OnPoli
 
 
 def test_the_feature_drafter_decodes_what_it_was_trained_to_say(onpolicy: OnPolicy, tmp_path: Path) -> None:
-    """It learns; and at each root of a real run the state it goes on from equals the teacher-forced one."""
+    """The loss falls, and at each root of a real run the drafter's state equals the teacher-forced one."""
     target = tiny_target().requires_grad_(False)
     drafter, fitted = train_feature(target, onpolicy, PARAMS, feature_shape(32), CONFIG, tmp_path)
     torch.manual_seed(CONFIG.seed)
@@ -211,13 +212,13 @@ def test_the_feature_drafter_decodes_what_it_was_trained_to_say(onpolicy: OnPoli
     assert fitted.scalars["nats"] < untrained["nats"].item() - 0.05
     drafter.requires_grad_(False)
     tree, prompt = FeatureTree(drafter, target.tok_embeddings, target.head), prompts(0, 2)
-    said: list[tuple[int, int, torch.Tensor]] = []
+    states_at_roots: list[tuple[int, int, torch.Tensor]] = []
     inner = tree.propose
 
     def watched(memory, canvas):  # type: ignore[no-untyped-def]
         for row, count in enumerate(canvas.committed):
             if canvas.room(row):
-                said.append((row, count, memory.after_root[row][0, 0].clone()))
+                states_at_roots.append((row, count, memory.after_root[row][0, 0].clone()))
         return inner(memory, canvas)
 
     tree.propose = watched  # type: ignore[method-assign]
@@ -228,8 +229,8 @@ def test_the_feature_drafter_decodes_what_it_was_trained_to_say(onpolicy: OnPoli
     forced = [
         drafter(target.tok_embeddings(tokens[r])[None], states[r][None], positions, None, mask)[0][0] for r in (0, 1)
     ]
-    assert len(said) > 10
-    for row, count, state in said:
+    assert len(states_at_roots) > 10
+    for row, count, state in states_at_roots:
         torch.testing.assert_close(state.clone(), forced[row][count - 1], atol=2e-3, rtol=1e-2)
     drafter.save(tmp_path / "drafter", "target-a")
     assert FeatureDrafter.load(tmp_path / "drafter", "target-a") is not None
@@ -262,7 +263,7 @@ def test_the_pool_is_fitted_on_its_own_runs(tmp_path: Path) -> None:
 
 
 def test_the_left_factor_learns_what_the_left_token_says(onpolicy: OnPolicy) -> None:
-    """A target whose next token is the left one plus one, and drafts that know nothing."""
+    """The target's next token is the left token plus 1, and the drafts are uniform."""
     target, vocab = tiny_target().requires_grad_(False), 24
     loss = SpatialLoss(SpatialDrafter(SMALL), target, GRID, PARAMS)
     generator = torch.Generator().manual_seed(5)
@@ -272,7 +273,7 @@ def test_the_left_factor_learns_what_the_left_token_says(onpolicy: OnPolicy) -> 
     optimizer = torch.optim.AdamW([*loss.left.parameters(), *loss.here.parameters()], lr=3e-2)
     for _ in range(150):
         optimizer.zero_grad()
-        (-(log_p.exp() * loss.told(left).log_softmax(-1)).sum(-1).mean()).backward()
+        (-(log_p.exp() * loss.left_term(left).log_softmax(-1)).sum(-1).mean()).backward()
         optimizer.step()
     flat = torch.zeros(1, 400, 2, vocab).log_softmax(-1)
     data = PoolData(flat, torch.ones(1, 400, 2, dtype=torch.bool), log_p, torch.where(torch.arange(2) > 0, left, -1))
@@ -281,7 +282,7 @@ def test_the_left_factor_learns_what_the_left_token_says(onpolicy: OnPolicy) -> 
     assert mass_kept(data, weights, factor) > mass_kept(data, weights) + 0.3
     quality = draft_quality(data, ("nothing",), weights, seed=0, factor=factor)
     assert quality["fused, left known"][2]["mass"] > 0.8
-    assert quality["fused, left known"][1] == quality["fused"][1]  # right after the root nothing is added
+    assert quality["fused, left known"][1] == quality["fused"][1]  # right after the root the factor adds nothing
 
 
 def test_a_left_factor_survives_saving_and_is_checked(tmp_path: Path) -> None:
@@ -300,7 +301,7 @@ def test_a_left_factor_survives_saving_and_is_checked(tmp_path: Path) -> None:
 
 
 def test_coupled_nats_are_least_where_the_draft_is_the_target() -> None:
-    """A flatter, a sharper or another draft is worse; a greedy target gives finite ones."""
+    """A flatter, a sharper or a different q has a larger loss; with a greedy target the loss is finite."""
     torch.manual_seed(0)
     log_p = (2 * torch.randn(12)).log_softmax(-1).expand(20_000, -1)
 

@@ -1,4 +1,4 @@
-"""`hawk data`: the captioned images that the bundled model learns from."""
+"""`hawk data`: build the captioned images that the bundled model is trained on."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Annotated
 import typer
 
 data_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="The captioned images that the bundled model learns from."
+    no_args_is_help=True, rich_markup_mode=None, help="Build the captioned images that the bundled model is trained on."
 )
 
 
 @data_app.command("build")
 def data_build(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the shards; an unfinished build goes on.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the shards; an unfinished build is resumed.")],
     source: Annotated[
-        list[str] | None, typer.Option("--source", help="Only this source; may be repeated (default: all).")
+        list[str] | None,
+        typer.Option("--source", help="Use only this source; may be given several times (default: all)."),
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most this many pictures.")] = None,
-    workers: Annotated[int, typer.Option("--workers", min=0, help="Rendering processes.")] = 2,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Render at most this many pictures.")] = None,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Number of rendering processes.")] = 2,
 ) -> None:
     """Fetch the pinned public icon sets and render them into captioned, checksummed shards."""
     from dataclasses import asdict

@@ -1,1 +1,1 @@
-"""Training: captioned images, the image tokenizer, the target and the drafters."""
+"""Training: the loop and its processes; `drafters` (for any target) and `sprites` (the bundled model) use them."""

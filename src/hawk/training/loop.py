@@ -1,4 +1,4 @@
-"""The one training loop: seeded by step, resumable after a kill, on CPU, one GPU or several under torchrun."""
+"""The training loop of everything in Hawk: seeded per step, resumable after a kill, on a CPU or GPUs (torchrun)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from hawk.training.world import World
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How to fit: sizes, optimiser, and how often to save. One `step` is one optimiser update.
+    """How a module is fitted: sizes, optimiser, and how often to save. One step is one optimiser update.
 
-    `batch_size` is that of a step, whatever the number of processes: each takes an equal part of it (`World.own`).
-    `muon`: the matrices inside a module's `layers` are fitted by Muon, at AdamW's learning rate (its update matched in
-    size), the other parameters by AdamW.
+    `batch_size` counts the images of a step in all processes together; each process takes an equal part (`World.own`).
+    With `muon`, Muon fits the matrices inside a module's `layers` and AdamW fits the other parameters. Both use the
+    learning rate `lr`: Muon's updates are scaled to the size of AdamW's. `ema` is the decay of the averaged weights.
+    `save_every`, `keep_every` and `evaluate_every` count steps; `keep_every` 0 keeps only the newest weights.
     """
 
     steps: int
@@ -48,16 +49,16 @@ class FitConfig:
 
 
 BatchLoss = Callable[[nn.Module, int, torch.Generator], dict[str, Tensor]]
-"""(module, step, generator) -> named scalars, `loss` among them; depends on nothing else, so a resume repeats it.
+"""(module, step, generator) -> named scalars, one of them called `loss`.
 
-They are means over this process's part of the step's batch; the generator is the same in all processes, so that they
-can choose the batch together.
+Each scalar is a mean over this process's part of the batch. The generator has the same seed in all processes, so that
+they agree on the batch. The scalars must depend on the three arguments alone, so that a resumed run repeats them.
 """
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a finished fit leaves: the averaged weights, and the last value of each scalar."""
+    """The result of a fit: the averaged weights, the last value of each scalar, and the seconds that it took."""
 
     averaged: dict[str, Tensor]
     scalars: dict[str, float]
@@ -74,9 +75,9 @@ def learning_rate(step: int, config: FitConfig) -> float:
 
 
 def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
-    """All randomness of a step follows from (seed, step, rank): a resumed run draws what the killed one would have.
+    """The random generator of a step in the process `rank`; a resumed run draws what the killed run would have drawn.
 
-    Rank 0's is what all processes share.
+    The generator of rank 0 is the one that all processes share.
     """
     mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % (1 << 63)
     return torch.Generator().manual_seed(mixed)
@@ -89,10 +90,12 @@ def fit(
     out: Path,
     evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None,
 ) -> Fitted:
-    """Minimise `batch_loss` for `config.steps` updates; `out/state.pt` lets a killed run go on with the same curve.
+    """Minimise `batch_loss` in `config.steps` updates; at the end `module` holds the averaged weights, in eval mode.
 
-    Under torchrun every rank calls this; gradients are averaged, rank 0 writes. `evaluate(averaged module, step)` is
-    called every `evaluate_every` steps and at the end. Raises `HawkError` if `out` holds a run of other settings.
+    The state is saved in `out/state.pt`, so that the same call after a kill resumes the run and ends with the same
+    weights. Under torchrun every process calls this: gradients are averaged, rank 0 writes. `evaluate(module, step)`
+    is called with the averaged weights every `evaluate_every` steps and at the end. Raises `HawkError` if `out` holds
+    a run with other settings.
     """
     from torch.utils.tensorboard import SummaryWriter
 
@@ -106,13 +109,13 @@ def fit(
     writer = SummaryWriter(str(out / "tensorboard"), purge_step=done.steps) if world.first else None
     scalars = done.scalars
     started = time.monotonic() - done.seconds
-    todo = range(done.steps, config.steps)
-    bar = tqdm(todo, initial=done.steps, total=config.steps, disable=not world.first, desc=out.name)
+    remaining = range(done.steps, config.steps)
+    bar = tqdm(remaining, initial=done.steps, total=config.steps, disable=not world.first, desc=out.name)
     for step in bar:
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate(step, config)
         own = step_generator(config.seed, step, world.rank)
-        torch.manual_seed(own.initial_seed())  # dropout masks, too, follow from the step
+        torch.manual_seed(own.initial_seed())  # dropout masks follow from the step as well
         with torch.autocast(config.device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
             losses = batch_loss(runner, step, step_generator(config.seed, step))
         module.zero_grad(set_to_none=True)
@@ -147,18 +150,21 @@ def fit(
                 save_atomically({"averaged": averaged, "step": steps}, out / f"averaged-{steps:07d}.pt")
     if writer:
         writer.close()
+    module.load_state_dict(averaged)
+    module.eval()
     return Fitted(averaged, scalars, time.monotonic() - started)
 
 
-def mean_measured(parts: list[dict[str, Tensor]], counts: list[int]) -> dict[str, float]:
-    """Means of what was measured part by part, each over `counts` things."""
+def weighted_means(measured: list[dict[str, Tensor]], counts: list[int]) -> dict[str, float]:
+    """The mean of each scalar over several batches; batch i counts `counts[i]` times."""
     return {
-        name: sum(float(p[name]) * n for p, n in zip(parts, counts, strict=True)) / sum(counts) for name in parts[0]
+        name: sum(float(scalars[name]) * n for scalars, n in zip(measured, counts, strict=True)) / sum(counts)
+        for name in measured[0]
     }
 
 
 def optimizers_of(module: nn.Module, config: FitConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for all parameters (no decay for vectors), or Muon for the matrices of `layers` and AdamW for the rest."""
+    """AdamW for all parameters (vectors without decay); with `config.muon`, Muon for the matrices inside `layers`."""
     trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     inner = {name for name, p in trained if config.muon and p.ndim == 2 and "layers." in name}
     groups = [
@@ -176,13 +182,13 @@ def optimizers_of(module: nn.Module, config: FitConfig) -> list[torch.optim.Opti
 
 
 def save_atomically(value: Any, path: Path) -> None:
-    """`torch.save` through a temporary file: a kill leaves the old file or the new one, never half of one."""
+    """`torch.save` through a temporary file, so that a kill never leaves half a file."""
     with replacing(path) as temporary:
         torch.save(value, temporary)
 
 
 def load_averaged(path: Path) -> dict[str, Tensor]:
-    """Averaged weights from a run's `state.pt` or `averaged-*.pt` (tensors only; no pickled code is run)."""
+    """Averaged weights from a run's `state.pt` or `averaged-*.pt`; only tensors are read, no pickled code is run."""
     if not path.is_file():
         raise HawkError(f"no training state at {path}: give the file that `hawk train` wrote")
     return torch.load(path, map_location="cpu", weights_only=True)["averaged"]
@@ -190,7 +196,7 @@ def load_averaged(path: Path) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Progress:
-    """Steps done, the seconds they took, and the scalars after them."""
+    """How far a run has come: the steps done, the seconds they took, and the last value of each scalar."""
 
     steps: int = 0
     seconds: float = 0.0
@@ -222,14 +228,14 @@ def _resume(
     averaged: dict[str, Tensor],
     config: FitConfig,
 ) -> Progress:
-    """Load a killed run into place; how far it had come."""
+    """Load the state of a killed run, if there is one, into the arguments; return how far that run had come."""
     if not path.is_file():
         return Progress()
     state = torch.load(path, map_location=config.device, weights_only=True)
-    free = ("save_every", "keep_every", "evaluate_every", "compile", "device")
+    may_change = ("save_every", "keep_every", "evaluate_every", "compile", "device")
     for name, value in asdict(config).items():
         saved = state["config"].get(name)
-        if name not in free and saved != value and list(_listed(saved)) != list(_listed(value)):
+        if name not in may_change and _as_list(saved) != _as_list(value):
             raise HawkError(f"{path} was written with {name}={saved}, not {value}: use it or another folder")
     try:
         module.load_state_dict(state["model"])
@@ -242,7 +248,8 @@ def _resume(
     return Progress(int(state["step"]), float(state["seconds"]), dict(state.get("scalars", {})))
 
 
-def _listed(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
+    """The value as a list: a state may hold a tuple of the config as a list."""
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
@@ -258,7 +265,7 @@ def _evaluate(
     evaluate: Callable[[nn.Module, int], dict[str, float]],
     step: int,
 ) -> dict[str, float]:
-    """Run `evaluate` with the averaged weights in place, then put the live ones back."""
+    """Call `evaluate` on the module with the averaged weights, then put its own weights back."""
     live = {name: value.clone() for name, value in module.state_dict().items()}
     module.load_state_dict(averaged)
     module.eval()

@@ -1,4 +1,4 @@
-"""Texts that the target draws for while a drafter is trained: a file of prompts."""
+"""The prompts for which the target draws grids while a drafter is trained: the interface, and a file of prompts."""
 
 from __future__ import annotations
 
@@ -12,31 +12,34 @@ from hawk.errors import HawkError
 
 @runtime_checkable
 class Texts(Protocol):
-    """A text for every image, by number."""
+    """A text for every image number."""
 
     @property
     def fingerprint(self) -> str:
-        """The same for the same texts."""
+        """A short hash that changes with the texts."""
         ...
 
     def drawn(self, start: int, count: int) -> list[str]:
-        """Of the images that a drafter learns from."""
+        """Texts of the images `start`, `start + 1`, ..., which the target draws and a drafter learns from."""
         ...
 
     def unseen(self, start: int, count: int, images: int) -> list[str]:
-        """Of images numbered after those `images`, which the pool is measured on."""
+        """Texts of the images numbered from `start` on, `start >= images`, on which the pool is measured."""
         ...
 
 
 @dataclass(frozen=True)
 class PromptFile:
-    """One prompt a line, begun again at the file's end. The pool is measured on the last ones, which are held out."""
+    """A file with one prompt a line, repeated as often as there are images.
+
+    The pool is measured on the file's last prompts: their images are held out where every prompt has one image.
+    """
 
     lines: tuple[str, ...]
 
     @classmethod
     def read(cls, path: Path) -> PromptFile:
-        """UTF-8; blank lines and lines that begin with # are left out. `HawkError` where no prompt is left."""
+        """Read a UTF-8 file without its blank lines and `#` lines; raises `HawkError` where no prompt is left."""
         try:
             lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
@@ -48,18 +51,18 @@ class PromptFile:
 
     @property
     def fingerprint(self) -> str:
-        """A short sha256 of all prompts."""
+        """A short SHA-256 of all prompts."""
         return texts_sha(list(self.lines))
 
     def drawn(self, start: int, count: int) -> list[str]:
-        """From the file's beginning."""
+        """Prompts from the beginning of the file."""
         return [self.lines[i % len(self.lines)] for i in range(start, start + count)]
 
     def unseen(self, start: int, count: int, images: int) -> list[str]:
-        """From the file's end, backwards."""
+        """Prompts from the end of the file, backwards."""
         return [self.lines[(images - 1 - i) % len(self.lines)] for i in range(start, start + count)]
 
 
 def texts_sha(texts: list[str]) -> str:
-    """A short sha256 of texts."""
+    """A short SHA-256 of texts."""
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]

@@ -1,8 +1,9 @@
-"""The processes that torchrun started, or this one alone: who it is, and what it does together with the others."""
+"""The processes that torchrun started: this process's rank, its part of a batch, and what they do together."""
 
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -13,19 +14,19 @@ from torch import Tensor
 from hawk.errors import HawkError
 
 PATIENCE = timedelta(days=2)
-"""How long one process waits for the others, who may still have grids to draw."""
+"""How long a process waits for the others, which may still be drawing grids."""
 
 
 @dataclass(frozen=True)
 class World:
-    """`size` processes, of which this one is number `rank`."""
+    """The `size` processes that train together, of which this one has the number `rank`; by default it is alone."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
     def join(cls, device: str) -> World:
-        """Meet the processes that torchrun started (by gloo; by NCCL on GPUs, each process on its own)."""
+        """Join the processes that torchrun started: through NCCL on GPUs (one per process), else through gloo."""
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
         on_gpu = torch.device(device).type == "cuda"
@@ -41,14 +42,17 @@ class World:
         return self.rank == 0
 
     def own(self, batch: int) -> slice:
-        """This process's part of a global batch; all parts are of one size, so that the mean of means is the mean."""
+        """This process's part of a batch. All parts have one size, so the mean over processes is the batch's mean.
+
+        Raises `HawkError` if the batch does not split evenly.
+        """
         if batch % self.size:
             raise HawkError(f"a batch of {batch} does not split among {self.size} processes: choose a multiple of them")
         part = batch // self.size
         return slice(self.rank * part, (self.rank + 1) * part)
 
     def wait(self) -> None:
-        """Go on when all processes have come here."""
+        """Wait until all processes have reached this call."""
         if self.size > 1:
             dist.barrier()
 
@@ -63,6 +67,11 @@ class World:
         return self.total(tensor) if self.size == 1 else self.total(tensor).div_(self.size)
 
     def leave(self) -> None:
-        """Part from the others."""
-        if self.size > 1:
-            dist.destroy_process_group()
+        """Wait for the other processes, then leave the process group; do not wait while an exception is under way."""
+        if self.size == 1 or not dist.is_initialized():
+            return
+        # A process that leaves closes its connections. Another process may still be in its last collective operation,
+        # and then aborts (SIGABRT) because a connection is gone. After an exception the others may never arrive.
+        if sys.exc_info()[0] is None:
+            dist.barrier()
+        dist.destroy_process_group()

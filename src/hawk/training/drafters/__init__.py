@@ -1,1 +1,1 @@
-"""Training of drafters, for any target."""
+"""Training of drafters for any target: the grids it draws, one file per kind of drafter, the pool, the recipes."""

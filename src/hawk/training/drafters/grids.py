@@ -1,14 +1,15 @@
-"""Grids that the target draws itself (on-policy), and its hidden states on them: what drafters learn from.
+"""On-policy training data of drafters: grids that the target draws itself, and its hidden states on them.
 
-Both lie in shards under the run folder, each written whole by one process: so a killed run goes on where it was, and
-several processes draw side by side (they must see the same folder). A shard's metadata tell what it follows from.
-States are kept as far as a disk budget reaches and recomputed beyond; either way they are rounded to bfloat16.
+Both are stored in shards under the run folder. One process writes a whole shard atomically, so a killed run resumes
+where it stopped, and several processes that see the same folder draw side by side. The metadata of a shard hold the
+settings that it was made with. Hidden states are stored up to a disk budget, and the others are recomputed when they
+are needed; both are rounded to bfloat16.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,35 +29,50 @@ from hawk.decoding.tree import Window
 from hawk.errors import HawkError
 from hawk.files import save_tensors
 from hawk.models.protocol import ImageTarget
-from hawk.training.drafters.teacher import Prompts, forced_hidden, parts_of, teaching
+from hawk.training.drafters.teacher import Prompts, forced_hidden, states_per_token, teacher_autocast
 from hawk.training.world import World
 
 Origin = dict[str, str]
-"""What a shard follows from, by name, as its metadata tell it."""
+"""The settings that a shard was made with, by name, as its metadata hold them."""
 
 
 @dataclass(frozen=True)
 class OnPolicy:
-    """Grids the target drew (on the CPU), and the hidden states before their tokens (`teacher.forced_hidden`).
+    """Grids that the target drew (on the CPU), and the hidden states before their tokens (`teacher.forced_hidden`).
 
-    `hidden(images)` gives those of the images of these numbers, `[parts, b, n, d]`, where drafters are trained.
+    `hidden(images)` returns the states of the images with these numbers, on the device that trains drafters.
     """
 
     tokens: Int[Tensor, "images n"]
-    hidden: Callable[[Int[Tensor, " b"]], Float[Tensor, "parts b n d"]]
+    hidden: Callable[[Int[Tensor, " b"]], Float[Tensor, "states b n d"]]
 
     @property
     def kept(self) -> int:
-        """Images to learn from; the last tenth is held out."""
+        """How many images drafters learn from: all but the last tenth, which is held out."""
         return len(self.tokens) * 9 // 10
 
     def held_out(self, most: int) -> Int[Tensor, " b"]:
-        """Numbers of the first of the held-out images."""
+        """The numbers of the first held-out images, `most` at most."""
         return torch.arange(self.kept, min(self.kept + most, len(self.tokens)))
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """How grids are drawn: the prompts, the grid, the sampling, `batch` images in a shard, and the processes that draw.
+
+    `origin` holds the settings that every shard stores and that a shard found on disk must have.
+    """
+
+    prompts: Prompts
+    grid: Grid
+    params: SamplingParams
+    batch: int = 32
+    origin: Origin = field(default_factory=dict)
+    world: World = field(default_factory=World)
+
+
 def origin_of(fingerprint: str, params: SamplingParams, grid: Grid, prompts: str, batch: int) -> Origin:
-    """What grids drawn `batch` at a time follow from; `fingerprint` is the target's, `prompts` that of their texts."""
+    """The settings that drawn grids depend on; `fingerprint` identifies the target, `prompts` the texts."""
     sampling = {name: str(value) for name, value in asdict(params).items()}
     return {
         "target": fingerprint,
@@ -67,91 +83,83 @@ def origin_of(fingerprint: str, params: SamplingParams, grid: Grid, prompts: str
     }
 
 
-def draw_on_policy(
-    target: Target,
-    prompts: Prompts,
-    grid: Grid,
-    params: SamplingParams,
-    images: int,
-    out: Path,
-    batch: int = 32,
-    origin: Origin | None = None,
-    world: World | None = None,
-) -> Int[Tensor, "images n"]:
-    """Let the target draw `images` grids, a shard of `batch` at a time; finished shards under `out` are kept.
+def draw_on_policy(target: Target, drawing: Drawing, images: int, out: Path) -> Int[Tensor, "images n"]:
+    """Let the target draw `images` grids, shard by shard; finished shards under `out` are kept.
 
-    Process r of W draws the shards r, r + W, ...; all of them return all grids. Raises `HawkError` where `out` holds
+    Process r of W draws the shards r, r + W, ...; every process returns all grids. Raises `HawkError` if `out` holds
     shards of another origin.
     """
-    origin, world = origin or {}, world or World()
     out.mkdir(parents=True, exist_ok=True)
-    shards = shards_of(out, "tokens", images, batch)
-    for shard in own_shards(shards, "on-policy grids", world):
-        if shard.rows(origin) < shard.count:
+    shards = shards_of(out, "tokens", images, drawing.batch)
+    for shard in own_shards(shards, "on-policy grids", drawing.world):
+        if shard.images(drawing.origin) < shard.count:
             seeds = list(range(shard.start, shard.start + shard.count))
-            request = Request(prompts(shard.start, shard.count), grid, params, seeds)
+            request = Request(drawing.prompts(shard.start, shard.count), drawing.grid, drawing.params, seeds)
             drawn = generate(target, request, Window(0)).tokens
-            save_tensors(shard.path, {"tokens": drawn.to("cpu", torch.int32)}, origin)
-    world.wait()
+            save_tensors(shard.path, {"tokens": drawn.to("cpu", torch.int32)}, drawing.origin)
+    drawing.world.wait()
     return torch.cat([load_file(shard.path)["tokens"][: shard.count].long() for shard in shards])
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of the tensor `name` of `count` images, from number `start` on."""
+    """A file that holds the tensor `name` for `count` images, numbered from `start` on."""
 
     path: Path
     name: str
     start: int
     count: int
 
-    def rows(self, origin: Origin) -> int:
-        """Images that the file holds, 0 where it is not there yet; `HawkError` for another origin."""
+    def images(self, origin: Origin) -> int:
+        """How many images the file holds, 0 if it does not exist.
+
+        Raises `HawkError` if the file is damaged or has another origin.
+        """
         if not self.path.is_file():
             return 0
         try:
             with safe_open(str(self.path), framework="pt") as file:
-                written, shape = file.metadata() or {}, file.get_slice(self.name).get_shape()
+                stored, shape = file.metadata() or {}, file.get_slice(self.name).get_shape()
         except SafetensorError as error:
-            raise HawkError(f"{self.path} is damaged: remove it, and it is made again") from error
+            raise HawkError(f"{self.path} is damaged: remove it, and the next run makes it again") from error
         for key, value in origin.items():
-            if written.get(key) != value:
+            if stored.get(key) != value:
                 raise HawkError(
-                    f"{self.path} was made with {key}={written.get(key)}, not {value}: use it or another folder"
+                    f"{self.path} was made with {key}={stored.get(key)}, not {value}: use it or another folder"
                 )
-        return int(shape[IMAGES[self.name]])
+        return int(shape[IMAGE_DIMENSIONS[self.name]])
 
 
-IMAGES = {"tokens": 0, "hidden": 1}
-"""Which dimension of a shard's tensor counts images."""
+IMAGE_DIMENSIONS = {"tokens": 0, "hidden": 1}
+"""The dimension of each tensor that counts images."""
 
 
 def shards_of(out: Path, name: str, images: int, batch: int) -> list[Shard]:
-    """The shards of so many images."""
+    """The shards of `images` images, with `batch` of them in each shard but the last."""
     starts = range(0, images, batch)
     return [Shard(out / f"{name}-{start:06d}.safetensors", name, start, min(batch, images - start)) for start in starts]
 
 
 def own_shards(shards: list[Shard], name: str, world: World) -> Iterable[Shard]:
-    """A process's shards, under a progress bar."""
+    """The shards that this process writes, with a progress bar of the given name."""
     return tqdm(shards[world.rank :: world.size], desc=name, unit="shard", disable=not world.first)
 
 
 @dataclass(frozen=True)
 class HiddenStates:
-    """Hidden states of drawn grids, read from open shards of `batch` images each, computed where there is none."""
+    """Hidden states of drawn grids: read from shards of `batch` images each, or computed where there is no shard."""
 
     files: list[Any]
     batch: int
     compute: Callable[[int, int], Tensor]
     device: torch.device
 
-    def __call__(self, images: Int[Tensor, " b"]) -> Float[Tensor, "parts b n d"]:
-        """Of the images of these numbers."""
+    def __call__(self, images: Int[Tensor, " b"]) -> Float[Tensor, "states b n d"]:
+        """The states of the images with these numbers, in float32 on `device`."""
         return torch.cat([self.one(int(image)) for image in images], dim=1).to(self.device).float()
 
     def one(self, image: int) -> Tensor:
-        """Of one image, in bfloat16."""
+        """The states of one image, in bfloat16: [states, 1, n, d]."""
         shard, row = divmod(image, self.batch)
         if shard < len(self.files):
             return self.files[shard].get_slice("hidden")[:, row : row + 1]
@@ -159,38 +167,29 @@ class HiddenStates:
 
 
 def hidden_states(
-    target: ImageTarget,
-    tokens: Int[Tensor, "images n"],
-    prompts: Prompts,
-    grid: Grid,
-    params: SamplingParams,
-    out: Path,
-    budget: float,
-    batch: int = 32,
-    origin: Origin | None = None,
-    world: World | None = None,
+    target: ImageTarget, tokens: Int[Tensor, "images n"], drawing: Drawing, out: Path, budget: float
 ) -> HiddenStates:
-    """The target's hidden states on grids it drew: as many shards as `budget` bytes hold are kept under `out`.
+    """The target's hidden states on grids that it drew; as many shards as fit into `budget` bytes are stored in `out`.
 
-    Raises `HawkError` where `out` holds shards of another origin.
+    Raises `HawkError` if `out` holds shards of another origin.
     """
-    origin, world = origin or {}, world or World()
+    grid, params, batch = drawing.grid, drawing.params, drawing.batch
 
     def compute(start: int, count: int) -> Tensor:
         forced = tokens[start : start + count].to(target.device)
-        with teaching(target):
-            return forced_hidden(target, forced, prompts(start, count), grid, params).bfloat16()
+        with teacher_autocast(target):
+            return forced_hidden(target, forced, drawing.prompts(start, count), grid, params).bfloat16()
 
     shards = shards_of(out, "hidden", len(tokens), batch)
     shards = shards[: int(budget // disk_needed(target, batch, grid, params))]
-    for shard in own_shards(shards, "states", world):
-        if shard.rows(origin) < shard.count:
-            save_tensors(shard.path, {"hidden": compute(shard.start, shard.count).cpu()}, origin)
-    world.wait()
+    for shard in own_shards(shards, "states", drawing.world):
+        if shard.images(drawing.origin) < shard.count:
+            save_tensors(shard.path, {"hidden": compute(shard.start, shard.count).cpu()}, drawing.origin)
+    drawing.world.wait()
     files = [safe_open(str(shard.path), framework="pt") for shard in shards]
     return HiddenStates(files, batch, compute, target.device)
 
 
 def disk_needed(target: ImageTarget, images: int, grid: Grid, params: SamplingParams) -> int:
-    """Bytes of the hidden states of so many images."""
-    return parts_of(target, params) * images * grid.size * target.hidden_size * torch.bfloat16.itemsize
+    """How many bytes the hidden states of `images` images take on disk."""
+    return states_per_token(target, params) * images * grid.size * target.hidden_size * torch.bfloat16.itemsize

@@ -1,6 +1,6 @@
-"""`hawk train drafter --kind heads`: fit draft heads on tokens the target itself drew.
+"""`hawk train drafter --kind heads`: fit draft heads on grids that the target drew itself (on-policy).
 
-No images are needed: the target draws grids for prompts (on-policy), its guided distribution is the teacher.
+No images are needed: the heads learn the target's guided distribution p on its own grids.
 """
 
 from __future__ import annotations
@@ -16,32 +16,34 @@ from hawk.decoding.sampling import SamplingParams
 from hawk.drafters.heads import DraftHeads, HeadsConfig
 from hawk.models.protocol import ImageTarget
 from hawk.training.drafters.grids import OnPolicy
-from hawk.training.drafters.teacher import draft_log_q, guided_states, teacher_log_p
-from hawk.training.loop import FitConfig, Fitted, fit, mean_measured
+from hawk.training.drafters.teacher import TeacherLoss, draft_log_q, guided_states, teacher_log_p
+from hawk.training.loop import FitConfig, Fitted, fit, weighted_means
 from hawk.training.world import World
 
 
-class HeadsLoss(nn.Module):
-    """Cross-entropy of every head against the target's guided, filtered distribution at the position it predicts."""
+class HeadsLoss(TeacherLoss):
+    """Cross-entropy of every head against p at the position that the head predicts."""
 
     def __init__(self, heads: DraftHeads, target: ImageTarget, grid: Grid, params: SamplingParams) -> None:
-        super().__init__()
-        self.heads, self.grid, self.params = heads, grid, params
-        self._target = (target,)  # in a tuple: frozen, and none of our parameters
+        super().__init__(target, params)
+        self.heads, self.grid = heads, grid
 
-    def forward(self, hidden: Float[Tensor, "parts b n d"]) -> dict[str, Tensor]:
-        """Mean nats of each head, and their mean as `loss`."""
-        target, states = self._target[0], guided_states(hidden, self.params)
-        teacher = teacher_log_p(target, hidden, self.params).exp()
+    def forward(self, hidden: Float[Tensor, "states b n d"]) -> dict[str, Tensor]:
+        """The mean cross-entropy of each head in nats, and the mean of all heads as `loss`."""
+        states = guided_states(hidden, self.params)
+        p = teacher_log_p(self.target, hidden, self.params).exp()
         losses = {}
         for name, block, sources, positions in head_pairs(self.heads, self.grid):
-            log_q = draft_log_q(target, self.heads.draft_state(block, states[:, sources]), self.params)
-            losses[name] = -(teacher[:, positions] * log_q).sum(-1).mean()
+            log_q = draft_log_q(self.target, self.heads.draft_state(block, states[:, sources]), self.params)
+            losses[name] = -(p[:, positions] * log_q).sum(-1).mean()
         return {"loss": torch.stack(list(losses.values())).mean(), **losses}
 
 
 def head_pairs(heads: DraftHeads, grid: Grid) -> list[tuple[str, nn.Module, slice, slice]]:
-    """(name, block, states it reads, positions it predicts) of every head, over a whole grid."""
+    """(name, block, states that it reads, positions that it predicts) of every head, over a whole grid.
+
+    State i is the hidden state before token i.
+    """
     pairs = []
     for n, block in enumerate(heads.horizontal, start=1):
         pairs.append((f"horizontal-{n}", block, slice(0, grid.size - n), slice(n, grid.size)))
@@ -60,7 +62,7 @@ def train_heads(
     config: FitConfig,
     out: Path,
 ) -> tuple[DraftHeads, Fitted]:
-    """Fit heads on the states of a frozen target; the last tenth of the images is held out."""
+    """Fit draft heads on the hidden states of a frozen target; the last tenth of the images is held out."""
     torch.manual_seed(config.seed)
     heads = DraftHeads(shape)
     module = HeadsLoss(heads, target, grid, params)
@@ -71,18 +73,19 @@ def train_heads(
 
     def evaluate(runner: nn.Module, step: int) -> dict[str, float]:
         parts = data.held_out(16).split(config.batch_size)
-        return mean_measured([runner(data.hidden(part)) for part in parts], [len(part) for part in parts])
+        return weighted_means([runner(data.hidden(part)) for part in parts], [len(part) for part in parts])
 
-    fitted = fit(module, batch_loss, config, out, evaluate)
-    module.load_state_dict(fitted.averaged)
-    return heads.eval(), fitted
+    return heads, fit(module, batch_loss, config, out, evaluate)
 
 
 @torch.no_grad()
 def copy_baselines(
     target: ImageTarget, data: OnPolicy, grid: Grid, params: SamplingParams, images: int = 32
 ) -> dict[str, float]:
-    """Mean probability that the target gives to a copy of the left cell and to a copy of the cell above (held out)."""
+    """The mean probability, on held-out images, of the tokens of the left cell and of the cell above under p.
+
+    These are the acceptance rates of a drafter that copies its neighbour.
+    """
     left, above = [], []
     for image in data.held_out(images)[:, None]:
         hidden = data.hidden(image)

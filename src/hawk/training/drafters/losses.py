@@ -1,4 +1,4 @@
-"""What drafters are fitted to: the mass that they share with the target, and how often they choose its very token."""
+"""Two measures of a draft: the mass that it shares with the target, and how well it predicts the coupled token."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from hawk.decoding.sampling import gumbel_argmax
 
 
 def overlap(log_q: Float[Tensor, "*b vocab"], log_p: Float[Tensor, "*b vocab"]) -> Float[Tensor, "*b"]:
-    """Mass kept: the sum over tokens of min(p, q), one less the total variation."""
+    """The mass kept: the sum over tokens of min(p, q), which is 1 minus the total variation distance."""
     return torch.minimum(log_q.exp(), log_p.exp()).sum(-1)
 
 
 def coupled_nats(
     log_q: Float[Tensor, "*b vocab"], log_p: Float[Tensor, "*b vocab"], noise: Float[Tensor, "*b vocab"]
 ) -> Float[Tensor, "*b"]:
-    """-log softmax(log q + g) of the token argmax(log p + g), for the Gumbel noise g.
+    """-log softmax(log q + g) at the target's token argmax(log p + g), where g is the Gumbel noise.
 
-    The drafter will know the noise by which the target chooses, so it is asked for the token of each noise, where
-    cross-entropy asks for all tokens by their chance.
+    While decoding, the drafter knows the noise with which the target chooses its token. So the drafter learns to
+    predict that one token, whereas cross-entropy would teach it the probabilities of all tokens.
     """
     chosen = gumbel_argmax(log_p, noise)
     return -(log_q + noise).log_softmax(-1).gather(-1, chosen[..., None])[..., 0]

@@ -1,6 +1,6 @@
-"""Fitting and measuring the pool on real decoding: record what every source said, and what the target then said.
+"""Fit and measure `hawk`'s pool on real decoding: record the drafts of every source, and the target's p beside them.
 
-Recorded on the drafter's own runs, so that each source is seen in the state in which it is used.
+The recordings come from decoding runs with the pool itself, so that each source drafts as it does in use.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from itertools import combinations
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
@@ -37,31 +37,35 @@ from hawk.training.drafters.losses import overlap
 from hawk.training.drafters.teacher import Prompts, forced_hidden, teacher_log_p
 
 REACHES = (1, 3, 7, 11, 15, 17, 19, 23, 27, 31, 47, 63)
-"""Windows whose speed is measured: with the root most fill the tiles of matrix units; 17 is a row of 16 and one."""
+"""The windows whose speed is measured.
 
-LIKELY = 2
-"""Ranks among which a tree's nodes mostly are."""
+With the root, most of them fill whole tiles of a CPU's matrix units; 17 is a row of 16 cells and one more.
+"""
+
+LIKELY_RANKS = 2
+"""Most nodes of a draft tree are candidates of the first two ranks."""
 
 Weights = dict[str, tuple[tuple[float, ...], ...]]
-"""`FusedSettings.weights`."""
+"""The type of `FusedSettings.weights`."""
 
 
 @dataclass(frozen=True)
 class PoolData:
-    """Drafts against the target at sampled (root, offset): `log_q[source]` and `log_p`, `[samples, offsets, vocab]`.
+    """The drafts of every source and the target's p, at sampled roots and the offsets after each root.
 
-    `present[source]` marks where a source has a draft; `left` is the left neighbour's token where it counts, else -1.
+    `present` marks where a source has a draft. `left` is the token of the left cell where the left factor applies: not
+    in the first column and not right after the root; it is -1 elsewhere.
     """
 
     log_q: Float[Tensor, "sources samples offsets vocab"]
-    present: Tensor
+    present: Bool[Tensor, "sources samples offsets"]
     log_p: Float[Tensor, "samples offsets vocab"]
     left: Int[Tensor, "samples offsets"]
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """What the sources said in one step of an image, and the position of the first coming token."""
+    """The sources' drafts in one decoding step of image `row`; they begin at position `start`, the frontier plus 1."""
 
     row: int
     start: int
@@ -70,7 +74,7 @@ class Recorded:
 
 @dataclass
 class Recorder:
-    """A fused pool that keeps what its sources said in a share of all steps."""
+    """A drafter that drafts as `pool` does and records the sources' drafts in a random `share` of all steps."""
 
     pool: FusedPool
     offsets: int
@@ -81,21 +85,21 @@ class Recorder:
 
     @property
     def max_nodes(self) -> int:
-        """The pool's."""
+        """The largest number of nodes of the pool's trees."""
         return self.pool.max_nodes
 
     @property
     def lossless_with(self) -> tuple[str, ...]:
-        """The pool's."""
+        """The verifiers with which the pool is lossless."""
         return self.pool.lossless_with
 
     def start(self, canvas: Canvas, params: SamplingParams, randomness: Randomness) -> PoolMemory:
-        """The pool's memory; the canvas will hold the target's states in the end."""
+        """Start the pool, and keep the canvas: after decoding it holds the target's hidden states."""
         self.canvas = canvas
         return self.pool.start(canvas, params, randomness)
 
     def propose(self, memory: PoolMemory, canvas: Canvas) -> DraftTree:
-        """The pool's tree."""
+        """The pool's tree; in a sampled step the sources' drafts are recorded first."""
         for row in range(canvas.batch):
             window = min(self.offsets, canvas.room(row))
             if window and torch.rand((), generator=self.generator) < self.share:
@@ -105,7 +109,7 @@ class Recorder:
         return self.pool.propose(memory, canvas)
 
     def observe(self, memory: PoolMemory, canvas: Canvas, scored: Scored) -> None:
-        """The pool's."""
+        """Let the pool observe what the target scored."""
         self.pool.observe(memory, canvas, scored)
 
 
@@ -119,13 +123,13 @@ def record_drafts(
     samples: int = 300,
     offsets: int = 16,
 ) -> PoolData:
-    """Decode an image for each seed and sample about `samples` steps of them."""
-    steps = len(seeds) * grid.size / 3
+    """Decode one image per seed and record about `samples` steps, each with the drafts of `offsets` positions."""
+    steps = len(seeds) * grid.size / 3  # about: a step commits three tokens or so
     recorder = Recorder(pool, min(offsets, grid.size - 1), min(1.0, samples / steps), torch.Generator().manual_seed(0))
     tokens = generate(target, Request(prompt, grid, params, seeds), recorder).tokens
     assert recorder.canvas is not None
     hidden = recorder.canvas.states.clone()[None]  # no longer an inference tensor
-    if not target.linear_head:  # p does not follow from the guided state
+    if not target.linear_head:  # p does not follow from the guided state, which the canvas holds
         hidden = forced_hidden(target, tokens, prompt, grid, params)
     tokens = tokens.cpu()
     shape = (len(recorder.kept), recorder.offsets)
@@ -137,9 +141,9 @@ def record_drafts(
         coming = torch.arange(step.start, min(step.start + recorder.offsets, grid.size))
         with torch.no_grad():
             log_p[i, : len(coming)] = teacher_log_p(target, hidden[:, step.row : step.row + 1, coming], params)[0]
-        beside = coming % grid.width > 0
-        beside[0] = False  # the sources know the root's token
-        left[i, : len(coming)][beside] = tokens[step.row, coming[beside] - 1]
+        has_left = coming % grid.width > 0
+        has_left[0] = False  # the left cell is the root, whose token the sources know already
+        left[i, : len(coming)][has_left] = tokens[step.row, coming[has_left] - 1]
         for source, draft in step.drafts.items():
             log_q[source, i, draft.first : draft.end] = draft.log_q
             present[source, i, draft.first : draft.end] = True
@@ -147,10 +151,10 @@ def record_drafts(
 
 
 def fit_weights(data: PoolData, steps: int = 60) -> Weights:
-    """Weights of the log-linear pool by pattern and offset: those that keep the most mass, sum of min(p, q).
+    """The pool's weights for each pattern (the set of sources that are present) and offset: those that keep most mass.
 
-    A source alone is taken at its word. Fitted where a pattern occurs; elsewhere it takes those of the offset before,
-    or equal ones.
+    The mass kept is `overlap`. A source alone has weight 1. At an offset where a pattern never occurs, it has the
+    weights of the offset before, or equal weights at the first offset.
     """
     sources, _, offsets, _ = data.log_q.shape
     occur = [Counter(map(tuple, data.present[:, :, offset].T.tolist())) for offset in range(offsets)]
@@ -174,19 +178,25 @@ def fit_weights(data: PoolData, steps: int = 60) -> Weights:
 
 
 def _fit_row(log_q: Tensor, log_p: Tensor, steps: int) -> tuple[float, ...]:
-    """From least cross-entropy on to the largest mass kept: a product fitted to be calibrated is too flat a draft."""
+    """The weights at one offset: first those of least cross-entropy, and from there on those that keep the most mass.
+
+    Cross-entropy alone gives a calibrated product, which is flatter than the best draft.
+    """
     sources, samples = log_q.shape[:2]
     weights = torch.full((sources,), 1.0 / sources, requires_grad=True)
     if samples < 8:
         return tuple(weights.tolist())
     finite, p = log_q.clamp_min(LEAST_LOG_Q), log_p.exp()
-    for lost in (lambda log_f: -(p * log_f).sum(-1), lambda log_f: -overlap(log_f, log_p)):
+    for objective in (lambda log_f: -(p * log_f).sum(-1), lambda log_f: -overlap(log_f, log_p)):
         optimizer = torch.optim.LBFGS([weights], lr=0.5, max_iter=steps, line_search_fn="strong_wolfe")
 
-        def loss(lost: Callable[[Tensor], Tensor] = lost, optimizer: torch.optim.Optimizer = optimizer) -> Tensor:
+        def loss(
+            objective: Callable[[Tensor], Tensor] = objective, optimizer: torch.optim.Optimizer = optimizer
+        ) -> Tensor:
             optimizer.zero_grad()
-            value = lost(torch.einsum("s,snv->nv", weights, finite).log_softmax(-1)).mean()
-            value = value + (weights - 1.0 / sources).square().sum() / samples  # few samples say little
+            value = objective(torch.einsum("s,snv->nv", weights, finite).log_softmax(-1)).mean()
+            # the fewer the samples, the closer the weights stay to equal ones
+            value = value + (weights - 1.0 / sources).square().sum() / samples
             value.backward()
             return value
 
@@ -198,7 +208,7 @@ def _fit_row(log_q: Tensor, log_p: Tensor, steps: int) -> tuple[float, ...]:
 def fused_scores(
     data: PoolData, weights: Weights, factor: LeftFactor | None = None
 ) -> Float[Tensor, "samples offsets v"]:
-    """The pool's log-linear product at every sample (-inf where no source is present)."""
+    """The pool's log-linear product at every sample and offset; -inf where no source is present."""
     sources, samples, offsets, _ = data.log_q.shape
     fused = torch.full_like(data.log_p, -torch.inf)
     for i in range(samples):
@@ -223,9 +233,10 @@ def measure_acceptance(
     ranks: int = 8,
     factor: LeftFactor | None = None,
 ) -> tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]:
-    """(edges, rate[bin][rank]): how often the candidate of a rank is the target's token, by the first one's lead.
+    """(edges, rate[bin][rank]): how often the candidate of each rank is the target's token.
 
-    Of an offset only where the target's tokens before it were likely candidates: elsewhere its node is never reached.
+    Samples are sorted into bins by the lead of the first candidate over the second; `edges` divides the bins. An offset
+    counts only where the target's tokens before it were likely candidates: elsewhere decoding never reaches its node.
     """
     fused = fused_scores(data, weights, factor)
     samples, offsets, vocab = fused.shape
@@ -233,9 +244,9 @@ def measure_acceptance(
     noise = noise.view_as(fused)
     top = (fused + noise).topk(ranks, dim=-1)
     hits = top.indices == (data.log_p + noise).argmax(-1, keepdim=True)
-    right = hits[..., :LIKELY].any(-1).cumprod(1).bool()  # nodes are reached where all before them were right
+    accepted = hits[..., :LIKELY_RANKS].any(-1).cumprod(1).bool()  # a node is reached if all before it are accepted
     usable = fused.isfinite().any(-1)
-    usable[:, 1:] &= right[:, :-1]
+    usable[:, 1:] &= accepted[:, :-1]
     hit, lead = hits[usable], (top.values[..., 0] - top.values[..., 1])[usable]
     edges = tuple(round(float(e), 4) for e in torch.quantile(lead, torch.linspace(0.1, 0.9, 9)).unique())
     bins = torch.bucketize(lead, torch.tensor(edges), right=True)
@@ -251,10 +262,10 @@ def measure_acceptance(
 def draft_quality(
     data: PoolData, names: tuple[str, ...], weights: Weights, seed: int, factor: LeftFactor | None = None
 ) -> dict[str, dict[int, dict[str, float]]]:
-    """Of each source, the pool, and the pool that knows its left neighbour, at offsets 1, 2, 4, 8.
+    """The quality of each source, of the pool, and of the pool with the left factor, at the offsets 1, 2, 4, 8.
 
-    Mass kept is the sum over tokens of min(p, q); `top1` and `top8` are coupled coverage, the chance that the target's
-    token, argmax(log p + g), is among the k largest of log q + g.
+    `mass` is the mean mass kept, `overlap`. `top1` and `top8` are coupled coverage: how often the target's token,
+    argmax(log p + g), is among the k largest of log q + g.
     """
     known = data.present.any(0)
     named = {**dict(zip(names, data.log_q, strict=True)), "fused": fused_scores(data, weights)}
@@ -270,20 +281,20 @@ def draft_quality(
             q, log_p = log_q[here, o].log_softmax(-1), data.log_p[here, o]
             noise = GumbelNoise([seed], len(q), q.shape[-1], q).rows(torch.arange(len(q))[None])[0]
             chosen = (log_p + noise).argmax(-1, keepdim=True)
-            hit = (q + noise).topk(8, dim=-1).indices == chosen
+            hits = (q + noise).topk(8, dim=-1).indices == chosen
             quality.setdefault(name, {})[offset] = {
                 "mass": float(overlap(q, log_p).mean()),
-                "top1": float(hit[:, 0].double().mean()),
-                "top8": float(hit.any(-1).double().mean()),
+                "top1": float(hits[:, 0].double().mean()),
+                "top8": float(hits.any(-1).double().mean()),
             }
     return quality
 
 
 @dataclass(frozen=True)
 class FittedPool:
-    """How `hawk` fuses heads, what it knows of left neighbours, and how good its drafts are (`draft_quality`).
+    """The fitted settings of `hawk`'s pool, the mean seconds an image takes with it, and its `draft_quality`.
 
-    `left` is None where the factor kept no more mass on held-out images. `seconds` is what an image takes with it.
+    `left` is the left factor, or None if the pool keeps no more mass with it on other images than it was fitted on.
     """
 
     settings: FusedSettings
@@ -302,10 +313,11 @@ def fit_pool(
     images: int = 32,
     samples: int = 300,
 ) -> FittedPool:
-    """Fit the weights of a pool, measure its acceptance and its quality, on images `first` .. of the prompts.
+    """Fit the weights of a pool and measure its acceptance, its quality and its speed, on images from `first` on.
 
-    The weights come from one run, acceptance from a second with those weights, quality from a third; a left factor that
-    the pool has is weighed, and left out where it keeps no more mass.
+    The weights are fitted on one run of `images` images, acceptance is measured on a second run with those weights, and
+    quality on a third. The pool's left factor is scaled on the first run and dropped if it keeps no more mass on the
+    second.
     """
 
     def recorded(part: int, settings: FusedSettings) -> PoolData:
@@ -331,7 +343,7 @@ def fit_pool(
 
 @dataclass(frozen=True)
 class Priced:
-    """Settings that know the cost of a node on this machine, and the mean seconds an image in their window."""
+    """Settings with the cost of a node and the best window on this machine, and the mean seconds an image takes."""
 
     settings: FusedSettings
     seconds: float
@@ -340,10 +352,10 @@ class Priced:
 def measure_cost(
     target: ImageTarget, pool: FusedPool, prompt: Any, grid: Grid, params: SamplingParams, seeds: list[int]
 ) -> Priced:
-    """The pool's settings with the cost of a node on this machine, what windows commit, and the best window.
+    """The pool's settings with the cost of a node on this machine, the tokens that windows commit, and the best window.
 
-    From whole steps, drafting and verifying included, with windows of `REACHES` drafts and no tree beside them, on an
-    image for each seed, by turns. A pool that refreshes no window keeps none.
+    One image per seed is decoded with every window of `REACHES` (in turn, without a tree), and whole steps are timed,
+    drafting and verifying included. A pool that does not refresh its window still does not refresh it afterwards.
     """
     settings = pool.settings
     reaches = [reach for reach in REACHES if reach < grid.size]
@@ -376,14 +388,14 @@ def measure_cost(
 
 
 def weigh_left(data: PoolData, weights: Weights, factor: LeftFactor) -> LeftFactor:
-    """The factor, scaled to keep the most mass beside a pool of the given weights."""
+    """The left factor, scaled so that the pool with the given weights keeps the most mass."""
     scales = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5)
     return max((factor.scaled(scale) for scale in scales), key=lambda scaled: mass_kept(data, weights, scaled))
 
 
 @torch.no_grad()
 def mass_kept(data: PoolData, weights: Weights, factor: LeftFactor | None = None) -> float:
-    """Mean `overlap` of the pool and the target over samples and offsets."""
+    """The mean `overlap` of the pool's q and the target's p over samples and offsets."""
     usable = data.present.any(0)
     log_q = fused_scores(data, weights, factor)[usable].log_softmax(-1)
     return float(overlap(log_q, data.log_p[usable]).mean())

@@ -1,9 +1,9 @@
-"""Recipes of `hawk train drafter`: how each kind is fitted, in a YAML file or by the name of one that comes with Hawk.
+"""Recipes of `hawk train drafter`: a YAML file that says how each kind of drafter is fitted. Two come with Hawk.
 
-images: 6000                # grids to draw; left out: one for each prompt
-heads:                      # a kind: what to train, and how
-  horizontal: 3             # of `HeadsConfig` (`SpatialConfig`, `FeatureConfig`), all but `dim`
-  steps: 1600               # of `FitConfig`
+images: 6000                # grids to draw; one per prompt if this line is missing
+heads:                      # a kind of drafter
+  horizontal: 3             # its shape: any field of `HeadsConfig` (`SpatialConfig`, `FeatureConfig`) but `dim`
+  steps: 1600               # its fit: any field of `FitConfig` but those that are command-line options
   batch_size: 6
 """
 
@@ -20,19 +20,19 @@ from pydantic import TypeAdapter, ValidationError
 from hawk.drafters.feature import FeatureConfig
 from hawk.drafters.heads import HeadsConfig
 from hawk.drafters.spatial import SpatialConfig
-from hawk.errors import HawkError
+from hawk.errors import HawkError, one_line
 from hawk.training.loop import FitConfig
 
-OWN = Path(__file__).parent / "recipes"
+RECIPES_FOLDER = Path(__file__).parent / "recipes"
 SHAPES = {"heads": HeadsConfig, "spatial": SpatialConfig, "feature": FeatureConfig}
-"""Kinds of drafters and what describes them."""
-ASKED = ("seed", "device", "dtype", "compile")
-"""Of `FitConfig`, what a recipe leaves to the command."""
+"""The kinds of drafters and the class of each kind's shape."""
+COMMAND_OPTIONS = ("seed", "device", "dtype", "compile")
+"""The fields of `FitConfig` that the command line sets and a recipe cannot."""
 
 
 @dataclass(frozen=True)
 class KindRecipe:
-    """How one kind is fitted, and its shape where it is not the default."""
+    """How one kind of drafter is fitted, and the fields of its shape that differ from the defaults."""
 
     fit: FitConfig
     shape: dict[str, int]
@@ -40,14 +40,14 @@ class KindRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe by name; `images` None is one for each prompt."""
+    """A recipe with its name, its kinds of drafters, and the number of grids to draw (None: one per prompt)."""
 
     name: str
     kinds: dict[str, KindRecipe]
     images: int | None = None
 
     def kind(self, name: str) -> KindRecipe:
-        """How a kind is fitted; `HawkError` where the recipe does not say."""
+        """How a kind is fitted; raises `HawkError` if the recipe does not say so."""
         if name not in SHAPES:
             raise HawkError(f"unknown drafter kind {name!r}: choose from {', '.join(SHAPES)}")
         if name not in self.kinds:
@@ -56,41 +56,42 @@ class Recipe:
 
 
 def load_recipe(name: str) -> Recipe:
-    """The recipe of a file, or of a name that comes with Hawk; `HawkError` for unknown keys and wrong values."""
-    named = sorted(path.stem for path in OWN.glob("*.yaml"))
-    path = OWN / f"{name}.yaml" if name in named else Path(name)
+    """Read a recipe that comes with Hawk, by its name, or a recipe file; raises `HawkError` if it is not valid."""
+    bundled = sorted(path.stem for path in RECIPES_FOLDER.glob("*.yaml"))
+    path = RECIPES_FOLDER / f"{name}.yaml" if name in bundled else Path(name)
     if not path.is_file():
-        raise HawkError(f"no recipe {name!r}: give a YAML file, or one of {', '.join(named)}")
+        raise HawkError(f"no recipe {name!r}: give a YAML file, or one of {', '.join(bundled)}")
     try:
-        told = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise HawkError(f"{path} is not YAML ({' '.join(str(error).split())[:120]})") from error
-    _known(told, {"images", *SHAPES}, f"{path}")
-    images = told.pop("images", None)
+        raise HawkError(f"{path} is not YAML ({one_line(error)})") from error
+    _check_keys(content, {"images", *SHAPES}, f"{path}")
+    images = content.pop("images", None)
     if images is not None and (not isinstance(images, int) or images < 1):
         raise HawkError(f"{path}: images must be a number above 0, not {images!r}")
-    return Recipe(name, {kind: _kind(kind, values, f"{path}: {kind}") for kind, values in told.items()}, images)
+    return Recipe(name, {kind: _kind(kind, values, f"{path}: {kind}") for kind, values in content.items()}, images)
 
 
-def _kind(kind: str, told: Any, where: str) -> KindRecipe:
-    how = {field.name for field in fields(FitConfig)} - {*ASKED}
-    what = {field.name for field in fields(SHAPES[kind])} - {"dim"}
-    _known(told, how | what, where)
-    shape = {name: value for name, value in told.items() if name in what}
+def _kind(kind: str, values: Any, where: str) -> KindRecipe:
+    fit_names = {field.name for field in fields(FitConfig)} - {*COMMAND_OPTIONS}
+    shape_names = {field.name for field in fields(SHAPES[kind])} - {"dim"}
+    _check_keys(values, fit_names | shape_names, where)
+    shape = {name: value for name, value in values.items() if name in shape_names}
     wrong = [name for name, value in shape.items() if not isinstance(value, int) or value < (name != "vertical")]
     if wrong:
         raise HawkError(f"{where}: {wrong[0]} must be a number above 0, not {shape[wrong[0]]!r}")
     try:
-        fit = TypeAdapter(FitConfig).validate_python({name: told[name] for name in told.keys() & how})
+        fit = TypeAdapter(FitConfig).validate_python({name: values[name] for name in values.keys() & fit_names})
     except ValidationError as error:
         first = error.errors()[0]
         raise HawkError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     return KindRecipe(fit, shape)
 
 
-def _known(told: Any, names: set[str], where: str) -> None:
-    if not isinstance(told, Mapping):
+def _check_keys(values: Any, names: set[str], where: str) -> None:
+    """Raise `HawkError` unless `values` is a mapping whose keys are all in `names`."""
+    if not isinstance(values, Mapping):
         raise HawkError(f"{where} must be a mapping of {', '.join(sorted(names))}")
-    unknown = [name for name in told if name not in names]
+    unknown = [name for name in values if name not in names]
     if unknown:
-        raise HawkError(f"{where}: unknown key {unknown[0]!r}: there are {', '.join(sorted(names))}")
+        raise HawkError(f"{where}: unknown key {unknown[0]!r}: choose from {', '.join(sorted(names))}")

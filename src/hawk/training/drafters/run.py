@@ -1,4 +1,4 @@
-"""`hawk train drafter`: grids from the target, drafters of several kinds, the pool over them, a drafter folder."""
+"""The whole run of `hawk train drafter`: draw grids, fit each kind of drafter, fit the pool, write a drafter folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from hawk.files import write_bytes, write_json
 from hawk.models.loading import DTYPES, laid_out, load_on
 from hawk.models.protocol import ImageTarget, Model
 from hawk.training.drafters.feature import feature_shape, train_feature
-from hawk.training.drafters.grids import OnPolicy, draw_on_policy, hidden_states, origin_of
+from hawk.training.drafters.grids import Drawing, OnPolicy, draw_on_policy, hidden_states, origin_of
 from hawk.training.drafters.heads import copy_baselines, train_heads
 from hawk.training.drafters.pool import FittedPool, fit_pool
 from hawk.training.drafters.recipe import KindRecipe
@@ -39,17 +39,17 @@ from hawk.training.world import World
 
 GIGABYTE = 1e9
 
-MEASURED_TOGETHER = 32
-"""Images of one recording of the pool; there are three."""
+RECORDED_IMAGES = 32
+"""The number of images in each of the three recordings that the pool is fitted and measured on."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train a drafter of, and on what.
+    """Which kinds of drafters to train, how to fit each of them, and on which grids.
 
-    `kinds` names how each kind is fitted. `sources` are those of `hawk`'s pool, None the fastest. `images`
-    grids of `grid` are drawn with `params`, `draw_batch` at a time; `cache_gb` (10^9 bytes) is the disk that the
-    target's states on them may take.
+    `images` grids of the shape `grid` are drawn with `params`, `draw_batch` at a time. `cache_gb` (10^9 bytes) is the
+    disk space that the target's hidden states on them may take. `sources` are the sources of `hawk`'s pool; None
+    stands for the fastest choice.
     """
 
     kinds: dict[str, KindRecipe]
@@ -62,28 +62,32 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """The model, bare (drafters learn from its target), and the target as it runs (it draws, and is drafted for)."""
+class FrozenModel:
+    """The model that a drafter is trained for, frozen.
+
+    Drafters learn from the target of `bare`, the model as it is read. `running` is the same target with its weights
+    laid out for speed on `device`: it draws the grids, and the pool is measured with it.
+    """
 
     bare: Model
     running: ImageTarget
-    place: torch.device
+    device: torch.device
     dtype: str
 
     @classmethod
-    def load(cls, folder: Path, place: torch.device, dtype: str) -> Trained:
-        """Read it once; frozen."""
-        bare = load_on(folder, place, dtype, None, pack=False, with_drafter=False)
+    def load(cls, folder: Path, device: torch.device, dtype: str) -> FrozenModel:
+        """Read the model in a folder, without its drafter."""
+        bare = load_on(folder, device, dtype, None, pack=False, with_drafter=False)
         for module in bare.modules:
             module.requires_grad_(False)
-        return cls(bare, laid_out(bare.target, place, dtype), place, dtype)
+        return cls(bare, laid_out(bare.target, device, dtype), device, dtype)
 
-    def drafting(self, parts: DraftParts) -> DraftParts:
-        """Parts as they will run beside it."""
+    def running_parts(self, parts: DraftParts) -> DraftParts:
+        """A copy of a drafter's parts, laid out as they will run beside the target."""
         copy = deepcopy(parts)
-        embedded = self.running.embed(torch.zeros(1, dtype=torch.long, device=self.place))
+        embedded = self.running.embed(torch.zeros(1, dtype=torch.long, device=self.device))
         for part in copy.modules:
-            part.to(self.place, embedded.dtype)  # of the target's states
+            part.to(self.device, embedded.dtype)  # the dtype of the target's states
             part.eval().requires_grad_(False)
         if self.running is not self.bare.target:
             copy.pack(DTYPES[self.dtype])
@@ -91,18 +95,20 @@ class Trained:
 
 
 def train_drafter(
-    trained: Trained, texts: Texts, plan: Plan, out: Path, place: Path | None = None, world: World | None = None
+    frozen: FrozenModel, texts: Texts, plan: Plan, out: Path, folder: Path | None = None, world: World | None = None
 ) -> str | None:
-    """Fit the planned kinds and the pool and write them to a drafter folder, `place` or OUT/drafter; a line of figures.
+    """Fit the planned kinds and the pool, write a drafter folder (by default OUT/drafter), return a line of figures.
 
-    Heads begin a drafter anew, as a spatial drafter does where there is none; else a kind is added to what the folder
-    holds. The feature drafter is `eagle`'s and no source, so it leaves the pool as it is. Under torchrun all processes
-    call this; the first fits the pool and writes, the others return None.
+    Heads always begin a new drafter, and a spatial drafter does so if the folder does not exist; any other kind is
+    added to the drafter in the folder. A feature drafter belongs to the method `eagle` and is no source of the pool, so
+    the pool stays as it is. Under torchrun every process calls this function; rank 0 fits the pool and writes, and the
+    others return None.
     """
     world = world or World()
-    model, params, grid, images = trained.bare, plan.params, plan.grid, plan.images
-    folder = place or out / "drafter"
-    parts = begun(folder, model, tuple(plan.kinds))
+    model, params, grid, images = frozen.bare, plan.params, plan.grid, plan.images
+    stands_alone = folder is None  # the drafter of a model folder is described by the model's own card
+    folder = folder or out / "drafter"
+    parts = initial_parts(folder, model, tuple(plan.kinds))
     check_sources(plan, parts)
 
     def prompts(start: int, count: int) -> Condition:
@@ -111,12 +117,11 @@ def train_drafter(
     def unseen(start: int, count: int) -> Condition:
         return model.condition(texts.unseen(start, count, images), [""] * count, grid)
 
-    batch = plan.draw_batch
-    origin = origin_of(model.fingerprint, params, grid, texts.fingerprint, batch)
-    drawing = (grid, params, images, out / "grids", batch, origin, world)
-    tokens = draw_on_policy(trained.running, prompts, *drawing)
-    states = (grid, params, out / "states", plan.cache_gb * GIGABYTE, batch, origin, world)
-    data = OnPolicy(tokens, hidden_states(model.target, tokens, prompts, *states))
+    origin = origin_of(model.fingerprint, params, grid, texts.fingerprint, plan.draw_batch)
+    drawing = Drawing(prompts, grid, params, plan.draw_batch, origin, world)
+    tokens = draw_on_policy(frozen.running, drawing, images, out / "grids")
+    budget = plan.cache_gb * GIGABYTE
+    data = OnPolicy(tokens, hidden_states(model.target, tokens, drawing, out / "states", budget))
     fits: dict[str, Fitted] = {}
     for kind, recipe in plan.kinds.items():
         parts, fits[kind] = fitted_part(kind, recipe, parts, model.target, data, plan, out / kind)
@@ -126,7 +131,7 @@ def train_drafter(
     if plan.kinds.keys() == {"feature"}:
         save_parts(folder, parts, model.fingerprint)
         return f"{folder}: {losses}"
-    pool = fitted_pool(trained, parts, plan, unseen)
+    pool = fitted_pool(frozen, parts, plan, unseen)
     report: dict[str, Any] = {
         "images": images,
         "minutes": {kind: round(fitted.seconds / 60, 1) for kind, fitted in fits.items()},
@@ -138,13 +143,16 @@ def train_drafter(
     }
     save_parts(folder, replace(parts, fused=pool.settings, left=pool.left), model.fingerprint)
     write_json(folder / "report.json", report)
-    if place is None:  # a folder of its own; a model has a card
+    if stands_alone:
         write_bytes(folder / "README.md", drafter_card(model, plan, pool).encode())
     return f"{folder}: {pool.quality['fused']}"
 
 
-def begun(folder: Path, model: Model, kinds: tuple[str, ...]) -> DraftParts:
-    """The drafter that kinds are added to: an empty one, or what the folder holds (`HawkError`: of another target)."""
+def initial_parts(folder: Path, model: Model, kinds: tuple[str, ...]) -> DraftParts:
+    """The drafter to which the new kinds are added: an empty one, or the one in the folder.
+
+    Raises `HawkError` if the folder's drafter is for another target, or if there is none to add a feature drafter to.
+    """
     if "heads" in kinds or ("spatial" in kinds and not folder.is_dir()):
         return DraftParts(FusedSettings.unfitted())
     if not folder.is_dir():
@@ -154,19 +162,20 @@ def begun(folder: Path, model: Model, kinds: tuple[str, ...]) -> DraftParts:
 
 
 def check_sources(plan: Plan, parts: DraftParts) -> None:
-    """`HawkError` for a source of the plan that there will not be."""
-    heads, spatial_part = parts.heads, "spatial" in plan.kinds or parts.spatial is not None
-    shape = HeadsConfig(1, **plan.kinds["heads"].shape) if "heads" in plan.kinds else heads and heads.config
-    there = (*(head_sources(shape) if shape else ()), *(("spatial",) if spatial_part else ()), "stale")
-    unknown = [name for name in plan.sources or () if name not in there]
+    """Raise `HawkError` if the plan names a source that the trained drafter will not have."""
+    heads = parts.heads.config if parts.heads else None
+    if "heads" in plan.kinds:
+        heads = HeadsConfig(1, **plan.kinds["heads"].shape)
+    available = pool_sources(heads, "spatial" in plan.kinds or parts.spatial is not None)
+    unknown = [name for name in plan.sources or () if name not in available]
     if unknown:
-        raise HawkError(f"unknown source {unknown[0]!r}: choose from {', '.join(there)}, or train its kind")
+        raise HawkError(f"unknown source {unknown[0]!r}: choose from {', '.join(available)}, or train its kind")
 
 
 def fitted_part(
     kind: str, recipe: KindRecipe, parts: DraftParts, target: ImageTarget, data: OnPolicy, plan: Plan, out: Path
 ) -> tuple[DraftParts, Fitted]:
-    """The parts with one kind trained."""
+    """The parts with a newly fitted drafter of one kind, and how its fit went."""
     dim = target.hidden_size
     if kind == "heads":
         heads = HeadsConfig(dim, **recipe.shape)
@@ -174,61 +183,58 @@ def fitted_part(
         return replace(parts, heads=trained), fitted
     if kind == "spatial":
         shape = SpatialConfig(dim, **recipe.shape)
-        learnt = train_spatial(target, data, plan.grid, plan.params, shape, recipe.fit, out)
-        return replace(parts, spatial=learnt.drafter, left=learnt.left), learnt.fitted
+        result = train_spatial(target, data, plan.grid, plan.params, shape, recipe.fit, out)
+        return replace(parts, spatial=result.drafter, left=result.left), result.fitted
     layer = replace(feature_shape(dim), **recipe.shape)
     feature, fitted = train_feature(target, data, plan.params, layer, recipe.fit, out)
     return replace(parts, feature=feature), fitted
 
 
-def fitted_pool(trained: Trained, parts: DraftParts, plan: Plan, unseen: Prompts) -> FittedPool:
-    """`hawk`'s pool over the trained parts, measured as it will run, on prompts that nothing was drawn for.
+def fitted_pool(frozen: FrozenModel, parts: DraftParts, plan: Plan, unseen: Prompts) -> FittedPool:
+    """`hawk`'s pool over the trained parts, fitted and measured as it will run, on the images of `unseen`.
 
-    Without sources in the plan: the faster of the target's early guesses alone and of these with all that is trained.
+    If the plan names no sources, two pools are fitted: the target's stale guesses alone, and the stale guesses with all
+    trained sources. The faster one is returned.
     """
-    drafting, target = trained.drafting(parts), trained.running
-    together = min(MEASURED_TOGETHER, plan.draw_batch)
+    running, target = frozen.running_parts(parts), frozen.running
+    images = min(RECORDED_IMAGES, plan.draw_batch)
 
     def fitted(sources: tuple[str, ...]) -> FittedPool:
-        named = [source_named(name, drafting, target) for name in sources]
-        left = parts.left if "spatial" in sources else None  # it is trained beside the spatial drafter
+        named = [source_named(name, running, target) for name in sources]
+        left = parts.left if "spatial" in sources else None  # it is trained with the spatial drafter
         unfitted = FusedPool(named, target.draft_head, FusedSettings.unfitted(sources), left)
-        return fit_pool(target, unfitted, unseen, plan.grid, plan.params, first=plan.images, images=together)
+        return fit_pool(target, unfitted, unseen, plan.grid, plan.params, first=plan.images, images=images)
 
-    candidates = [plan.sources] if plan.sources else [JACOBI, sources_of(parts)]
+    trained = pool_sources(parts.heads.config if parts.heads else None, parts.spatial is not None)
+    candidates = [plan.sources] if plan.sources else [JACOBI, trained]
     return min((fitted(sources) for sources in candidates), key=lambda pool: pool.seconds)
 
 
-def sources_of(parts: DraftParts) -> tuple[str, ...]:
-    """Sources of a pool of all that is trained, and the target's early guesses."""
-    heads = head_sources(parts.heads.config) if parts.heads else ()
-    return (*heads, *(("spatial",) if parts.spatial else ()), *JACOBI)
+def pool_sources(heads: HeadsConfig | None, with_spatial: bool) -> tuple[str, ...]:
+    """All sources of a pool: those of the draft heads, if any, the spatial drafter, and the target's stale guesses."""
+    head_sources = ("horizontal", *(f"vertical-{d + 1}" for d in range(heads.vertical))) if heads else ()
+    return (*head_sources, *(("spatial",) if with_spatial else ()), *JACOBI)
 
 
-def head_sources(shape: HeadsConfig) -> tuple[str, ...]:
-    """Sources of draft heads."""
-    return ("horizontal", *(f"vertical-{d + 1}" for d in range(shape.vertical)))
-
-
-def save_parts(place: Path, parts: DraftParts, fingerprint: str) -> None:
-    """Write a drafter folder; parts of an earlier drafter that this one has not are removed."""
+def save_parts(folder: Path, parts: DraftParts, fingerprint: str) -> None:
+    """Write a drafter folder, and remove the files of parts that an earlier drafter had and this one does not have."""
     optional = {heads_files.NAME: parts.heads, spatial.NAME: parts.spatial, feature_files.NAME: parts.feature}
     missing = [file for name, part in optional.items() if part is None for file in files_of(name)]
     for file in (*missing, *([] if parts.left else [left.FILE])):
-        (place / file).unlink(missing_ok=True)
+        (folder / file).unlink(missing_ok=True)
     for part in (parts.heads, parts.spatial, parts.feature):
         if part is not None:
-            part.save(place, fingerprint)
+            part.save(folder, fingerprint)
     if parts.left is not None:
-        parts.left.save(place)
-    parts.fused.save(place)
+        parts.left.save(folder)
+    parts.fused.save(folder)
 
 
 def drafter_card(model: Model, plan: Plan, pool: FittedPool) -> str:
-    """README.md of a drafter folder, as the hub shows it."""
+    """The README.md of a drafter folder, which the hub shows as its card."""
     rows = "".join(
-        f"| {offset} | {said['mass']:.3f} | {said['top1']:.3f} | {said['top8']:.3f} |\n"
-        for offset, said in pool.quality["fused"].items()
+        f"| {offset} | {quality['mass']:.3f} | {quality['top1']:.3f} | {quality['top8']:.3f} |\n"
+        for offset, quality in pool.quality["fused"].items()
     )
     params = plan.params
     return f"""---
@@ -238,8 +244,8 @@ base_model: {model.name}
 
 # A drafter for {model.name}
 
-Speeds {model.name} up without changing what it draws. It fits the target of fingerprint `{model.fingerprint}` alone
-(config and output head); Hawk refuses it for any other.
+This drafter makes {model.name} faster without changing what it draws. It fits only the target with the fingerprint
+`{model.fingerprint}` (of its config and output head); Hawk refuses it for any other target.
 
 ```python
 from hawk import HawkPipeline
@@ -248,12 +254,13 @@ pipe = HawkPipeline.from_pretrained("{model.name}", drafter="PATH_OR_ID_OF_THIS_
 image = pipe("a red apple").images[0]
 ```
 
-Kinds: {", ".join(plan.kinds)}; sources of `hawk`'s pool: {", ".join(pool.settings.sources)}. Trained on {plan.images}
-grids of {plan.grid.height}x{plan.grid.width} tokens that the target drew itself at CFG {params.cfg_scale}, temperature
-{params.temperature}, top-k {params.top_k}, top-p {params.top_p}; at other settings fewer drafts are kept.
+Kinds: {", ".join(plan.kinds)}; sources of `hawk`'s pool: {", ".join(pool.settings.sources)}. It was trained on
+{plan.images} grids of {plan.grid.height}x{plan.grid.width} tokens that the target drew itself (CFG {params.cfg_scale},
+temperature {params.temperature}, top-k {params.top_k}, top-p {params.top_p}). At other settings fewer drafts are
+accepted.
 
-What the pool's drafts are worth, measured while decoding: the mass that draft and target share, and how often the
-target's token is its first or among its first eight candidates, by positions ahead.
+The quality of the pool's drafts, measured while decoding, by the number of positions ahead of the frontier: the mass
+that draft and target share, and how often the target's token is the first candidate or among the first eight.
 
 | ahead | mass | first | first eight |
 |---|---|---|---|

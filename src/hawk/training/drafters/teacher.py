@@ -1,9 +1,9 @@
-"""The target as a teacher: its states and its distribution at every token of grids that it drew itself.
+"""The target as a teacher: its hidden states and its distribution p at every token of grids that it drew itself.
 
-Drafters read the guided state, `guide(cond, uncond)`, whatever the head: that is what decoding gives them. What they
-are taught is p. Where the head is linear p follows from the guided state; where it is not (Janus) p is that of the
-guided logits, `guide(head(cond), head(uncond))`, so both states are kept ("parts" below), and only q is read from the
-guided state by the head: a draft may be a little off there, what is drawn never is.
+Drafters read the guided state, `guide(cond, uncond)`, because decoding gives them this state. They learn p. With a
+linear output head, p follows from the guided state, so one state is kept for each token. With any other head (Janus),
+p follows from the guided logits, `guide(head(cond), head(uncond))`, so both states are kept (the dimension `states`
+below). A drafter's q still comes from the guided state then, so its drafts fit a little worse; decoding stays lossless.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from hawk.decoding.forward import Target, guided_logits, guided_state
 from hawk.decoding.grid import Grid
@@ -22,17 +22,31 @@ from hawk.models.protocol import ImageTarget
 from hawk.nn.packed import fast_dtype
 
 Prompts = Callable[[int, int], Any]
-"""(start, count) -> the target's prompt for that many rows; row i is a function of `start + i` alone."""
+"""(start, count) -> the target's prompt of `count` rows; row i depends on `start + i` alone."""
 
 CHUNK = 256
-"""Tokens of a teacher-forced forward; on the bundled model as fast as a forward of the whole image."""
+"""Tokens in one teacher-forced forward. On the bundled model this is as fast as one forward of the whole image."""
+
+
+class TeacherLoss(nn.Module):
+    """A drafter's loss against a frozen target, whose weights are none of the module's parameters."""
+
+    def __init__(self, target: ImageTarget, params: SamplingParams) -> None:
+        super().__init__()
+        self.params = params
+        self._target = (target,)  # the tuple keeps `nn.Module` from registering the target as a submodule
+
+    @property
+    def target(self) -> ImageTarget:
+        """The frozen target."""
+        return self._target[0]
 
 
 @torch.no_grad()
 def forced_hidden(
     target: Target, tokens: Int[Tensor, "b n"], prompt: Any, grid: Grid, params: SamplingParams, chunk: int = CHUNK
-) -> Float[Tensor, "parts b n d"]:
-    """Last hidden states before each token, through the target's own cache: [guided], or [cond, uncond] (see above)."""
+) -> Float[Tensor, "states b n d"]:
+    """The last hidden state before each token, computed with the target's KV cache: [guided], or [cond, uncond]."""
     batch, n = tokens.shape
     prefilled = target.prefill(prompt, params.guided, n)
     cache, rows = prefilled.cache, len(prefilled.hidden)
@@ -58,20 +72,20 @@ def forced_hidden(
     return whole.unflatten(0, (2, batch))
 
 
-def parts_of(target: Target, params: SamplingParams) -> int:
-    """Hidden states that are kept of each token."""
+def states_per_token(target: Target, params: SamplingParams) -> int:
+    """How many hidden states are kept of each token: 1 (guided) or 2 (cond, uncond)."""
     return 1 if target.linear_head or not params.guided else 2
 
 
-def guided_states(hidden: Float[Tensor, "parts *b d"], params: SamplingParams) -> Float[Tensor, "*b d"]:
-    """What drafters read."""
+def guided_states(hidden: Float[Tensor, "states *b d"], params: SamplingParams) -> Float[Tensor, "*b d"]:
+    """The guided states, which drafters read."""
     return hidden[0] if len(hidden) == 1 else guided_state(hidden.flatten(0, 1), params)
 
 
 def teacher_log_p(
-    target: ImageTarget, hidden: Float[Tensor, "parts b n d"], params: SamplingParams
+    target: ImageTarget, hidden: Float[Tensor, "states b n d"], params: SamplingParams
 ) -> Float[Tensor, "b n vocab"]:
-    """log p, filtered: what plain AR samples from."""
+    """log p after guidance, temperature, top-k and top-p: the distribution from which plain AR samples."""
     hidden = hidden.to(target.dtype)
     guided = guided_states(hidden, params)
     return log_probs(guided_logits(target, hidden.flatten(0, 1), guided, params), params)
@@ -80,11 +94,14 @@ def teacher_log_p(
 def draft_log_q(
     target: ImageTarget, states: Float[Tensor, "*b d"], params: SamplingParams
 ) -> Float[Tensor, "*b vocab"]:
-    """log q of draft states at p's temperature (1 for a greedy p), unfiltered: p's zeros need it."""
+    """log q of draft states, at the temperature of p (at 1 for a greedy p) but without top-k and top-p.
+
+    A filtered q would be 0 at tokens that p allows, and the losses would be infinite there.
+    """
     return log_probs(target.draft_head(states.to(target.dtype)), SamplingParams(params.temperature or 1.0))
 
 
-def teaching(target: ImageTarget) -> torch.autocast:
-    """The precision in which a teacher's forward runs: a float32 target on a CPU with matrix units uses them."""
+def teacher_autocast(target: ImageTarget) -> torch.autocast:
+    """The precision of a teacher's forward: bfloat16 for a float32 target on a CPU with matrix units, else its own."""
     half = target.device.type == "cpu" and target.dtype == torch.float32 and fast_dtype() == torch.bfloat16
     return torch.autocast(target.device.type, torch.bfloat16, enabled=half)

@@ -1,4 +1,4 @@
-"""Captions a stranger would type: articles, styles, places, backgrounds; lower case, at most 20 words."""
+"""Write captions as people type prompts: with articles, styles, places, backgrounds; lower case, at most 20 words."""
 
 from __future__ import annotations
 
@@ -15,28 +15,31 @@ MAX_WORDS = 20
 
 @dataclass(frozen=True)
 class StyleWords:
-    """How people name a style: before the object, as a medium, after the object."""
+    """The words that people use for a style: before the object, as a medium, after the object."""
 
     adjectives: tuple[str, ...]  # "3d" cat
     mediums: tuple[str, ...]  # "3d render" of a cat; cat "3d render"
-    endings: tuple[str, ...]  # a cat "in 3d"; one that starts with a comma closes the caption's object
+    endings: tuple[str, ...]  # a cat "in 3d", or with a comma: a cat", 3d style"
 
 
 @dataclass(frozen=True)
 class CaptionOdds:
-    """How often a caption says what. A caption that tells no style means the `plain_style`; others are told."""
+    """How often a caption has which words; "told" means that it mentions something.
+
+    A caption may leave out the style `plain_style`; it names every other style.
+    """
 
     plain_style: str = "flat"
     plain_style_told: float = 0.3
     label: float = 0.6
-    synonym: float = 0.32  # the rest of the names are made of tags
+    synonym: float = 0.32  # the remaining names are made with tags
     bare: float = 0.4  # "cat" rather than "a cat"
     aside: float = 0.06
 
 
 @dataclass(frozen=True)
 class Telling:
-    """What a caption has to tell beside the object: empty strings are left unsaid."""
+    """What a caption must mention besides the object; it does not mention an empty string."""
 
     size: str = ""  # "small"
     place: str = ""  # "on the left"
@@ -45,7 +48,7 @@ class Telling:
 
     @property
     def adjectives(self) -> str:
-        """What stands before the object's name."""
+        """The adjectives before the object's name."""
         return f"{self.size} {self.look}".strip()
 
 
@@ -89,7 +92,7 @@ LOOKS = (
     "wonderful", "young",
 )  # fmt: skip
 PLAIN = ("plain", "solid", "soft", "vivid", "clean", "simple")
-"""Words that people add and that change nothing: of objects, of backgrounds."""
+"""Adjectives that people add and that do not change the image: `LOOKS` of objects, `PLAIN` of backgrounds."""
 
 UNTOLD_MEDIUMS = (
     "emoji", "icon", "picture", "image", "drawing", "illustration", "cartoon", "sticker", "graphic", "design", "symbol",
@@ -98,7 +101,7 @@ ASIDES = (
     "high quality", "centered", "digital art", "vector", "cartoon", "beautiful", "for kids", "minimal", "isolated",
     "best quality", "with details", "colorful", "funny", "for you", "of course", "in summer", "at home", "please",
 )  # fmt: skip
-"""What people add to a prompt and what changes nothing."""
+"""Phrases that people add to a prompt and that do not change the image."""
 
 UNCOUNTABLE = frozenset(
     {"rice", "bread", "bacon", "cheese", "butter", "salt", "milk", "honey", "water", "fire", "rain",
@@ -150,7 +153,7 @@ def _head(name: str) -> list[str]:
 
 
 def is_plural(name: str) -> bool:
-    """Whether a name takes no "a" since its head noun is plural: "grapes", "people holding hands"."""
+    """Whether the head noun of a name is plural, so that it takes no "a": "grapes", "people holding hands"."""
     words = _head(name)
     if words[0] in PLURALS or words[0] in SINGULAR_START:
         return words[0] in PLURALS
@@ -161,14 +164,14 @@ def is_plural(name: str) -> bool:
 
 
 def is_uncountable(name: str) -> bool:
-    """Whether the name takes no "a" though singular: "bread", "cooked rice", "surfing"."""
+    """Whether a singular name takes no "a": "bread", "cooked rice", "surfing"."""
     words = _head(name)
     gerund = len(words) == 1 and words[0].endswith("ing") and words[0] not in GERUND_NOUNS
     return gerund or name in NO_ARTICLE or (words[-1] in UNCOUNTABLE and words[0] not in SINGULAR_START)
 
 
 def indefinite(words: str) -> str:
-    """ "a" or "an", by the sound of the first word."""
+    """The article, "a" or "an", that fits the sound of the first word."""
     if re.match(r"(uni|ufo|usb|use|util|ukul|eu|ewe|one\b|one-|once)", words):
         return "a"
     return "an" if re.match(r"([aeiou]|hour|heir|honest|x-ray|xray|sos\b|suv\b|lcd\b)", words) else "a"
@@ -183,16 +186,16 @@ def with_article(name: str, adjective: str = "") -> str:
 
 
 def short_forms(record: SpriteRecord) -> tuple[str, ...]:
-    """Shorter ways to say the label: "cat face" -> "cat"; "red apple" -> "apple"."""
+    """Shorter names than the label: "cat face" -> "cat"; "red apple" -> "apple"."""
     short = record.name.removesuffix(" face")
     if short not in ANIMAL_FACES:
-        short = record.name  # "grinning face" is no grinning, but "cat face" is a cat
+        short = record.name  # a "cat face" may be called "cat", but a "grinning face" is not called "grinning"
     without_colour = COLOUR_START.sub("", short)
     return tuple(name for name in dict.fromkeys((short, without_colour)) if name not in record.names)
 
 
 def object_name(record: SpriteRecord, rng: np.random.Generator, odds: CaptionOdds | None = None) -> str:
-    """One way to name the object: mostly the label; else a short form, a synonym, or a tag."""
+    """A random name of the object: mostly its label, else a short form, a synonym, or the label with a tag."""
     odds = odds or CaptionOdds()
     draw = rng.random()
     others = short_forms(record) + record.names[1:]
@@ -214,7 +217,7 @@ def caption_for(
     telling: Telling | None = None,
     odds: CaptionOdds | None = None,
 ) -> str:
-    """A caption for one object, lower case, at most `MAX_WORDS` words."""
+    """A caption for one object, in lower case, with at most `MAX_WORDS` words."""
     telling, odds = telling or Telling(), odds or CaptionOdds()
     name = object_name(record, rng, odds)
     if len(name.split()) > 6:
@@ -224,11 +227,11 @@ def caption_for(
         core += f", {pick(ASIDES, rng)}" if rng.random() < 0.6 else f" {pick(ASIDES, rng)}"
     plain = with_article(record.name, telling.adjectives) + (f" {telling.place}" if telling.place else "")
     plain += f" on {telling.background}" if telling.background else ""
-    return fitted(core + background_phrase(telling.background, rng), fallback=plain)
+    return within_limit(core + background_phrase(telling.background, rng), fallback=plain)
 
 
 def tells_style(style: str, rng: np.random.Generator, odds: CaptionOdds) -> bool:
-    """Whether a caption names its style."""
+    """Whether a caption names its style (drawn at random for the plain style)."""
     return style != odds.plain_style or rng.random() < odds.plain_style_told
 
 
@@ -259,7 +262,7 @@ def _styled(name: str, style_name: str, rng: np.random.Generator, telling: Telli
 def pair_caption(
     records: Sequence[SpriteRecord], joints: Sequence[str], background: str, rng: np.random.Generator
 ) -> str:
-    """A caption for a two-object scene; `joints` are the words between the objects and after the second."""
+    """A caption for a scene of two objects; `joints` are the words between the objects and after the second one."""
     first, second = (with_article(record.name) for record in records)
     scene = f"{first} {joints[0]} {second}" + (f" {joints[1]}" if joints[1] else "")
     style = STYLES[records[0].style]
@@ -269,15 +272,15 @@ def pair_caption(
             if rng.random() < 0.7
             else f"{pick(style.mediums, rng)} of {scene}"
         )
-        scene = told if len(told.split()) <= MAX_WORDS - 3 else scene  # room for a background
-    return fitted(
+        scene = told if len(told.split()) <= MAX_WORDS - 3 else scene  # leave room for a background
+    return within_limit(
         scene + background_phrase(background, rng),
         fallback=scene + (f" on {background}" if background else ""),
     )
 
 
 def background_phrase(colour: str, rng: np.random.Generator) -> str:
-    """ " on a blue background" and its like; "" for an untold background."""
+    """The words for a background, such as " on a blue background"; "" for a background without a name."""
     if not colour:
         return ""
     colour = f"{pick(PLAIN, rng)} {colour}" if rng.random() < 0.15 else colour
@@ -291,12 +294,12 @@ def background_phrase(colour: str, rng: np.random.Generator) -> str:
 
 
 def join_ending(phrase: str, ending: str) -> str:
-    """Join a style ending to an object: ", 3d style" without a blank, "in 3d" with one."""
+    """Append a style ending to an object: ", 3d style" without a space, "in 3d" with one."""
     return phrase + ending if ending.startswith(",") else f"{phrase} {ending}"
 
 
-def fitted(caption: str, fallback: str) -> str:
-    """The caption, or the fallback where it has more than `MAX_WORDS` words."""
+def within_limit(caption: str, fallback: str) -> str:
+    """The caption, or the fallback if the caption has more than `MAX_WORDS` words."""
     return caption if len(caption.split()) <= MAX_WORDS else fallback
 
 

@@ -1,4 +1,4 @@
-"""Sprites -> training images: a background, a size and a place, all of which the caption tells."""
+"""Compose training images from sprites, with a background, a size and a place that the caption mentions."""
 
 from __future__ import annotations
 
@@ -46,13 +46,16 @@ OWN_COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (35, 35, 38),
     "white": (240, 240, 240),
 }
-"""What people call an object's colour."""
+"""The names that people use for an object's colour, each with a typical value."""
 DARK = ("red", "green", "blue", "dark blue", "purple", "brown", "gray", "black")
 
 
 @dataclass(frozen=True)
 class ComposeOdds:
-    """How often a composed image shows what. The rest of the backgrounds are named colours, always told."""
+    """How often a composed image shows what; "told" means that the caption mentions it.
+
+    The backgrounds that are not white have a colour, which is always told.
+    """
 
     white_untold: float = 0.32
     white_told: float = 0.06
@@ -64,9 +67,10 @@ class ComposeOdds:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an object goes: its frame's scale and centre (x, y), as fractions of the image; and its words.
+    """Where an object is placed: scale and centre (x, y) of its frame as fractions of the image, and words for both.
 
-    Three scales only, and frames on the tokenizer's 8-pixel grid: so an object's tokens are the same at every visit.
+    There are three scales only, and frames lie on the tokenizer's 8-pixel grid: an object of one scale always has the
+    same tokens.
     """
 
     scale: float
@@ -78,7 +82,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class ComposedImage:
-    """One training pair. `rgb` is uint8 [128, 128, 3]; `background` its exact constant background colour."""
+    """An image, uint8 [128, 128, 3], its caption, and the colour that all pixels of its background have."""
 
     rgb: NDArray[np.uint8]
     caption: str
@@ -86,9 +90,9 @@ class ComposedImage:
 
 
 def compose(sprites: SpriteSet, index: int, rng: np.random.Generator, augment: bool = True) -> ComposedImage:
-    """Image and caption of a sprite: a pure function of the index and the generator's state.
+    """Compose the image and caption of a sprite; the index and the generator's state alone determine the result.
 
-    Without `augment` the object fills the frame, on white (on gray if it is nearly white itself).
+    Without `augment` the object fills the image, on white (or on gray if the object is nearly white).
     """
     record, sprite = sprites.records[index], sprites.rgba[index]
     if not augment:
@@ -109,7 +113,7 @@ def compose(sprites: SpriteSet, index: int, rng: np.random.Generator, augment: b
 
 
 def choose_look(record: SpriteRecord, sprite: NDArray[np.uint8], rng: np.random.Generator, odds: ComposeOdds) -> str:
-    """An adjective now and then: the object's own colour, or a word that changes nothing."""
+    """Sometimes an adjective: the object's own colour, or a word that does not change the image; else ""."""
     draw = rng.random()
     if draw < odds.own_colour:
         colour = own_colour(sprite)
@@ -118,7 +122,7 @@ def choose_look(record: SpriteRecord, sprite: NDArray[np.uint8], rng: np.random.
 
 
 def own_colour(sprite: NDArray[np.uint8]) -> str:
-    """The name of the colour that most of an object has; "" where no colour has three fifths of it."""
+    """The name of the colour that at least 60 % of an object has; "" if there is none."""
     thinned = sprite[::4, ::4].reshape(-1, 4)
     visible = thinned[thinned[:, 3] > 127][:, :3].astype(np.int32)
     if len(visible) == 0:
@@ -136,7 +140,7 @@ NEAR, FAR = 0.25 + 1 / 16, 0.75 - 1 / 16  # one token cell of margin beside a ha
 
 
 def choose_placement(rng: np.random.Generator, odds: ComposeOdds) -> Placement:
-    """Mostly in the middle with a margin, untold; else large or small, at a side or in a corner, told."""
+    """Mostly the middle, without words for it; else another size, a side or a corner, with words for them."""
     if rng.random() < odds.centred:
         return USUAL
     kind = rng.random()
@@ -160,7 +164,7 @@ def choose_placement(rng: np.random.Generator, odds: ComposeOdds) -> Placement:
 
 
 def _partner(sprites: SpriteSet, index: int, rng: np.random.Generator) -> int | None:
-    """Another sprite of the same style to share a scene with; None where names are too long to tell both."""
+    """Another sprite of the same style for a scene of two; None if the two names are the same or too long."""
     first = sprites.records[index]
     peers = sprites.by_style[first.style]
     odds = sprites.shares[peers]
@@ -189,7 +193,10 @@ def _compose_pair(
 def _choose_background(
     objects: list[tuple[SpriteRecord, NDArray[np.uint8]]], rng: np.random.Generator, odds: ComposeOdds
 ) -> tuple[str, tuple[int, int, int]]:
-    """(words, colour), "" for an untold white background. No colour that swallows an object is chosen."""
+    """(words, colour); the words are "" for a white background that the caption does not mention.
+
+    A colour that swallows an object is chosen only if every colour does.
+    """
     draw = rng.random()
     pale = any(record.dark_background_only for record, _ in objects)
     if draw < odds.white_untold + odds.white_told and not pale:
@@ -202,7 +209,7 @@ def _choose_background(
 
 
 def swallows(colour: tuple[int, int, int], sprite: NDArray[np.uint8]) -> bool:
-    """Whether a third of the object's pixels are so near to the background colour that its shape is lost."""
+    """Whether more than a third of the object's pixels are so near to the background colour that its shape is lost."""
     thinned = sprite[::4, ::4].reshape(-1, 4)
     visible = thinned[thinned[:, 3] > 127][:, :3].astype(np.int32)
     if len(visible) == 0:
@@ -212,12 +219,12 @@ def swallows(colour: tuple[int, int, int], sprite: NDArray[np.uint8]) -> bool:
 
 
 def _on_colour(objects: list[tuple[NDArray[np.uint8], Placement]], colour: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Objects over a constant colour; pixels that no object touches have exactly that colour."""
+    """Draw objects over a constant colour; pixels that no object touches have exactly that colour."""
     canvas = np.empty((SPRITE_SIZE, SPRITE_SIZE, 3), np.uint16)
     canvas[:] = colour
     for sprite, placement in objects:
         side = round(SPRITE_SIZE * placement.scale)
-        image = Image.fromarray(np.ascontiguousarray(sprite)).convert("RGBa")  # premultiplied: no dark fringes
+        image = Image.fromarray(np.ascontiguousarray(sprite)).convert("RGBa")  # premultiplied alpha avoids dark fringes
         if side != SPRITE_SIZE:
             image = image.resize((side, side), Image.Resampling.HAMMING)
         layer = np.asarray(image).astype(np.uint16)

@@ -1,4 +1,4 @@
-"""Captioned images: public pictures -> RGBA sprites in checksummed webdataset shards, and back."""
+"""Build and read the data set: public pictures become RGBA sprites in webdataset shards with checksums."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ from tqdm import tqdm
 
 from hawk.errors import HawkError
 from hawk.files import write_bytes
-from hawk.training.sprites.composition import ComposedImage, compose
 from hawk.training.sprites.naming import Vocabulary, name_icon, read_vocabulary
 from hawk.training.sprites.records import SPRITE_SIZE, Split, SpriteRecord, SpriteSet
 from hawk.training.sprites.sources import (
     EMOJIBASE,
     Archive,
-    Source,
+    PictureSource,
     chosen_sources,
     fetch_archive,
     file_sha256,
@@ -35,27 +34,17 @@ from hawk.training.sprites.sources import (
 )
 from hawk.training.sprites.tables import read_tables
 
-__all__ = [
-    "BuildReport",
-    "ComposedImage",
-    "SpriteRecord",
-    "SpriteSet",
-    "build_dataset",
-    "compose",
-    "load_sprites",
-]
-
-MARGIN = 4
+MARGIN = 4  # pixels between an object and the edge of its sprite
 SHARD_SIZE = 1000
 HELD_OUT_PERCENT = 3
 RENDER_VERSION = 3  # part of every shard's fingerprint: raise it when rendering or the JSON changes
-MIN_COVER = 0.02
-MAX_CLIP_ART_COVER = 0.8
+MIN_COVER = 0.02  # a sprite with a smaller share of opaque pixels is left out
+MAX_CLIP_ART_COVER = 0.8  # clip art with a larger share of opaque pixels shows a scene, not an object
 
 
 @dataclass(frozen=True)
 class SpriteJob:
-    """A picture to render."""
+    """A picture to render: its record, and its file as the package ships it."""
 
     record: SpriteRecord
     payload: bytes
@@ -73,7 +62,7 @@ class Rendered:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What `build_dataset` left on disk. `skipped` counts the pictures left out, by reason."""
+    """What `build_dataset` wrote. `shards_kept` counts shards of an earlier run, `skipped` pictures by reason."""
 
     out: Path
     sprites: int
@@ -84,13 +73,13 @@ class BuildReport:
 
 
 def split_of(style: str, name: str) -> Split:
-    """ "held-out" for a fixed 3 % of (style, concept) pairs; the concept still occurs in other styles."""
+    """The split of a (style, concept) pair: a fixed 3 % are held out; other styles of such a concept are trained on."""
     digest = hashlib.sha256(f"{style}\n{name}".encode()).digest()
     return "held-out" if int.from_bytes(digest[:4], "big") % 100 < HELD_OUT_PERCENT else "train"
 
 
-def plan_source(source: Source, archive_path: Path, vocabulary: Vocabulary) -> Iterator[SpriteJob]:
-    """The pictures of a source that have an English name."""
+def plan_source(source: PictureSource, archive_path: Path, vocabulary: Vocabulary) -> Iterator[SpriteJob]:
+    """The jobs that render the pictures of a source, without those that have no English name."""
     for icon in raw_icons(source, archive_path):
         naming = name_icon(source, icon, vocabulary)
         if naming is None:
@@ -110,9 +99,9 @@ def plan_source(source: Source, archive_path: Path, vocabulary: Vocabulary) -> I
 
 
 def plan(
-    sources: Sequence[Source], cache: Path, limit: int | None = None, labels: Archive = EMOJIBASE
+    sources: Sequence[PictureSource], cache: Path, limit: int | None = None, labels: Archive = EMOJIBASE
 ) -> list[SpriteJob]:
-    """All pictures to render, in an order that mixes the sources (by hash of the key): so does `limit`."""
+    """The jobs of all sources, sorted by a hash of their keys: the first `limit` jobs are a mixture of all sources."""
     vocabulary = read_vocabulary(fetch_archive(labels, cache))
     jobs = [
         job
@@ -124,7 +113,7 @@ def plan(
 
 
 def render_sprite(payload: bytes, is_svg: bool) -> Image.Image:
-    """A picture as 128x128 RGBA, its object filling the frame up to a margin, aspect kept."""
+    """Render a picture as 128x128 RGBA; its object fills the image up to a margin and keeps its aspect ratio."""
     if is_svg:
         import resvg_py
 
@@ -140,27 +129,27 @@ def render_sprite(payload: bytes, is_svg: bool) -> Image.Image:
     image = image.crop(visible)
     scale = (SPRITE_SIZE - 2 * MARGIN) / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
-    # Premultiplied, so that the colour of invisible pixels does not bleed into the edge; Hamming, since a
-    # filter with negative lobes would ring: a faint halo on backgrounds that have to be constant.
+    # Premultiplied alpha keeps the colour of invisible pixels out of the object's edge. The Hamming filter has no
+    # negative lobes; a filter with them would draw a faint halo on a background that has to be constant.
     resized = image.convert("RGBa").resize((width, height), Image.Resampling.HAMMING).convert("RGBA")
     sprite.paste(resized, ((SPRITE_SIZE - width) // 2, (SPRITE_SIZE - height) // 2))
     return sprite
 
 
 def is_pale(sprite: Image.Image) -> bool:
-    """Whether the object is so near to white that a white background would swallow it."""
+    """Whether the object is so near to white that it would be invisible on a white background."""
     rgba = np.asarray(sprite)
     visible = rgba[rgba[..., 3] > 127][:, :3]
     return len(visible) > 0 and float((visible.min(axis=1) < 215).mean()) < 0.06
 
 
 def render_job(job: SpriteJob) -> Rendered:
-    """Render one picture; a failure of the renderer becomes a reason."""
+    """Render one picture; if that fails, the result holds the reason."""
     try:
         sprite = render_sprite(job.payload, job.is_svg)
     except (ValueError, OSError) as error:
         return Rendered(job.record, b"", f"unreadable ({type(error).__name__})")
-    except BaseException as panic:  # resvg's Rust panics derive from BaseException and have no importable type
+    except BaseException as panic:  # a Rust panic of resvg derives from BaseException, and its type cannot be imported
         if type(panic).__name__ != "PanicException":
             raise
         return Rendered(job.record, b"", "renderer panic")
@@ -176,20 +165,23 @@ def render_job(job: SpriteJob) -> Rendered:
 
 
 def _quiet_renderer() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # panics print a backtrace each; they are counted instead
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # hide the backtrace of each panic: panics are counted
 
 
 def build_dataset(
     out: Path, sources: Sequence[str] | None = None, limit: int | None = None, workers: int = 2
 ) -> BuildReport:
-    """Fetch the sources, render them and write `sprites-*.tar` and `index.json` under `out`.
+    """Fetch the sources, render their pictures, and write `sprites-*.tar` and `index.json` under `out`.
 
-    Deterministic to the byte; a finished shard whose checksum holds is kept.
+    The same input gives the same bytes. A finished shard is kept if its checksum is right.
 
     Args:
-        sources: names from `sources.SOURCES`; all for None.
-        limit: at most this many pictures, taken evenly from all sources.
-        workers: rendering processes; 0 renders in this process.
+        sources: names from `sources.SOURCES`; None uses all of them.
+        limit: the largest number of pictures to render, a mixture of all sources.
+        workers: the number of rendering processes; 0 renders in this process.
+
+    Raises:
+        HawkError: a wrong limit or number of workers, an unknown source, a failed download.
     """
     if limit is not None and limit < 1:
         raise HawkError(f"limit is {limit}: give a positive number of pictures")
@@ -205,7 +197,7 @@ def build_dataset(
 def write_shards(
     out: Path, jobs: Sequence[SpriteJob], versions: dict[str, str], workers: int, shard_size: int = SHARD_SIZE
 ) -> BuildReport:
-    """Render `jobs` into shards, keeping the shards that an earlier run finished."""
+    """Render `jobs` into shards; shards that an earlier run finished are kept."""
     chunks = [jobs[start : start + shard_size] for start in range(0, len(jobs), shard_size)]
     finished = _finished_shards(out)
     shards: list[dict[str, Any]] = []
@@ -235,7 +227,7 @@ def write_shards(
         if pool is not None:
             pool.shutdown(cancel_futures=True)
     written = {shard["file"] for shard in shards}
-    for old in out.glob("sprites-*.tar"):  # of an earlier, larger build
+    for old in out.glob("sprites-*.tar"):  # left over from a larger build
         if old.name not in written:
             old.unlink()
     return _report(out, shards, kept)
@@ -317,12 +309,12 @@ def _read_index(data_dir: Path) -> dict[str, Any]:
 
 
 def load_sprites(data_dir: Path, split: str | None = None) -> SpriteSet:
-    """All sprites of a split ("train", "held-out", or None for both), checked against their checksums.
+    """Read all sprites of a split ("train", "held-out", or None for both) and verify the checksums of the shards.
 
-    The first call decodes the shards into `sprites.npy`; later ones map that file into memory.
+    The first call decodes the shards into `sprites.npy`; later calls map that file into memory.
 
     Raises:
-        HawkError: no dataset, an unfinished one, a shard missing or corrupted, an unknown split.
+        HawkError: there is no data set, it is unfinished, a shard is missing or corrupted, or the split is unknown.
     """
     if split not in (None, "train", "held-out"):
         raise HawkError(f"unknown split {split!r}: choose 'train' or 'held-out'")
@@ -342,13 +334,13 @@ def load_sprites(data_dir: Path, split: str | None = None) -> SpriteSet:
 
 
 def with_spoken_names(record: SpriteRecord, spoken: Mapping[str, Sequence[str]]) -> SpriteRecord:
-    """The record with the names that people give its object: "lady beetle" is a "ladybug", too."""
+    """The record with the names of `spoken` added: a "lady beetle" is also called "ladybug"."""
     names = tuple(dict.fromkeys((*record.names, *spoken.get(record.name, ()))))
     return replace(record, names=names)
 
 
 def _decoded_cache(data_dir: Path, index: dict[str, Any]) -> list[SpriteRecord]:
-    """Records in the order of `sprites.npy` (train first); both are made anew when the index has changed."""
+    """The records in the order of `sprites.npy` (train first); both files are rebuilt if the shards have changed."""
     stamp = hashlib.sha256(json.dumps([s["sha256"] for s in index["shards"]]).encode()).hexdigest()
     cache = data_dir / "sprites.json"
     if cache.exists() and (data_dir / "sprites.npy").exists():

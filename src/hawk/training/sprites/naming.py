@@ -1,4 +1,4 @@
-"""What a picture shows, in plain words: package slugs, code points, file names -> label, synonyms, tags."""
+"""Name what a picture shows: package slugs, code points and file names become a label, synonyms and tags."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hawk.training.sprites.sources import RawIcon, Source, read_member
+from hawk.training.sprites.sources import PictureSource, RawIcon, read_member
 from hawk.training.sprites.tables import NameTables, read_tables
 
 MAX_NAME_WORDS = 9
@@ -18,7 +18,7 @@ MAX_NAME_WORDS = 9
 
 @dataclass(frozen=True)
 class Concept:
-    """What an emoji shows: its label, synonyms and tags from emojibase, cleaned."""
+    """What an emoji shows: its cleaned label, synonyms and tags from emojibase; pictures of it are used if `kept`."""
 
     label: str
     synonyms: tuple[str, ...] = ()
@@ -28,7 +28,7 @@ class Concept:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Emojibase, looked up by code points and by squeezed name; its English words; and our curated tables."""
+    """All concepts of emojibase, by code points and by squeezed name; known English words; and the curated tables."""
 
     by_hexcode: Mapping[str, Concept]
     by_name: Mapping[str, Concept]
@@ -38,7 +38,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Naming:
-    """The words for one picture; `name` is the label."""
+    """The words for one picture; `name` is its label."""
 
     name: str
     synonyms: tuple[str, ...] = ()
@@ -46,13 +46,13 @@ class Naming:
 
 
 def squeeze(name: str) -> str:
-    """Letters and digits only, lower case: "Person: Curly-hair" -> "personcurlyhair"."""
+    """The name in lower case with only its letters and digits: "Person: Curly-hair" -> "personcurlyhair"."""
     plain = unicodedata.normalize("NFKD", name.lower().replace("&", "and"))
     return re.sub(r"[^a-z0-9]", "", plain)
 
 
 def clean_name(name: str) -> str:
-    """Plain lower-case English from a label, slug or file name; "" if nothing usable is left.
+    """A label, slug or file name in plain lower-case English; "" if nothing usable is left.
 
     "person: curly hair" -> "person with curly hair"; "A button (blood type)" -> "a button";
     "cat_face-2" -> "cat face".
@@ -71,13 +71,13 @@ def clean_name(name: str) -> str:
 
 
 def plain_name(name: str, tables: NameTables) -> str:
-    """`clean_name`, and a better name where the cleaned one is none that a stranger would type."""
+    """`clean_name`, or the better name that the table `renamed` has for it."""
     cleaned = clean_name(name)
     return tables.renamed.get(cleaned, cleaned)
 
 
 def read_vocabulary(archive_path: Path) -> Vocabulary:
-    """Labels, synonyms and tags out of the emojibase-data package."""
+    """Read labels, synonyms and tags from the emojibase-data package."""
     tables = read_tables()
     emojis = json.loads(read_member(archive_path, "en/data.json"))
     groups = json.loads(read_member(archive_path, "meta/groups.json"))["subgroups"]
@@ -114,7 +114,7 @@ def read_vocabulary(archive_path: Path) -> Vocabulary:
 
 
 def bare_hexcode(hexcode: str) -> str:
-    """Code points without the variation selector, which packages set or leave out at will."""
+    """The code points without the variation selector, which some packages write and others leave out."""
     return hexcode.upper().replace("-FE0F", "")
 
 
@@ -149,7 +149,7 @@ def _concept(
 
 
 def _synonym(name: str, subgroup: str, tables: NameTables) -> str:
-    """A shortcode as a noun phrase, or "": "angry" -> "angry face"; "running" is no name for a runner."""
+    """A shortcode as a noun phrase: "angry" -> "angry face"; "" if it is none ("running" does not name a runner)."""
     if name in tables.dropped_synonyms or _matches(tables.ungrammatical, name):
         return ""
     if subgroup.startswith("face-"):
@@ -169,8 +169,8 @@ def _matches(patterns: Sequence[str], text: str) -> bool:
     return any(re.search(pattern, text) for pattern in patterns)
 
 
-def name_icon(source: Source, icon: RawIcon, vocabulary: Vocabulary) -> Naming | None:
-    """The words for a picture; None where it is left out: skin tones, flags, letters, logos, no English."""
+def name_icon(source: PictureSource, icon: RawIcon, vocabulary: Vocabulary) -> Naming | None:
+    """The words for a picture; None leaves it out (skin tones, flags, letters, logos, names that are not English)."""
     tables = vocabulary.tables
     if source.kind == "openclipart":
         return _name_clipart(icon, vocabulary)
@@ -216,12 +216,12 @@ def _name_clipart(icon: RawIcon, vocabulary: Vocabulary) -> Naming | None:
 
 
 def _first_words(words: Sequence[str]) -> tuple[str, ...]:
-    """Keys of the translation table for a file name: its first words, and the first without its number."""
+    """Keys of `clipart_translated` for a file name: its first three, two, one words; the first without its number."""
     return ("_".join(words[:3]), "_".join(words[:2]), words[0], re.sub(r"-?\d+$", "", words[0]))
 
 
 def _english_start(words: Sequence[str], vocabulary: Vocabulary) -> str:
-    """The leading English words of a file name: ["flying", "wasp", "gerald", "g"] -> "flying wasp"."""
+    """The English words at the start of a file name: ["flying", "wasp", "gerald", "g"] -> "flying wasp"."""
     tables, kept = vocabulary.tables, list[str]()
     for word in (re.sub(r"(-md)?(-v)?[\d.]*$", "", word) for word in words):
         if word not in vocabulary.words:

@@ -1,4 +1,4 @@
-"""Sprites: what a data set holds."""
+"""The content of a data set: the record of each sprite, and the set of all sprites of a split."""
 
 from __future__ import annotations
 
@@ -15,12 +15,17 @@ SPRITE_SIZE = 128
 
 Split = Literal["train", "held-out"]
 
-STYLE_SHARES = {"flat": 1.5, "3d": 1.0}  # of the bundled target's training
+STYLE_SHARES = {"flat": 1.5, "3d": 1.0}
+"""How often the bundled target's training draws each style, relative to the others; it draws no other styles."""
 
 
 @dataclass(frozen=True)
 class SpriteRecord:
-    """What one sprite shows. `dark_background_only`: nearly white, so it would vanish on white."""
+    """What one sprite shows and where it comes from.
+
+    `name` is its label, the first of `names`. `dark_background_only` marks a nearly white object, which would be
+    invisible on a white background.
+    """
 
     key: str
     name: str
@@ -35,7 +40,7 @@ class SpriteRecord:
 
 @dataclass(frozen=True)
 class SpriteSet:
-    """All sprites of a split: `rgba` is uint8 [N, 128, 128, 4], not premultiplied; `records` has N."""
+    """All N sprites of a split: `rgba` is uint8 [N, 128, 128, 4], not premultiplied; `records` has N entries."""
 
     rgba: NDArray[np.uint8]
     records: tuple[SpriteRecord, ...]
@@ -45,10 +50,10 @@ class SpriteSet:
 
     @cached_property
     def shares(self) -> NDArray[np.float64]:
-        """How often the bundled target's training draws each sprite: [N], sums to 1.
+        """The probability with which the bundled target's training draws each sprite: [N], sums to 1.
 
-        It sees few pictures, so it spends them on everyday things in two styles; every sprite is drawn alike where
-        there is none of those.
+        That training is short, so it draws only everyday things in two styles. In a set without any of them, all
+        sprites are equally likely.
         """
         everyday = read_tables().everyday
         shares = np.array([STYLE_SHARES.get(r.style, 0.0) * (r.name in everyday) for r in self.records])
@@ -56,6 +61,6 @@ class SpriteSet:
 
     @cached_property
     def by_style(self) -> dict[str, NDArray[np.intp]]:
-        """Row numbers of each style's sprites."""
+        """The row numbers of the sprites of each style."""
         styles = np.array([record.style for record in self.records])
         return {str(style): np.flatnonzero(styles == style) for style in np.unique(styles)}

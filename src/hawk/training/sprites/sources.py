@@ -1,4 +1,4 @@
-"""Where the pictures come from: pinned public packages, fetched once and checked by SHA-256."""
+"""The sources of pictures: pinned public packages, fetched once, checked by SHA-256, and read icon by icon."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class Archive:
 
     @property
     def filename(self) -> str:
-        """Name under which the package manager saves the file."""
+        """The name under which the package manager saves the file."""
         if self.manager == "apt":
             return f"{self.package}_{self.version.replace(':', '%3a')}_all.deb"
         return f"{self.package.lstrip('@').replace('/', '-')}-{self.version}.tgz"
 
 
 @dataclass(frozen=True)
-class Source:
-    """A set of pictures in one style."""
+class PictureSource:
+    """A package of pictures in one style. `kind` is the layout of its files."""
 
     name: str
     archive: Archive
@@ -51,9 +51,9 @@ class Source:
 
 @dataclass(frozen=True)
 class RawIcon:
-    """One picture as its package ships it: SVG text or an encoded bitmap, and the package's own name for it.
+    """One picture as its package ships it: SVG text or an encoded bitmap, and the package's name for it (`slug`).
 
-    `hexcode` is the emoji's code points ("1F436" or "1F469-200D-1F52C") where the package tells them.
+    `hexcode` holds the emoji's code points ("1F436" or "1F469-200D-1F52C") if the package gives them.
     """
 
     slug: str
@@ -66,14 +66,14 @@ class RawIcon:
 
 EMOJIBASE = Archive("emojibase-data", "17.0.0", "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a")
 
-SOURCES: tuple[Source, ...] = (
-    Source(
+SOURCES: tuple[PictureSource, ...] = (
+    PictureSource(
         "noto",
         Archive("@iconify-json/noto", "1.2.9", "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad"),
         "Apache-2.0",
         "noto",
     ),
-    Source(
+    PictureSource(
         "noto-v1",
         Archive(
             "@iconify-json/noto-v1",
@@ -83,7 +83,7 @@ SOURCES: tuple[Source, ...] = (
         "Apache-2.0",
         "blob",
     ),
-    Source(
+    PictureSource(
         "fluent-flat",
         Archive(
             "@iconify-json/fluent-emoji-flat",
@@ -93,7 +93,7 @@ SOURCES: tuple[Source, ...] = (
         "MIT",
         "flat",
     ),
-    Source(
+    PictureSource(
         "fluent",
         Archive(
             "@iconify-json/fluent-emoji",
@@ -103,7 +103,7 @@ SOURCES: tuple[Source, ...] = (
         "MIT",
         "gradient",
     ),
-    Source(
+    PictureSource(
         "fluent-3d",
         Archive(
             "@lobehub/fluent-emoji-3d",
@@ -114,7 +114,7 @@ SOURCES: tuple[Source, ...] = (
         "3d",
         "raster",
     ),
-    Source(
+    PictureSource(
         "twemoji",
         Archive(
             "@iconify-json/twemoji",
@@ -124,7 +124,7 @@ SOURCES: tuple[Source, ...] = (
         "CC-BY-4.0",
         "twemoji",
     ),
-    Source(
+    PictureSource(
         "emojione",
         Archive(
             "@iconify-json/emojione",
@@ -134,7 +134,7 @@ SOURCES: tuple[Source, ...] = (
         "CC-BY-4.0",
         "emojione",
     ),
-    Source(
+    PictureSource(
         "fxemoji",
         Archive(
             "@iconify-json/fxemoji",
@@ -144,7 +144,7 @@ SOURCES: tuple[Source, ...] = (
         "Apache-2.0",
         "firefox",
     ),
-    Source(
+    PictureSource(
         "streamline",
         Archive(
             "@iconify-json/streamline-emojis",
@@ -154,7 +154,7 @@ SOURCES: tuple[Source, ...] = (
         "CC-BY-4.0",
         "line",
     ),
-    Source(
+    PictureSource(
         "flat-color",
         Archive(
             "@iconify-json/flat-color-icons",
@@ -164,7 +164,7 @@ SOURCES: tuple[Source, ...] = (
         "MIT",
         "icon",
     ),
-    Source(
+    PictureSource(
         "openclipart",
         Archive(
             "openclipart-svg",
@@ -179,11 +179,11 @@ SOURCES: tuple[Source, ...] = (
 )
 
 
-def chosen_sources(names: tuple[str, ...] | None) -> tuple[Source, ...]:
-    """The sources called `names`, in the table's order; all of them for None.
+def chosen_sources(names: tuple[str, ...] | None) -> tuple[PictureSource, ...]:
+    """The sources with the given names, in the order of `SOURCES`; None gives all of them.
 
     Raises:
-        HawkError: a name is unknown.
+        HawkError: a name is unknown, or `names` is empty.
     """
     if names is None:
         return SOURCES
@@ -197,16 +197,16 @@ def chosen_sources(names: tuple[str, ...] | None) -> tuple[Source, ...]:
 
 
 def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
+    """The SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch_archive(archive: Archive, cache: Path) -> Path:
-    """Path of the package file in `cache`; downloaded by its package manager unless a sound copy is there.
+    """The path of a package file in `cache`; its package manager downloads it unless an intact copy is there.
 
     Raises:
-        HawkError: the manager is missing or fails, or the file is not the one that was pinned.
+        HawkError: the package manager is missing or fails, or the file is not the pinned one.
     """
     path = cache / archive.filename
     if path.exists() and file_sha256(path) == archive.sha256:
@@ -222,7 +222,7 @@ def fetch_archive(archive: Archive, cache: Path) -> Path:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         fetched = Path(folder) / archive.filename
         if done.returncode != 0 or not fetched.exists():
-            reason = (done.stderr.strip().splitlines() or ["no file came"])[-1]
+            reason = (done.stderr.strip().splitlines() or ["no file was downloaded"])[-1]
             raise HawkError(f"could not fetch {archive.package} {archive.version} with {command[0]}: {reason}")
         if file_sha256(fetched) != archive.sha256:
             raise HawkError(
@@ -233,7 +233,7 @@ def fetch_archive(archive: Archive, cache: Path) -> Path:
 
 
 def read_member(archive_path: Path, member: str) -> bytes:
-    """One file out of an npm tarball; `member` is relative to its `package/` folder."""
+    """The content of one file in an npm tarball; `member` is its path inside the tarball's `package/` folder."""
     with tarfile.open(archive_path) as tar:
         file = tar.extractfile(f"package/{member}")
         if file is None:
@@ -241,7 +241,7 @@ def read_member(archive_path: Path, member: str) -> bytes:
         return file.read()
 
 
-def raw_icons(source: Source, archive_path: Path) -> Iterator[RawIcon]:
+def raw_icons(source: PictureSource, archive_path: Path) -> Iterator[RawIcon]:
     """All pictures of a source, in a fixed order."""
     reader = {"iconify": _iconify_icons, "raster": _raster_icons, "openclipart": _openclipart_icons}[source.kind]
     return reader(archive_path)
@@ -281,7 +281,7 @@ def _raster_icons(archive_path: Path) -> Iterator[RawIcon]:
 def _openclipart_icons(archive_path: Path) -> Iterator[RawIcon]:
     unpacked = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(archive_path)], capture_output=True, check=True)
     root = "./usr/share/openclipart/svg/"
-    seen: set[str] = set()  # many pictures lie in several folders
+    seen: set[str] = set()  # many pictures are stored in several folders
     with tarfile.open(fileobj=io.BytesIO(unpacked.stdout)) as tar:
         for member in sorted(tar.getmembers(), key=lambda m: m.name):
             if not (member.isfile() and member.name.startswith(root) and member.name.endswith(".svg")):

@@ -1,4 +1,4 @@
-"""The curated words of `names.yaml`, typed."""
+"""The curated word tables of `names.yaml` as a typed dataclass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 
 @dataclass(frozen=True)
 class NameTables:
-    """What each table means is said in `names.yaml`, where it is kept."""
+    """The tables of `names.yaml`; comments in that file say what each table means."""
 
     dropped_subgroups: frozenset[str]
     kept_labels: frozenset[str]
@@ -36,7 +36,7 @@ class NameTables:
 
 
 def read_tables() -> NameTables:
-    """The tables that come with the package."""
+    """Read `names.yaml`."""
     raw = yaml.safe_load(files("hawk.training.sprites").joinpath("names.yaml").read_text(encoding="utf-8"))
     return NameTables(**{field.name: _typed(raw[field.name], str(field.type)) for field in fields(NameTables)})
 

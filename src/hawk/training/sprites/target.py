@@ -20,14 +20,16 @@ from hawk.models.llamagen.target import LlamaGen, LlamaGenConfig
 from hawk.models.llamagen.words import StaticTextEncoder
 from hawk.models.tokenizers.fsq import ImageTokenizer
 from hawk.training.loop import FitConfig, Fitted, fit
-from hawk.training.sprites.data import SpriteSet, compose, load_sprites
+from hawk.training.sprites.composition import compose
+from hawk.training.sprites.data import load_sprites
+from hawk.training.sprites.records import SPRITE_SIZE, SpriteSet
 from hawk.training.sprites.tokenizer import to_tensor
 from hawk.training.world import World
 
 
 @dataclass(frozen=True)
 class CaptionedTokens:
-    """A training batch: image tokens in raster order with caption features and their padding mask."""
+    """A training batch: image tokens in raster order, caption features, and the padding mask of the features."""
 
     tokens: Int[Tensor, "b n"]
     features: Float[Tensor, "b t d"]
@@ -36,11 +38,11 @@ class CaptionedTokens:
 
 @dataclass(frozen=True)
 class Dropouts:
-    """What is withheld while training the target.
+    """What is hidden from the target while it is trained, as shares of the images.
 
-    `caption` replaces whole captions by the null caption (CFG). An image's own tokens soon tell what it shows, and only
-    where they are missing must the caption be read: in a share `blind` of images all input tokens are hidden, in a
-    share `hazy` a random part of them. `hidden` is ordinary dropout.
+    `caption`: the null caption replaces the caption (for CFG). `blind`: all input tokens are hidden. `hazy`: a random
+    part of them is hidden. Without hidden tokens the target would learn to continue an image from its own tokens and to
+    ignore the caption. `hidden` is the rate of ordinary dropout.
     """
 
     caption: float = 0.1
@@ -50,16 +52,20 @@ class Dropouts:
 
 
 class TeacherForced(nn.Module):
-    """The target with its cross-entropy, as one module so that it compiles into one graph."""
+    """The target with its cross-entropy loss, in one module so that both compile into one graph."""
 
-    def __init__(self, target: LlamaGen, grid: Grid, caption_dropout: float) -> None:
+    def __init__(self, target: LlamaGen, grid: Grid) -> None:
         super().__init__()
-        self.target, self.grid, self.caption_dropout = target, grid, caption_dropout
+        self.target, self.grid = target, grid
 
     def forward(
         self, tokens: Tensor, features: Tensor, mask: Tensor, dropped: Tensor, seen: Tensor | None = None
     ) -> Tensor:
-        """Mean negative log-likelihood per token in nats; `dropped` `[b]` marks captions to replace by the null one."""
+        """Mean negative log-likelihood per token in nats.
+
+        `dropped` [b] marks the captions to replace by the null caption. `seen` [b, n] marks the input tokens that the
+        target sees; None shows all of them.
+        """
         features = torch.where(dropped[:, None, None], self.target.null_features(features), features)
         hidden = self.target(tokens, features, mask, self.grid, seen)
         logits = self.target.output(hidden).float()
@@ -77,9 +83,9 @@ def train_target(
     start: dict[str, Tensor] | None = None,
     workers: int = 0,
 ) -> tuple[LlamaGen, Fitted]:
-    """Fit a target on the sprites under `data`, tokenised by `tokenizer`; state and tensorboard go to `out`.
+    """Fit a target on the sprites under `data`, tokenised by `tokenizer`; `out` holds its state and tensorboard files.
 
-    `start` holds weights to begin from in place of fresh ones; `workers` processes compose images ahead of time.
+    Training starts from the weights `start`, or from random ones. `workers` processes compose images in advance.
     """
     rates = dropouts or Dropouts()
     train, held_out = load_sprites(data, "train"), load_sprites(data, "held-out")
@@ -88,7 +94,7 @@ def train_target(
     target.initialize()
     if start is not None:
         target.load_state_dict(start)
-    module = TeacherForced(target, target.grid, rates.caption)
+    module = TeacherForced(target, target.grid)
     encode = partial(tokenised, tokenizer=tokenizer, text=text, device=config.device)
     checks = [encode(compose_batch(held_out, 32, np.random.default_rng(i))) for i in range(6)]
     world = World.join(config.device)
@@ -107,22 +113,20 @@ def train_target(
         conditional, null = (sum(column) / len(losses) for column in zip(*losses, strict=True))
         return {"nll": conditional, "nll_null": null}
 
-    fitted = fit(module, batch_loss, config, out, evaluate)
-    module.load_state_dict(fitted.averaged)
-    return target.eval(), fitted
+    return target, fit(module, batch_loss, config, out, evaluate)
 
 
 def seen_tokens(shape: torch.Size, rates: Dropouts, generator: torch.Generator) -> Bool[Tensor, "b n"]:
-    """Which input tokens an image may see: all of them, none (`rates.blind`), or a random part (`rates.hazy`)."""
+    """Which input tokens the target sees of each image: all, none (a share `blind`), or a random part (`hazy`)."""
     fate = torch.rand(shape[0], generator=generator)
-    hidden = torch.rand(shape[0], generator=generator).sqrt()  # mostly much of it
+    hidden = torch.rand(shape[0], generator=generator).sqrt()  # large parts are more likely than small ones
     hidden = torch.where(fate < rates.blind + rates.hazy, hidden, 0.0)
     hidden = torch.where(fate < rates.blind, 1.0, hidden)
     return torch.rand(shape, generator=generator) >= hidden[:, None]
 
 
 def _held_out_loss(runner: nn.Module, batch: CaptionedTokens, config: FitConfig) -> tuple[float, float]:
-    """Nats per token with the caption and with the null caption."""
+    """The loss in nats per token, with the caption and with the null caption."""
     with torch.autocast(config.device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
         kept, dropped = (
             runner(
@@ -138,20 +142,20 @@ def _held_out_loss(runner: nn.Module, batch: CaptionedTokens, config: FitConfig)
 
 @dataclass(frozen=True)
 class ComposedBatch:
-    """Images uint8 `[b, 128, 128, 3]` and their captions."""
+    """Composed images, uint8 [b, 128, 128, 3], and their captions."""
 
     rgb: NDArray[np.uint8]
     captions: list[str]
 
 
 def compose_batch(sprites: SpriteSet, size: int, rng: np.random.Generator) -> ComposedBatch:
-    """Compose `size` images of sprites drawn by their shares."""
+    """Compose `size` images of sprites, drawn with the probabilities `sprites.shares`."""
     composed = [compose(sprites, int(i), rng) for i in rng.choice(len(sprites), size=size, p=sprites.shares)]
     return ComposedBatch(np.stack([image.rgb for image in composed]), [image.caption for image in composed])
 
 
 class Batches(Dataset[ComposedBatch]):
-    """The batch of each step, which depends on seed, step and rank alone; composed ahead by `workers` processes."""
+    """The batch of each step, which depends on seed, step and rank alone. `workers` processes compose it in advance."""
 
     def __init__(self, sprites: SpriteSet, size: int, seed: int, steps: int, workers: int, rank: int = 0) -> None:
         self.sprites, self.size, self.seed, self.steps, self.workers = sprites, size, seed, steps, workers
@@ -162,7 +166,7 @@ class Batches(Dataset[ComposedBatch]):
         return compose_batch(self.sprites, self.size, np.random.default_rng((self.seed, step, self.rank)))
 
     def at(self, step: int) -> ComposedBatch:
-        """The batch of a step; steps are asked for in order, from any first one."""
+        """The batch of a step. The first call may ask for any step; later calls must ask for the steps that follow."""
         if not self.workers:
             return self[step]
         if self.ahead is None:
@@ -181,7 +185,7 @@ def tokenised(batch: ComposedBatch, tokenizer: ImageTokenizer, text: StaticTextE
 
 
 def preset() -> FitConfig:
-    """The bundled recipe."""
+    """The recipe of the bundled target."""
     return FitConfig(
         steps=9000,
         batch_size=16,
@@ -195,8 +199,8 @@ def preset() -> FitConfig:
     )
 
 
-def bundled_shape(tokenizer: ImageTokenizer, text: StaticTextEncoder, image_size: int = 128) -> LlamaGenConfig:
-    """The bundled model's shape for a tokenizer and a text encoder."""
-    side = image_size // tokenizer.downsample
+def bundled_shape(tokenizer: ImageTokenizer, text: StaticTextEncoder) -> LlamaGenConfig:
+    """The shape of the bundled target, for its image tokenizer and its text encoder."""
+    side = SPRITE_SIZE // tokenizer.downsample
     base = LlamaGenConfig(dim=384, n_layer=8, n_head=6, vocab_size=tokenizer.codebook_size, caption_keys=True)
     return replace(base, caption_dim=text.width, caption_tokens=text.tokens, height=side, width=side)

@@ -21,15 +21,16 @@ from hawk.drafters.spatial import SpatialConfig, SpatialDrafter
 from hawk.machine import cpu_model
 from hawk.measure import methods as module
 from hawk.measure.methods import (
-    Trial,
+    TimedBatch,
     acceptance_by_depth,
     bench_methods,
     bench_prompts,
-    identical_images,
     run_benchmark,
     summarise,
 )
 from hawk.measure.prompts import BENCH_PROMPTS
+from hawk.proofs.suite import identical_images
+from hawk.training.texts import PromptFile
 
 
 @pytest.fixture(scope="module")
@@ -76,14 +77,14 @@ def test_batches_draw_the_same_images(pipe):
     assert batched.accepted_by_source == single.accepted_by_source
 
 
-def trial(seconds: float, nfe: int, tokens: list[int], images: int = 1) -> Trial:
+def timed(seconds: float, nfe: int, tokens: list[int], images: int = 1) -> TimedBatch:
     stats = Stats(images=images, nfe=nfe, committed=4 * images, nodes=2 * nfe)
-    return Trial(seconds, stats, torch.tensor([tokens] * images))
+    return TimedBatch(seconds, stats, torch.tensor([tokens] * images))
 
 
 def test_summary_takes_medians_and_shares():
-    plain = [trial(seconds, 4, [0, 1, 2, 3]) for seconds in (1.0, 2.0, 9.0)]
-    ours = [trial(0.5, 2, [0, 1, 2, 3]), trial(1.0, 1, [0, 1, 2, 9]), trial(4.0, 3, [0, 1, 2, 3])]
+    plain = [timed(seconds, 4, [0, 1, 2, 3]) for seconds in (1.0, 2.0, 9.0)]
+    ours = [timed(0.5, 2, [0, 1, 2, 3]), timed(1.0, 1, [0, 1, 2, 9]), timed(4.0, 3, [0, 1, 2, 3])]
     row = summarise("hawk", ours, plain)
     assert row.seconds_per_image == 1.0
     assert row.speedup_vs_ar == 2.0
@@ -95,7 +96,7 @@ def test_summary_takes_medians_and_shares():
 
 
 def test_a_batch_counts_for_each_of_its_images():
-    row = summarise("hawk", [trial(1.0, 2, [0] * 4, images=3), trial(1.0, 4, [0] * 4)], [trial(1.0, 4, [0] * 4)] * 2)
+    row = summarise("hawk", [timed(1.0, 2, [0] * 4, images=3), timed(1.0, 4, [0] * 4)], [timed(1.0, 4, [0] * 4)] * 2)
     assert row.images == 4
     assert row.nfe == pytest.approx((3 * 2 + 4) / 4)
     assert row.accept_length == pytest.approx(16 / 10)
@@ -113,9 +114,9 @@ def test_rotation_and_warm_up(pipe, monkeypatch):
 
     def note(pipe, method, jobs, settings):
         order.append((method, jobs[0]))
-        return trial(1.0, 4, [0, 1, 2, 3])
+        return timed(1.0, 4, [0, 1, 2, 3])
 
-    monkeypatch.setattr(module, "measure", note)
+    monkeypatch.setattr(module, "time_batch", note)
     run_benchmark(pipe, ["medusa"], PROMPTS)
     warm, turns = order[:2], order[2:]
     assert {method for method, _ in warm} == {"ar", "medusa"}
@@ -132,7 +133,7 @@ def test_rotation_and_warm_up(pipe, monkeypatch):
     ],
 )
 def test_bad_input_fails_before_anything_is_drawn(pipe, monkeypatch, methods, prompts, seeds, message):
-    monkeypatch.setattr(module, "measure", lambda *_: pytest.fail("drew"))
+    monkeypatch.setattr(module, "time_batch", lambda *_: pytest.fail("drew"))
     with pytest.raises(HawkError, match=message):
         run_benchmark(pipe, methods, prompts, seeds)
 
@@ -152,11 +153,29 @@ def test_prompts_are_a_number_or_a_file(tmp_path):
             bench_prompts(wanted)
 
 
-def test_identical_images_counts_equal_ones(pipe, monkeypatch):
+def test_a_prompt_file_is_read_alike_by_bench_and_by_train(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("\ufeff# mine\n\na cat  \n# no\nein Äpfel #1\n", encoding="utf-8")
+    assert bench_prompts(str(path)) == list(PromptFile.read(path).lines) == ["a cat", "ein Äpfel #1"]
+    path.write_text("# nothing\n")
+    for read in (lambda: bench_prompts(str(path)), lambda: PromptFile.read(path)):
+        with pytest.raises(HawkError, match="holds no prompt: write one a line"):
+            read()
+
+
+def test_identical_images_counts_those_with_plain_ars_tokens(pipe):
     assert identical_images(pipe, PROMPTS) == 2
-    drawn = iter([[1], [1], [1], [2]])
-    monkeypatch.setattr(module, "measure", lambda *_: trial(1.0, 1, next(drawn)))
-    assert identical_images(pipe, PROMPTS) == 1
+
+    class Unlike(HawkPipeline):
+        """Draws one token of the last image otherwise when Hawk draws it."""
+
+        def __call__(self, prompt, seed, method):
+            output = super().__call__(prompt, seed=seed, method=method)
+            if method == "hawk" and seed == 1:
+                output.tokens[0, 0] += 1
+            return output
+
+    assert identical_images(Unlike(pipe.model, pipe.device, pipe.dtype), PROMPTS) == 1
 
 
 def test_table_marks_what_the_residual_verifier_keeps(pipe):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hawk.cli.options import CfgScale, Temperature, TopK, TopP
+from hawk.cli.options import CfgScaleOption, TemperatureOption, TopKOption, TopPOption
 
 if TYPE_CHECKING:
     from hawk.training.loop import FitConfig
@@ -152,10 +152,10 @@ def train_drafter_command(
     ] = None,
     height: Annotated[int | None, typer.Option("--height", min=1, help="Of the images, in pixels.")] = None,
     width: Annotated[int | None, typer.Option("--width", min=1, help="Of the images, in pixels.")] = None,
-    cfg_scale: CfgScale = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
+    cfg_scale: CfgScaleOption = None,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
     draw_batch: Annotated[int, typer.Option("--draw-batch", min=1, help="Grids drawn together by a process.")] = 32,
     cache_gb: Annotated[
         float, typer.Option("--cache-gb", min=0, help="Disk for the target's states; what does not fit is recomputed.")

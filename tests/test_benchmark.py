@@ -1,4 +1,4 @@
-"""The benchmark: plain AR always first, methods by turns, medians and ratios that are what they say."""
+"""The method suites: plain AR comes first, methods take turns, and medians and ratios are computed as documented."""
 
 import dataclasses
 import io
@@ -59,7 +59,7 @@ def test_rows_of_a_real_run(pipe):
     assert seen[0][2] != seen[3][2], "each method goes first in its turn"
 
 
-def test_document_is_json_and_names_what_the_figures_depend_on(pipe):
+def test_the_document_is_json_and_names_everything_that_the_figures_depend_on(pipe):
     document = json.loads(json.dumps(run_benchmark(pipe, [], PROMPTS[:1], overrides={"guidance_scale": 1.5}).to_json()))
     wanted = {"method", "nfe", "accept_length", "seconds_per_image", "speedup_vs_ar", "identical_to_ar"}
     assert wanted <= document["rows"][0].keys()
@@ -109,7 +109,7 @@ def test_acceptance_is_pooled_over_batches_before_dividing():
     assert acceptance_by_depth([Stats()]) == []
 
 
-def test_rotation_and_warm_up(pipe, monkeypatch):
+def test_every_method_warms_up_and_the_order_rotates(pipe, monkeypatch):
     order = []
 
     def note(pipe, method, jobs, settings):
@@ -167,7 +167,7 @@ def test_identical_images_counts_those_with_plain_ars_tokens(pipe):
     assert identical_images(pipe, PROMPTS) == 2
 
     class Unlike(HawkPipeline):
-        """Draws one token of the last image otherwise when Hawk draws it."""
+        """A pipeline whose method hawk draws one token of the last image wrongly."""
 
         def __call__(self, prompt, seed, method):
             output = super().__call__(prompt, seed=seed, method=method)
@@ -178,7 +178,7 @@ def test_identical_images_counts_those_with_plain_ars_tokens(pipe):
     assert identical_images(Unlike(pipe.model, pipe.device, pipe.dtype), PROMPTS) == 1
 
 
-def test_table_marks_what_the_residual_verifier_keeps(pipe):
+def test_the_table_marks_what_each_method_keeps_of_plain_ar(pipe):
     from rich.console import Console
 
     result = run_benchmark(pipe, ["medusa", "hawk", "lantern"], PROMPTS[:1])
@@ -204,7 +204,7 @@ def test_cpu_model_reads_the_systems_name(tmp_path):
 
 @pytest.mark.slow
 def test_importing_hawk_is_quick():
-    """Under 0.3 s in a fresh process (the best of five, so that a busy machine does not decide)."""
+    """It takes less than 0.3 s in a fresh process; the best of five runs counts, because the machine may be busy."""
     code = "import time; t = time.perf_counter(); import hawk; print(time.perf_counter() - t)"
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(5)]
     assert min(float(run.stdout) for run in runs) < 0.3

@@ -1,4 +1,4 @@
-"""The command line: what it writes, what it says, and one clear line with exit code 2 for whatever is wrong."""
+"""The command line: what it writes and prints, and that bad input ends it with one line and exit code 2."""
 
 import errno
 import json
@@ -53,7 +53,7 @@ def model_copy(saved_model, tmp_path) -> Path:
 # --- generate
 
 
-def test_generate_writes_one_png_that_says_how_it_was_made(saved_model, empty_folder):
+def test_generate_writes_one_png_that_holds_its_settings(saved_model, empty_folder):
     report = last_json(hawk_command("generate", "A cat, on red!", "--seed", 7, "-m", saved_model, "--json"))
     assert files(empty_folder) == ["a-cat-on-red-7.png"] == [report["path"]]
     assert {"method", "seed", "tokens_sha256", "nfe", "accept_length", "seconds", "path"} <= report.keys()
@@ -69,7 +69,7 @@ def test_generate_writes_one_png_that_says_how_it_was_made(saved_model, empty_fo
     assert pixels == output.images[0].tobytes()
 
 
-def test_generate_never_takes_the_place_of_another_picture(saved_model, empty_folder):
+def test_generate_never_overwrites_another_picture(saved_model, empty_folder):
     def draw(*more):
         return last_json(hawk_command("generate", "a cat", "-m", saved_model, "--json", "-o", "cat.png", *more))["path"]
 
@@ -107,7 +107,7 @@ def test_settings_reach_the_decoder(saved_model, empty_folder):
     assert (report["method"], report["verifier"], report["dtype"]) == ("hawk-paper", "residual", "bfloat16")
 
 
-def test_what_is_lossy_is_called_so(saved_model, empty_folder):
+def test_lossy_methods_are_labelled_lossy(saved_model, empty_folder):
     lossy = hawk_command("generate", "cat", "--seed", 1, "-m", saved_model, "--json", "--method", "lantern")
     report = last_json(lossy)
     assert (report["method"], report["verifier"], report["lossless"]) == ("lantern", "relaxed", False)
@@ -117,7 +117,7 @@ def test_what_is_lossy_is_called_so(saved_model, empty_folder):
     assert (report["verifier"], report["lossless"]) == ("traversal", True)
 
 
-def test_without_json_the_paths_are_said(saved_model, empty_folder):
+def test_without_json_the_paths_are_printed(saved_model, empty_folder):
     lines = hawk_command("generate", "a cat", "-n", 2, "--seed", 3, "-m", saved_model).stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["a-cat-3.png", "a-cat-4.png"]
     assert all("accept length" in line for line in lines)
@@ -184,7 +184,7 @@ def test_a_full_disk_ends_with_one_line_and_nothing_half_written(saved_model, em
     assert files(empty_folder) == []
 
 
-def test_ctrl_c_keeps_what_is_finished(saved_model, empty_folder, monkeypatch):
+def test_ctrl_c_keeps_the_finished_images(saved_model, empty_folder, monkeypatch):
     draw, calls = HawkPipeline.__call__, []
 
     def interrupted(self, *args, **kwargs):
@@ -214,7 +214,7 @@ def test_compare_draws_both_and_the_map(saved_model, empty_folder):
     assert report["speedup"] == pytest.approx(report["ar"]["seconds"] / report["hawk"]["seconds"])
     assert "identical" in result.stdout
     hawk_command("compare", "a cat", "-m", saved_model, "--repeats", 1, "-o", "demo")
-    assert files(empty_folder) == ["demo/compare.png"], "the demo's picture is drawn anew"
+    assert files(empty_folder) == ["demo/compare.png"], "the picture of the first call is replaced"
 
 
 def test_the_picture_shows_both_images_and_colours_each_cell(saved_model):

@@ -1,4 +1,4 @@
-"""The scaling suite: every axis is measured, growth is a slope, plots are pictures."""
+"""The scaling suite: every axis is measured, the growth is the fitted exponent, and every axis gets a plot."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def result(saved_model):
     return run_scaling(HawkPipeline.from_pretrained(saved_model, "cpu"), SWEEP, repeats=2)
 
 
-def test_every_axis_is_measured_and_what_does_not_fit_is_said(result):
+def test_every_axis_is_measured_and_shapes_that_do_not_fit_are_reported(result):
     found = [(cost.axis, cost.series, cost.at) for cost in result.costs]
     assert found == [
         ("step", "tiny", 1),
@@ -56,7 +56,7 @@ def test_every_axis_is_measured_and_what_does_not_fit_is_said(result):
     assert scaling_table(result).row_count == len(result.costs)
 
 
-def test_plots_are_pictures_of_each_axis(result, tmp_path):
+def test_each_axis_gets_a_plot(result, tmp_path):
     paths = draw_plots(result, tmp_path / "plots")
     assert [path.name for path in paths] == [f"scaling-{axis}.png" for axis in ("step", "window", "tokens", "batch")]
     assert all(Image.open(path).size == (720, 480) for path in paths)

@@ -1,4 +1,4 @@
-"""The steps suite: every window's step is timed in its parts, images are compared, the floor is the weights' bytes."""
+"""The steps suite: the parts of a step are timed at every window, and images are compared with plain AR's."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ def pipe(saved_model):
     return HawkPipeline.from_pretrained(saved_model, "cpu")
 
 
-def test_every_step_is_timed_and_what_does_not_fit_is_said(pipe):
+def test_every_step_is_timed_and_shapes_that_do_not_fit_are_reported(pipe):
     told = []
     result = run_steps(pipe, SWEEP, images=2, repeats=3, on_progress=told.append)
     assert [(cost.target, cost.grid, cost.nodes) for cost in result.costs] == [
@@ -54,7 +54,7 @@ def test_shares_are_of_the_whole_step():
     assert cost.drafting == 0.5 / 10
 
 
-def test_the_images_are_plain_ars(pipe):
+def test_windows_draw_the_images_of_plain_ar(pipe):
     result = run_steps(pipe, replace(SWEEP, shapes={}), images=2, repeats=1)
     assert (result.identical, result.identical_in_shape, result.images) == (2, 2, 2)
     assert accept_length([drawn_by(pipe, Window(0), "a cat", 0)]) == 1

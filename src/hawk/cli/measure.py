@@ -83,7 +83,7 @@ def bench(
         str,
         typer.Option(
             "--suite",
-            help="paper (its methods and hawk), peers (all methods), scaling (growth of cost) or steps (cost of a step).",
+            help="paper (its methods and hawk), peers (all methods), scaling (growth of cost) or steps (step times).",
         ),
     ] = "paper",
     prompts: Annotated[

@@ -66,7 +66,7 @@ def floor(work: Workload, card: Card, nodes: int) -> float:
 
 
 def table(work: Workload, where: str, one: float, wide: float) -> list[str]:
-    """Rows of the table, one for each accept length; `one` and `wide` are seconds of a step of 1 and of `NODES` nodes."""
+    """Rows of the table, one for each accept length; a step of 1 node takes `one` seconds, one of `NODES` nodes `wide`."""
     rows = []
     for source, accept in ACCEPT_LENGTHS.items():
         plain, hawk = work.forwards * one, work.forwards / accept * wide

@@ -98,7 +98,7 @@ def stale_joint():
 def law():
     """The residual verifier has the exact law p, for two draws below a node."""
     p, cases = law_cases()
-    chosen = ("three draws, each from its own q", "three draws from one q, equal ones tried again")
+    chosen = ("three draws, each from its own q", "three draws from one q, a repeated token tried again")
     return [check_law(name, p, cases[name][:2]) for name in chosen]
 
 
@@ -131,7 +131,7 @@ MUTANTS = {
     "accepts every draft": Mutant(verify, "walk", KEEP_IF, "True", (law, joint)),
     "ignores q": Mutant(verify, "walk", KEEP_IF, "uniform(generator) < p[token]", (law,)),
     "accepts a draft wherever p is larger than q": Mutant(verify, "walk", KEEP_IF, "q[token] < p[token]", (law,)),
-    "compares a draft with the choice at its own node, not at its parent": Mutant(
+    "compares a draft with the token chosen at its own node, not at its parent": Mutant(
         trees, "coupled", "chosen.gather(1, tree.parents)", "chosen", (seed_exact,)
     ),
     "accepts drafts below a rejected parent": Mutant(

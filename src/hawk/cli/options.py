@@ -33,7 +33,9 @@ DtypeOption = Annotated[
 ]
 EngineOption = Annotated[
     str,
-    typer.Option("--engine", help="eager, or on a GPU graph or compiled; auto is graph on a GPU and eager on a CPU."),
+    typer.Option(
+        "--engine", help="eager, graph or compiled (the last two need a GPU); auto is graph on a GPU, else eager."
+    ),
 ]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads (default: PyTorch's choice).")]
 CfgScaleOption = Annotated[

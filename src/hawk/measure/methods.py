@@ -29,7 +29,7 @@ from hawk.measure.prompts import BENCH_PROMPTS
 from hawk.pipeline import HawkPipeline, PipelineOutput
 
 DEPTHS = 3
-"""Depths of the draft tree whose acceptance rate is reported: 1, 2, 3."""
+"""The acceptance rate is reported at depths 1 to this one."""
 OnProgress = Callable[[int, int, str], None]
 """Called after each batch with (images done, images in all, method)."""
 
@@ -83,6 +83,7 @@ class BenchResult:
 
 
 SUITES = {"paper": ("ar", "medusa", "hawk-vertical", "hawk-paper", "hawk"), "peers": tuple(METHODS)}
+"""The suites that compare methods, and their methods."""
 
 
 def bench_methods(suite: str, methods: str | None, parts: DraftParts | None) -> tuple[list[str], dict[str, str]]:
@@ -118,7 +119,7 @@ def bench_prompts(wanted: str) -> list[str]:
         count = int(wanted)
         if not 1 <= count <= len(BENCH_PROMPTS):
             raise HawkError(
-                f"there are {len(BENCH_PROMPTS)} built-in prompts, {count} were asked for: name a file for more"
+                f"choose 1 to {len(BENCH_PROMPTS)} built-in prompts, not {count}, or name a file of prompts"
             )
         return list(BENCH_PROMPTS[:count])
     path = Path(wanted)

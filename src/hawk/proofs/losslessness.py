@@ -52,7 +52,9 @@ EXACT_SETTINGS = (
     SamplingParams(top_p=0.8, cfg_scale=1.5),
     SamplingParams(temperature=0.0, cfg_scale=2.0),
 )
+"""Settings under which every drafter is proven seed-exact."""
 JOINT_SETTINGS = (SamplingParams(temperature=0.8, top_k=2), SamplingParams(temperature=0.6, cfg_scale=1.5))
+"""Settings under which joint distributions are tested; the temperature is low, so that drafts are accepted."""
 
 
 @dataclass(frozen=True)
@@ -247,10 +249,10 @@ def law_cases(seed: int = 7, vocab: int = 4) -> tuple[Float[Tensor, " vocab"], d
         "no draw": [],
         "one draw": [always(qs[0])],
         "three draws, each from its own q": [always(q) for q in qs],
-        "three draws from one q, equal ones tried again": [always(qs[0])] * 3,
+        "three draws from one q, a repeated token tried again": [always(qs[0])] * 3,
         "three draws from one q without replacement": [partial(without_replacement, qs[0])] * 3,
         "q = p": [always(p)] * 2,
-        "q that lacks p's likeliest token": [always(narrow / narrow.sum())] * 2,
+        "a q that lacks p's most likely token": [always(narrow / narrow.sum())] * 2,
         "one-hot drafts, one of them forbidden": [always(one_hot[token]) for token in (1, 0, 2)],
         "a one-hot draft, then a drawn one": [always(one_hot[2]), always(qs[1])],
     }

@@ -66,7 +66,10 @@ def floor(work: Workload, card: Card, nodes: int) -> float:
 
 
 def table(work: Workload, where: str, one: float, wide: float) -> list[str]:
-    """Rows of the table, one for each accept length; a step of 1 node takes `one` seconds, one of `NODES` nodes `wide`."""
+    """Rows of the table, one for each accept length.
+
+    `one` is the seconds of a step of one node, `wide` those of a step of `NODES` nodes.
+    """
     rows = []
     for source, accept in ACCEPT_LENGTHS.items():
         plain, hawk = work.forwards * one, work.forwards / accept * wide

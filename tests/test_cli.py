@@ -245,11 +245,12 @@ def test_the_picture_shows_both_images_and_colours_each_cell(saved_model):
 
 def test_bench_ends_with_json_and_writes_it(saved_model, empty_folder):
     call = ("bench", "--methods", "medusa,hawk", "--prompts", "mine.txt", "--json-out", "new/bench.json")
-    Path("mine.txt").write_text("a red apple\n")
+    Path("mine.txt").write_text("# one prompt\na red apple\n", encoding="utf-8-sig")
     result = hawk_command(*call, "-m", saved_model, "--temperature", 0.7)
     document = last_json(result)
     assert [row["method"] for row in document["rows"]] == ["ar", "medusa", "hawk"]
-    assert document["environment"]["settings"]["temperature"] == 0.7
+    settings = document["environment"]["settings"]
+    assert (settings["temperature"], settings["prompts"]) == (0.7, 1)
     assert json.loads(Path("new/bench.json").read_text()) == document
     assert files(empty_folder) == ["mine.txt", "new/bench.json"]
     assert "hawk" in result.stdout.splitlines()[-3] + result.stdout
@@ -269,6 +270,17 @@ def test_bad_calls_of_bench(saved_model, empty_folder, words, message):
     Path("taken").write_text("in the way")
     assert message in refused("bench", "-m", saved_model, *words)
     assert files(empty_folder) == ["taken"]
+
+
+@pytest.mark.parametrize("command", [("bench", "-m"), ("train", "drafter", "--out", "run", "--target")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"# nothing\n\n", "mine.txt holds no prompt: write one a line"), (b"\xff\xfe", "mine.txt is not UTF-8 text")],
+)
+def test_bench_and_train_refuse_the_same_prompt_files(saved_model, empty_folder, command, content, message):
+    Path("mine.txt").write_bytes(content)
+    assert message in refused(*command, saved_model, "--prompts", "mine.txt")
+    assert files(empty_folder) == ["mine.txt"]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The exact law of traversal verification: the joint distribution of the tokens that a step commits.
 
-Nothing is sampled. All trees that may be drawn are enumerated, and `verify.stops` gives, for each node of a tree, the
-chance that traversal stops there.
+Nothing is sampled. All trees that may be drawn are enumerated, and `verify.stops` gives, for each node where traversal
+of a tree may stop, the chance that it stops there if it did not stop before.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, runtime_checkable
 
 import typer
 from rich.console import Console
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from hawk.pipeline import HawkPipeline
 
 
+@runtime_checkable
 class Measured(Protocol):
     """The result of a suite of `hawk bench`."""
 

@@ -1,8 +1,8 @@
-"""Prove that the built package works away from this repository.
+"""Check that the built package works outside this repository.
 
-Builds the sdist, builds the wheel from it, checks what is inside both, installs the wheel into a fresh
-environment with constraints.txt, and has it draw an image in an empty folder. `make wheel-check` runs it; it
-needs the package `build`. Prints what it checked; exits 1 at the first thing that is wrong.
+The script builds the sdist and from it the wheel, checks the contents of both, installs the wheel with constraints.txt
+into a fresh environment, and draws an image with it in an empty folder. `make wheel-check` runs the script, which needs
+the package `build`. It prints each check, and exits with code 1 at the first one that fails.
 """
 
 import json
@@ -29,7 +29,7 @@ PICTURES = (".png", ".jpg", ".gif")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended: exit code, its output, and its peak memory in bytes."""
+    """How a command ended: its exit code, its output, and its peak memory in bytes."""
 
     code: int
     stdout: str
@@ -38,20 +38,20 @@ class Outcome:
 
 
 def require(holds: bool, what: str) -> None:
-    """Print `what` if it holds, else end the check with it."""
+    """Print `what` if it holds; exit with it as the reason if not."""
     if not holds:
-        sys.exit(f"wheel check failed: not true that {what}")
+        sys.exit(f"wheel check failed, this is not true: {what}")
     print(f"ok: {what}", flush=True)
 
 
 def build(dist: Path) -> tuple[Path, Path]:
-    """Build into `dist`; return the paths of sdist and wheel (the wheel is built from the sdist)."""
+    """Build sdist and wheel into `dist`, the wheel from the sdist; return the paths of both."""
     subprocess.run([sys.executable, "-m", "build", "--outdir", dist, ROOT], check=True, stdout=subprocess.DEVNULL)
     return next(dist.glob("*.tar.gz")), next(dist.glob("*.whl"))
 
 
 def check_contents(sdist: Path, wheel: Path) -> None:
-    """Check that both carry the bundled weights and the licences, and nothing that does not belong there."""
+    """Check that both packages hold the bundled weights, that the wheel holds the licences, and nothing is stray."""
     weights = {
         path.relative_to(WEIGHTS).as_posix(): path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()
     }
@@ -77,7 +77,7 @@ def check_contents(sdist: Path, wheel: Path) -> None:
 
 
 def install(wheel: Path, folder: Path) -> Path:
-    """Install the wheel into a fresh environment in `folder`; return its folder of commands."""
+    """Install the wheel into a fresh environment in `folder`; return the folder of the environment's commands."""
     venv.create(folder, with_pip=True)
     commands = folder / ("Scripts" if os.name == "nt" else "bin")
     pip = [commands / "python", "-m", "pip", "--disable-pip-version-check", "install", "-q"]
@@ -86,7 +86,7 @@ def install(wheel: Path, folder: Path) -> Path:
 
 
 def run(command: Sequence[str | Path], folder: Path, logs: Path) -> Outcome:
-    """Run a command in `folder`, away from this repository and from any network, and measure its memory."""
+    """Run a command in `folder`, without access to this repository or the hub, and measure its memory."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     environment["HF_HUB_OFFLINE"] = "1"
     logs.mkdir(exist_ok=True)
@@ -103,7 +103,7 @@ def run(command: Sequence[str | Path], folder: Path, logs: Path) -> Outcome:
 
 
 def png_size(path: Path) -> tuple[int, int]:
-    """Return width and height of a PNG in pixels, (0, 0) if the file is none."""
+    """Return width and height of a PNG in pixels, or (0, 0) if the file is no PNG."""
     head = path.read_bytes()[:24]
     return struct.unpack(">II", head[16:]) if len(head) == 24 and head.startswith(b"\x89PNG\r\n\x1a\n") else (0, 0)
 
@@ -130,6 +130,7 @@ def check_generate(hawk: Path, folder: Path, logs: Path) -> None:
 
 
 def main() -> None:
+    """Run all checks in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="hawk-wheel-") as temporary:
         folder = Path(temporary)
         sdist, wheel = build(folder / "dist")

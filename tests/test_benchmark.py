@@ -1,4 +1,4 @@
-"""The benchmark: plain AR always first, methods by turns, medians and ratios that are what they say."""
+"""The method suites: plain AR comes first, methods take turns, and medians and ratios are computed as documented."""
 
 import dataclasses
 import io
@@ -21,15 +21,16 @@ from hawk.drafters.spatial import SpatialConfig, SpatialDrafter
 from hawk.machine import cpu_model
 from hawk.measure import methods as module
 from hawk.measure.methods import (
-    Trial,
+    TimedBatch,
     acceptance_by_depth,
     bench_methods,
     bench_prompts,
-    identical_images,
     run_benchmark,
     summarise,
 )
 from hawk.measure.prompts import BENCH_PROMPTS
+from hawk.proofs.suite import identical_images
+from hawk.training.texts import PromptFile
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_rows_of_a_real_run(pipe):
     assert seen[0][2] != seen[3][2], "each method goes first in its turn"
 
 
-def test_document_is_json_and_names_what_the_figures_depend_on(pipe):
+def test_the_document_is_json_and_names_everything_that_the_figures_depend_on(pipe):
     document = json.loads(json.dumps(run_benchmark(pipe, [], PROMPTS[:1], overrides={"guidance_scale": 1.5}).to_json()))
     wanted = {"method", "nfe", "accept_length", "seconds_per_image", "speedup_vs_ar", "identical_to_ar"}
     assert wanted <= document["rows"][0].keys()
@@ -76,14 +77,14 @@ def test_batches_draw_the_same_images(pipe):
     assert batched.accepted_by_source == single.accepted_by_source
 
 
-def trial(seconds: float, nfe: int, tokens: list[int], images: int = 1) -> Trial:
+def timed(seconds: float, nfe: int, tokens: list[int], images: int = 1) -> TimedBatch:
     stats = Stats(images=images, nfe=nfe, committed=4 * images, nodes=2 * nfe)
-    return Trial(seconds, stats, torch.tensor([tokens] * images))
+    return TimedBatch(seconds, stats, torch.tensor([tokens] * images))
 
 
 def test_summary_takes_medians_and_shares():
-    plain = [trial(seconds, 4, [0, 1, 2, 3]) for seconds in (1.0, 2.0, 9.0)]
-    ours = [trial(0.5, 2, [0, 1, 2, 3]), trial(1.0, 1, [0, 1, 2, 9]), trial(4.0, 3, [0, 1, 2, 3])]
+    plain = [timed(seconds, 4, [0, 1, 2, 3]) for seconds in (1.0, 2.0, 9.0)]
+    ours = [timed(0.5, 2, [0, 1, 2, 3]), timed(1.0, 1, [0, 1, 2, 9]), timed(4.0, 3, [0, 1, 2, 3])]
     row = summarise("hawk", ours, plain)
     assert row.seconds_per_image == 1.0
     assert row.speedup_vs_ar == 2.0
@@ -95,7 +96,7 @@ def test_summary_takes_medians_and_shares():
 
 
 def test_a_batch_counts_for_each_of_its_images():
-    row = summarise("hawk", [trial(1.0, 2, [0] * 4, images=3), trial(1.0, 4, [0] * 4)], [trial(1.0, 4, [0] * 4)] * 2)
+    row = summarise("hawk", [timed(1.0, 2, [0] * 4, images=3), timed(1.0, 4, [0] * 4)], [timed(1.0, 4, [0] * 4)] * 2)
     assert row.images == 4
     assert row.nfe == pytest.approx((3 * 2 + 4) / 4)
     assert row.accept_length == pytest.approx(16 / 10)
@@ -108,14 +109,14 @@ def test_acceptance_is_pooled_over_batches_before_dividing():
     assert acceptance_by_depth([Stats()]) == []
 
 
-def test_rotation_and_warm_up(pipe, monkeypatch):
+def test_every_method_warms_up_and_the_order_rotates(pipe, monkeypatch):
     order = []
 
     def note(pipe, method, jobs, settings):
         order.append((method, jobs[0]))
-        return trial(1.0, 4, [0, 1, 2, 3])
+        return timed(1.0, 4, [0, 1, 2, 3])
 
-    monkeypatch.setattr(module, "measure", note)
+    monkeypatch.setattr(module, "time_batch", note)
     run_benchmark(pipe, ["medusa"], PROMPTS)
     warm, turns = order[:2], order[2:]
     assert {method for method, _ in warm} == {"ar", "medusa"}
@@ -132,7 +133,7 @@ def test_rotation_and_warm_up(pipe, monkeypatch):
     ],
 )
 def test_bad_input_fails_before_anything_is_drawn(pipe, monkeypatch, methods, prompts, seeds, message):
-    monkeypatch.setattr(module, "measure", lambda *_: pytest.fail("drew"))
+    monkeypatch.setattr(module, "time_batch", lambda *_: pytest.fail("drew"))
     with pytest.raises(HawkError, match=message):
         run_benchmark(pipe, methods, prompts, seeds)
 
@@ -152,14 +153,32 @@ def test_prompts_are_a_number_or_a_file(tmp_path):
             bench_prompts(wanted)
 
 
-def test_identical_images_counts_equal_ones(pipe, monkeypatch):
+def test_a_prompt_file_is_read_alike_by_bench_and_by_train(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("\ufeff# mine\n\na cat  \n# no\nein Äpfel #1\n", encoding="utf-8")
+    assert bench_prompts(str(path)) == list(PromptFile.read(path).lines) == ["a cat", "ein Äpfel #1"]
+    path.write_text("# nothing\n")
+    for read in (lambda: bench_prompts(str(path)), lambda: PromptFile.read(path)):
+        with pytest.raises(HawkError, match="holds no prompt: write one a line"):
+            read()
+
+
+def test_identical_images_counts_those_with_plain_ars_tokens(pipe):
     assert identical_images(pipe, PROMPTS) == 2
-    drawn = iter([[1], [1], [1], [2]])
-    monkeypatch.setattr(module, "measure", lambda *_: trial(1.0, 1, next(drawn)))
-    assert identical_images(pipe, PROMPTS) == 1
+
+    class Unlike(HawkPipeline):
+        """A pipeline whose method hawk draws one token of the last image wrongly."""
+
+        def __call__(self, prompt, seed, method):
+            output = super().__call__(prompt, seed=seed, method=method)
+            if method == "hawk" and seed == 1:
+                output.tokens[0, 0] += 1
+            return output
+
+    assert identical_images(Unlike(pipe.model, pipe.device, pipe.dtype), PROMPTS) == 1
 
 
-def test_table_marks_what_the_residual_verifier_keeps(pipe):
+def test_the_table_marks_what_each_method_keeps_of_plain_ar(pipe):
     from rich.console import Console
 
     result = run_benchmark(pipe, ["medusa", "hawk", "lantern"], PROMPTS[:1])
@@ -185,7 +204,7 @@ def test_cpu_model_reads_the_systems_name(tmp_path):
 
 @pytest.mark.slow
 def test_importing_hawk_is_quick():
-    """Under 0.3 s in a fresh process (the best of five, so that a busy machine does not decide)."""
+    """It takes less than 0.3 s in a fresh process; the best of five runs counts, because the machine may be busy."""
     code = "import time; t = time.perf_counter(); import hawk; print(time.perf_counter() - t)"
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(5)]
     assert min(float(run.stdout) for run in runs) < 0.3

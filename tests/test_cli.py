@@ -1,4 +1,4 @@
-"""The command line: what it writes, what it says, and one clear line with exit code 2 for whatever is wrong."""
+"""The command line: what it writes and prints, and that bad input ends it with one line and exit code 2."""
 
 import errno
 import json
@@ -53,7 +53,7 @@ def model_copy(saved_model, tmp_path) -> Path:
 # --- generate
 
 
-def test_generate_writes_one_png_that_says_how_it_was_made(saved_model, empty_folder):
+def test_generate_writes_one_png_that_holds_its_settings(saved_model, empty_folder):
     report = last_json(hawk_command("generate", "A cat, on red!", "--seed", 7, "-m", saved_model, "--json"))
     assert files(empty_folder) == ["a-cat-on-red-7.png"] == [report["path"]]
     assert {"method", "seed", "tokens_sha256", "nfe", "accept_length", "seconds", "path"} <= report.keys()
@@ -69,7 +69,7 @@ def test_generate_writes_one_png_that_says_how_it_was_made(saved_model, empty_fo
     assert pixels == output.images[0].tobytes()
 
 
-def test_generate_never_takes_the_place_of_another_picture(saved_model, empty_folder):
+def test_generate_never_overwrites_another_picture(saved_model, empty_folder):
     def draw(*more):
         return last_json(hawk_command("generate", "a cat", "-m", saved_model, "--json", "-o", "cat.png", *more))["path"]
 
@@ -107,7 +107,7 @@ def test_settings_reach_the_decoder(saved_model, empty_folder):
     assert (report["method"], report["verifier"], report["dtype"]) == ("hawk-paper", "residual", "bfloat16")
 
 
-def test_what_is_lossy_is_called_so(saved_model, empty_folder):
+def test_lossy_methods_are_labelled_lossy(saved_model, empty_folder):
     lossy = hawk_command("generate", "cat", "--seed", 1, "-m", saved_model, "--json", "--method", "lantern")
     report = last_json(lossy)
     assert (report["method"], report["verifier"], report["lossless"]) == ("lantern", "relaxed", False)
@@ -117,7 +117,7 @@ def test_what_is_lossy_is_called_so(saved_model, empty_folder):
     assert (report["verifier"], report["lossless"]) == ("traversal", True)
 
 
-def test_without_json_the_paths_are_said(saved_model, empty_folder):
+def test_without_json_the_paths_are_printed(saved_model, empty_folder):
     lines = hawk_command("generate", "a cat", "-n", 2, "--seed", 3, "-m", saved_model).stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["a-cat-3.png", "a-cat-4.png"]
     assert all("accept length" in line for line in lines)
@@ -184,7 +184,7 @@ def test_a_full_disk_ends_with_one_line_and_nothing_half_written(saved_model, em
     assert files(empty_folder) == []
 
 
-def test_ctrl_c_keeps_what_is_finished(saved_model, empty_folder, monkeypatch):
+def test_ctrl_c_keeps_the_finished_images(saved_model, empty_folder, monkeypatch):
     draw, calls = HawkPipeline.__call__, []
 
     def interrupted(self, *args, **kwargs):
@@ -214,7 +214,7 @@ def test_compare_draws_both_and_the_map(saved_model, empty_folder):
     assert report["speedup"] == pytest.approx(report["ar"]["seconds"] / report["hawk"]["seconds"])
     assert "identical" in result.stdout
     hawk_command("compare", "a cat", "-m", saved_model, "--repeats", 1, "-o", "demo")
-    assert files(empty_folder) == ["demo/compare.png"], "the demo's picture is drawn anew"
+    assert files(empty_folder) == ["demo/compare.png"], "the picture of the first call is replaced"
 
 
 def test_the_picture_shows_both_images_and_colours_each_cell(saved_model):
@@ -245,11 +245,12 @@ def test_the_picture_shows_both_images_and_colours_each_cell(saved_model):
 
 def test_bench_ends_with_json_and_writes_it(saved_model, empty_folder):
     call = ("bench", "--methods", "medusa,hawk", "--prompts", "mine.txt", "--json-out", "new/bench.json")
-    Path("mine.txt").write_text("a red apple\n")
+    Path("mine.txt").write_text("# one prompt\na red apple\n", encoding="utf-8-sig")
     result = hawk_command(*call, "-m", saved_model, "--temperature", 0.7)
     document = last_json(result)
     assert [row["method"] for row in document["rows"]] == ["ar", "medusa", "hawk"]
-    assert document["environment"]["settings"]["temperature"] == 0.7
+    settings = document["environment"]["settings"]
+    assert (settings["temperature"], settings["prompts"]) == (0.7, 1)
     assert json.loads(Path("new/bench.json").read_text()) == document
     assert files(empty_folder) == ["mine.txt", "new/bench.json"]
     assert "hawk" in result.stdout.splitlines()[-3] + result.stdout
@@ -269,6 +270,17 @@ def test_bad_calls_of_bench(saved_model, empty_folder, words, message):
     Path("taken").write_text("in the way")
     assert message in refused("bench", "-m", saved_model, *words)
     assert files(empty_folder) == ["taken"]
+
+
+@pytest.mark.parametrize("command", [("bench", "-m"), ("train", "drafter", "--out", "run", "--target")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"# nothing\n\n", "mine.txt holds no prompt: write one a line"), (b"\xff\xfe", "mine.txt is not UTF-8 text")],
+)
+def test_bench_and_train_refuse_the_same_prompt_files(saved_model, empty_folder, command, content, message):
+    Path("mine.txt").write_bytes(content)
+    assert message in refused(*command, saved_model, "--prompts", "mine.txt")
+    assert files(empty_folder) == ["mine.txt"]
 
 
 @dataclass(frozen=True)
@@ -300,7 +312,7 @@ def test_verify_ends_with_1_where_a_proof_fails(saved_model, monkeypatch, holds)
     drift = losslessness.Check("drift", "lantern", "relaxed", "delta 0.1", "LOSSY: total variation 0.1", True, False)
     monkeypatch.setattr(proofs, "run_in_processes", lambda every, processes: [[check], [drift]])
     told = hawk_command("verify", "-m", saved_model, "--prompts", 2, code=0 if holds else 1).stdout
-    assert "lossy by design, its drift measured: lantern" in told
+    assert "lossy by design, drift measured: lantern" in told
     monkeypatch.setattr(proofs, "run_in_processes", lambda every, processes: [[check]])
     alone = hawk_command("verify", "-m", saved_model, "--prompts", 2, "--json", code=0 if holds else 1)
     assert len(alone.stdout.splitlines()) == 1
@@ -310,7 +322,7 @@ def test_verify_fails_where_the_models_own_images_differ(saved_model, monkeypatc
     from hawk.proofs import suite as proofs
 
     monkeypatch.setattr(proofs, "run_in_processes", lambda every, processes: [])
-    monkeypatch.setattr("hawk.measure.methods.identical_images", lambda pipe, prompts: 3)
+    monkeypatch.setattr("hawk.proofs.suite.identical_images", lambda pipe, prompts: 3)
     document = last_json(hawk_command("verify", "-m", saved_model, "--prompts", 4, code=1))
     assert document["checks"][0]["measured"] == "3 of 4 images identical to ar"
 

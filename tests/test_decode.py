@@ -68,13 +68,13 @@ def test_the_parts_are_what_the_decoder_asks_for(target, drafters):
 
 def test_plain_ar_is_its_definition(target, prompt, plain):
     for params, generation in zip(EXACT_SETTINGS, plain, strict=True):
-        assert check_definition(target, prompt, target.grid, params, SEEDS, generation).passed
+        assert check_definition(target, Request(prompt, target.grid, params, SEEDS), generation).passed
 
 
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_same_seed_same_tokens(name, target, prompt, plain, drafters):
     for params, generation in zip(EXACT_SETTINGS, plain, strict=True):
-        check = check_seed_exact(name, target, prompt, target.grid, drafters[name], params, SEEDS, generation)
+        check = check_seed_exact(name, target, Request(prompt, target.grid, params, SEEDS), drafters[name], generation)
         assert check.passed, check
 
 
@@ -91,7 +91,7 @@ def test_committing_only_aligned_nodes_gives_the_same_tokens(name, target, promp
 
     monkeypatch.setattr(trees, "coupled_at", aligned)
     for params, generation in zip(EXACT_SETTINGS, plain, strict=True):
-        check = check_seed_exact(name, target, prompt, target.grid, drafters[name], params, SEEDS, generation)
+        check = check_seed_exact(name, target, Request(prompt, target.grid, params, SEEDS), drafters[name], generation)
         assert check.passed, check
     assert any(ahead)
 

@@ -1,12 +1,15 @@
-"""Break the decoder, one line at a time: the proofs of losslessness must go red each time.
+"""Mutants of the decoder: functions with one wrong expression each. A proof of losslessness must fail for every mutant.
 
-A mutant is the source of one function with one piece replaced; a mutant whose piece is no longer there fails too.
+A mutant is made from the source of a function by replacing one piece of it. If the piece is no longer in the source,
+the test fails as well.
 """
 
 import __future__
 
 import inspect
 import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -24,26 +27,40 @@ from hawk.proofs.tiny import tiny_drafters, tiny_prompt, tiny_target
 from hawk.proofs.tree_law import tree_cases
 
 
-def mutate(monkeypatch, owner, name, old, new):
-    """Replace `owner.name` by the same function with `old` written as `new`."""
-    function = inspect.unwrap(getattr(owner, name))
-    source = textwrap.dedent(inspect.getsource(function))
-    assert source.count(old) == 1, f"{name} no longer has one {old!r}: write the mutant anew"
-    code = compile(source.replace(old, new), f"<mutant {name}>", "exec", flags=__future__.annotations.compiler_flag)
-    made = {}
-    exec(code, function.__globals__, made)
-    monkeypatch.setattr(owner, name, made[name])
+@dataclass(frozen=True)
+class Mutant:
+    """A function `owner.name` in which `old` is written as `new`, and the proofs that must each fail for it."""
+
+    owner: object
+    name: str
+    old: str
+    new: str
+    proofs: tuple[Callable[[], list[Check]], ...]
+
+    def install(self, monkeypatch):
+        """Put the mutant in the place of the function."""
+        function = inspect.unwrap(getattr(self.owner, self.name))
+        source = textwrap.dedent(inspect.getsource(function))
+        assert source.count(self.old) == 1, f"{self.name} no longer holds {self.old!r} exactly once: adapt the mutant"
+        mutated = source.replace(self.old, self.new)
+        code = compile(mutated, f"<mutant {self.name}>", "exec", flags=__future__.annotations.compiler_flag)
+        made = {}
+        exec(code, function.__globals__, made)
+        monkeypatch.setattr(self.owner, self.name, made[self.name])
 
 
 def seed_exact():
-    """The coupled proofs, on trees of any shape; three images at different frontiers, guided."""
+    """Coupled verification of random trees is seed-exact; three guided images with different frontiers."""
     target = tiny_target(0, grid=Grid(3, 4), dim=16)
     drafters = {"random": (tiny_drafters(target)["random"][0], "coupled")}
     return check_all(target, tiny_prompt(target, 3), target.grid, drafters, [SamplingParams(cfg_scale=2.0)], [1, 2, 3])
 
 
 def windows():
-    """Window decoding by a host that reads along and by one that is late: drafts kept, noise of several blocks."""
+    """Window decoding is seed-exact, both where the host reads every step at once and where it reads steps late.
+
+    The images accept drafts and need several blocks of noise.
+    """
     target = tiny_target(0, grid=Grid(3, 12), dim=16)
     prompt, params, seeds = tiny_prompt(target, 3), SamplingParams(temperature=0.2, cfg_scale=2.0), [1, 2, 3]
     plain = generate(target, Request(prompt, target.grid, params, seeds), NoDrafter()).tokens
@@ -60,7 +77,7 @@ def windows():
 
 
 def joint():
-    """The joint distribution of the paper's method, and of arbitrary draws."""
+    """Residual verification keeps the joint distribution, for the paper's method, EAGLE and random trees."""
     target = tiny_target(3, vocab=3, grid=Grid(3, 2), dim=16)
     drafters = {
         name: pair for name, pair in tiny_drafters(target).items() if name in ("random-q", "hawk-paper", "eagle")
@@ -71,7 +88,7 @@ def joint():
 
 
 def stale_joint():
-    """The joint distribution of drafts that live for several steps; a single row, so that each depends on the last."""
+    """The joint distribution is kept with drafts that live for several steps; the grid is one row of cells."""
     target = tiny_target(1, vocab=3, grid=Grid(1, 5), dim=16)
     drafters = {"sjd-pac": (JacobiTree(3, window=4, branching=2, depth=1), "residual")}
     prompt, images = tiny_prompt(target, 500, alike=True), list(range(500))
@@ -79,20 +96,20 @@ def stale_joint():
 
 
 def law():
-    """The exact law of the residual verifier, for two draws below a node."""
+    """The residual verifier has the exact law p, for two draws below a node."""
     p, cases = law_cases()
-    chosen = ("three draws, each from its own q", "three draws from one q, equal ones tried again")
+    chosen = ("three draws, each from its own q", "three draws from one q, a repeated token tried again")
     return [check_law(name, p, cases[name][:2]) for name in chosen]
 
 
 def tree_law():
-    """The exact law of traversal over whole trees, several draws below a node."""
+    """Traversal has the exact law of p on whole trees, with one and with two draws below the root."""
     p, cases = tree_cases()
     return [check_tree_law(name, p, cases[name]) for name in ("a chain of three", "two draws from one q, then one")]
 
 
 def half_precision():
-    """What is kept in bfloat16 stands where plain AR has its keys: node d at depth d."""
+    """In bfloat16 every accepted node at depth d is node d, so that its keys are computed where plain AR has them."""
     target, kept = tiny_target(0, torch.bfloat16), []
     drafter, keep = tiny_drafters(target)["random"][0], cache.KVCache.keep
     with pytest.MonkeyPatch.context() as patch:
@@ -103,102 +120,78 @@ def half_precision():
 
 
 @pytest.mark.parametrize("proof", [seed_exact, windows, joint, stale_joint, law, tree_law, half_precision])
-def test_proofs_are_green_as_long_as_nothing_is_broken(proof):
+def test_proofs_pass_without_a_mutant(proof):
     assert [check for check in proof() if not check.passed] == []
 
 
 KEEP_IF = "uniform(generator) * q[token] < claim(p, token)"
 
 MUTANTS = {
-    # the accept rule
-    "accepts always": (verify, "walk", KEEP_IF, "True", (law, joint)),
-    "never looks at q": (verify, "walk", KEEP_IF, "uniform(generator) < p[token]", (law,)),
-    "accepts what is likelier than not": (verify, "walk", KEEP_IF, "q[token] < p[token]", (law,)),
-    "accepts a token for its own sake": (trees, "coupled", "chosen.gather(1, tree.parents)", "chosen", (seed_exact,)),
-    "forgets a wrong parent": (trees, "coupled", "& ~right[:, None, :]", "& ~right[:, :, None]", (seed_exact,)),
+    # the rule of acceptance
+    "accepts every draft": Mutant(verify, "walk", KEEP_IF, "True", (law, joint)),
+    "ignores q": Mutant(verify, "walk", KEEP_IF, "uniform(generator) < p[token]", (law,)),
+    "accepts a draft wherever p is larger than q": Mutant(verify, "walk", KEEP_IF, "q[token] < p[token]", (law,)),
+    "compares a draft with the token chosen at its own node, not at its parent": Mutant(
+        trees, "coupled", "chosen.gather(1, tree.parents)", "chosen", (seed_exact,)
+    ),
+    "accepts drafts below a rejected parent": Mutant(
+        trees, "coupled", "& ~right[:, None, :]", "& ~right[:, :, None]", (seed_exact,)
+    ),
     # the residual update
-    "no subtraction": (verify, "unclaimed", "(p - q)", "p", (law, joint)),
-    "no normalisation": (verify, "residual_distribution", "left / total", "left", (law,)),
-    "tries the next draw against p": (verify, "walk", "p = left", "pass", (law,)),
-    "one q for all sources": (pool.CartesianPool, "_grow", "len(rows) + i)", "len(rows))", (joint,)),
+    "does not subtract q from p after a rejection": Mutant(verify, "unclaimed", "(p - q)", "p", (law, joint)),
+    "does not normalise the residual": Mutant(verify, "residual_distribution", "left / total", "left", (law,)),
+    "tries the next draw against p, not the residual": Mutant(verify, "walk", "p = left", "pass", (law,)),
+    "gives all sources the same q": Mutant(pool.CartesianPool, "_grow", "len(rows) + i)", "len(rows))", (joint,)),
     # traversal
-    "a path's tokens are judged one by one": (
-        verify,
-        "_stops_below",
-        "weight * float(p[token])",
-        "float(p[token])",
-        (tree_law,),
+    "weighs a path by its last token alone": Mutant(
+        verify, "_stops_below", "weight * float(p[token])", "float(p[token])", (tree_law,)
     ),
-    "the rest is p's, not that of its share": (
-        verify,
-        "_stops_below",
-        "unclaimed(weight * p, q)",
-        "unclaimed(p, q)",
-        (tree_law,),
+    "subtracts q from all of p, not from the path's share of it": Mutant(
+        verify, "_stops_below", "unclaimed(weight * p, q)", "unclaimed(p, q)", (tree_law,)
     ),
-    "a node weighs the same after a rejection": (
-        verify,
-        "_stops_below",
-        "weight, p = rest / (rest + (1 - weight))",
-        "weight, p = weight",
-        (tree_law,),
+    "leaves a node's weight as it was after a rejection": Mutant(
+        verify, "_stops_below", "weight, p = rest / (rest + (1 - weight))", "weight, p = weight", (tree_law,)
     ),
-    "eagle's draft with another node's q": (
-        feature.FeatureTree,
-        "_grow",
-        "else len(rows))",
-        "else 0)",
-        (joint,),
+    "gives a draft of eagle the q of another node": Mutant(
+        feature.FeatureTree, "_grow", "else len(rows))", "else 0)", (joint,)
     ),
-    "a kept draft takes its old distribution as q": (
-        jacobi.JacobiTree,
-        "observe",
-        "fresh.q.append(p)",
-        "fresh.q.append(live.q[offset])",
-        (stale_joint,),
+    "takes the old q for a draft that lives on": Mutant(
+        jacobi.JacobiTree, "observe", "fresh.q.append(p)", "fresh.q.append(live.q[offset])", (stale_joint,)
     ),
-    "a token drawn twice is tried once": (
+    "tries a token that was drawn twice only once": Mutant(
         tree.TreeBuilder,
         "add",
         "if q is not None:",
         "if q is not None and all(t.node != node for t in self.trials.get(parent, [])):",
         (law,),
     ),
-    # what half precision commits
-    "commits whatever is right, wherever its key is": (
-        trees,
-        "coupled_at",
-        "if not half:",
-        "if True:",
-        (half_precision,),
+    # what is committed in half precision
+    "commits accepted nodes whose keys are not where plain AR has them": Mutant(
+        trees, "coupled_at", "if not half:", "if True:", (half_precision,)
     ),
-    "calls every node aligned": (verify.Verdict, "aligned", "if node != depth", "if False", (half_precision,)),
-    # the noise indexing
-    "noise of the node's own position": (trees, "step", "positions + 1)", "positions)", (seed_exact,)),
-    "noise one position late": (trees, "coupled_at", "rows(positions)", "rows(positions + 1)", (seed_exact,)),
-    "noise of the root for all": (
-        trees,
-        "coupled_at",
-        "rows(positions)",
-        "rows(positions[:, :1].expand_as(positions))",
-        (seed_exact,),
+    "calls every node aligned": Mutant(verify.Verdict, "aligned", "if node != depth", "if False", (half_precision,)),
+    # which noise
+    "takes the noise of a node's own position, not of the next": Mutant(
+        trees, "step", "positions + 1)", "positions)", (seed_exact,)
     ),
-    # the cache selection
-    "keeps the first nodes, not the path": (
-        cache.KVCache,
-        "keep",
-        "torch.tensor(path, device=self.keys.device)",
-        "torch.arange(len(path))",
-        (seed_exact,),
+    "takes the noise one position late": Mutant(
+        trees, "coupled_at", "rows(positions)", "rows(positions + 1)", (seed_exact,)
     ),
-    "forgets the last node of a path": (
+    "takes the noise of the root for all nodes": Mutant(
+        trees, "coupled_at", "rows(positions)", "rows(positions[:, :1].expand_as(positions))", (seed_exact,)
+    ),
+    # what stays in the cache
+    "keeps the first nodes in the cache, not the accepted path": Mutant(
+        cache.KVCache, "keep", "torch.tensor(path, device=self.keys.device)", "torch.arange(len(path))", (seed_exact,)
+    ),
+    "leaves the last node of a path out of the cache": Mutant(
         cache.KVCache,
         "keep",
         "self.lengths[row] = length + len(path)",
         "self.lengths[row] = length + len(path) - (len(path) > 1)",
         (seed_exact,),
     ),
-    "keeps the conditional rows' path for the first rows only": (
+    "keeps only the root for the unconditional rows": Mutant(
         trees,
         "keep",
         "paths * (2 if state.params.guided else 1)",
@@ -206,60 +199,48 @@ MUTANTS = {
         (seed_exact,),
     ),
     # the window
-    "a window's noise of the node's own position": (
-        window,
-        "advance",
-        "at(positions + 1)",
-        "at(positions)",
-        (windows,),
+    "takes the noise of a position of the window, not of the next": Mutant(
+        window, "advance", "at(positions + 1)", "at(positions)", (windows,)
     ),
-    "keeps right drafts behind a wrong one": (window, "advance", ".cumprod(1)", "", (windows,)),
-    "keeps one draft too many": (window, "advance", "accepted + 1, grid", "accepted + 2, grid", (windows,)),
-    "leaves a wrong draft where it is": (
+    "accepts right drafts behind a wrong one": Mutant(window, "advance", ".cumprod(1)", "", (windows,)),
+    "commits one draft too many": Mutant(window, "advance", "accepted + 1, grid", "accepted + 2, grid", (windows,)),
+    "leaves a wrong draft in its place": Mutant(
         window,
         "advance",
         "scatter_(1, positions + 1, chosen)",
         "scatter_(1, positions + 1, torch.cat((drafted[:, 1:], chosen[:, -1:]), 1))",
         (windows,),
     ),
-    "a fixed cache writes one slot late": (
+    "writes one slot late into a fixed cache": Mutant(
         cache.FixedCache,
         "append",
         "torch.arange(k.shape[2], device=k.device)",
         "torch.arange(1, k.shape[2] + 1, device=k.device)",
         (windows,),
     ),
-    "a fixed cache forgets one": (
-        cache.FixedCache,
-        "advance",
-        "+= counts",
-        "+= counts - (counts > 1).long()",
-        (windows,),
+    "counts one token too few in a fixed cache": Mutant(
+        cache.FixedCache, "advance", "+= counts", "+= counts - (counts > 1).long()", (windows,)
     ),
-    "a host forgets one": (cache.KVCache, "advance", "range(count)", "range(count - (count > 1))", (windows,)),
-    "a late host lets noise go": (recording, "replay", "hold(state, known, LAG)", "hold(state, [0, 0, 0])", (windows,)),
-    "nodes see what comes after them": (window, "first_window", ".tril()", "", (windows,)),
-    # what a node sees, and where it stands
-    "nodes see their siblings": (
-        trees,
-        "step",
-        "positions, ancestors)",
-        "positions, torch.ones_like(ancestors).tril())",
-        (seed_exact,),
+    "counts one token too few in a growing cache": Mutant(
+        cache.KVCache, "advance", "range(count)", "range(count - (count > 1))", (windows,)
     ),
-    "positions by node, not by depth": (
-        trees,
-        "step",
-        "clamp(min=0) + depths",
-        "clamp(min=0) + torch.arange(tree.nodes)",
-        (seed_exact,),
+    "frees noise that a late host still needs": Mutant(
+        recording, "replay", "hold(state, known, LAG)", "hold(state, [0, 0, 0])", (windows,)
+    ),
+    "lets nodes attend to the nodes after them": Mutant(window, "first_window", ".tril()", "", (windows,)),
+    # what a node attends to, and its position
+    "lets nodes attend to their siblings": Mutant(
+        trees, "step", "positions, ancestors)", "positions, torch.ones_like(ancestors).tril())", (seed_exact,)
+    ),
+    "places nodes by their number, not by their depth": Mutant(
+        trees, "step", "clamp(min=0) + depths", "clamp(min=0) + torch.arange(tree.nodes)", (seed_exact,)
     ),
 }
 
 
-@pytest.mark.parametrize("mutant", MUTANTS)
-def test_proofs_go_red(mutant, monkeypatch):
-    owner, name, old, new, proofs = MUTANTS[mutant]
-    mutate(monkeypatch, owner, name, old, new)
-    for proof in proofs:
-        assert [check for check in proof() if not check.passed], f"{proof.__name__} did not notice: {mutant}"
+@pytest.mark.parametrize("name", MUTANTS)
+def test_proofs_fail_for_a_mutant(name, monkeypatch):
+    mutant = MUTANTS[name]
+    mutant.install(monkeypatch)
+    for proof in mutant.proofs:
+        assert [check for check in proof() if not check.passed], f"{proof.__name__} passed in spite of: {name}"

@@ -1,4 +1,4 @@
-"""pyproject.toml, constraints.txt and the source tree agree on what is needed."""
+"""pyproject.toml, constraints.txt and the imports of the source tree agree on the packages that Hawk needs."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ import hawk
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-# distributions whose import name is another
+# distributions that are imported under another name
 IMPORT_NAMES = {"pillow": "PIL", "pyyaml": "yaml"}
 
 
@@ -24,7 +24,7 @@ def names(requirements: list[str]) -> set[str]:
 
 
 def imported() -> dict[str, set[str]]:
-    """Return what the source imports beside the standard library and itself: top-level name -> modules."""
+    """Return, for every package except the standard library and hawk, the modules of hawk that import it."""
     found: dict[str, set[str]] = {}
     for path in (ROOT / "src" / "hawk").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -58,7 +58,7 @@ def test_constraints_pin_what_make_installs():
 
 
 def test_library_dependencies_are_not_pinned():
-    """A torch that is already installed, a CUDA build too, must satisfy us."""
+    """Hawk must accept a PyTorch that is already installed, such as a CUDA build."""
     lines = [
         *PROJECT["dependencies"],
         *(line for lines in PROJECT["optional-dependencies"].values() for line in lines),

@@ -2,15 +2,12 @@
 
 import pytest
 import torch
-from fixtures.pretend_cuda import DEVICE, OnCuda, moved, pretend_cuda
 from torch import nn
 
-from hawk.decoding import recording
+from fixtures.pretend_cuda import DEVICE, moved, pretend_cuda
 from hawk.decoding.generate import generate
-from hawk.decoding.recording import Recordings
 from hawk.decoding.request import Request
 from hawk.decoding.sampling import SamplingParams
-from hawk.decoding.tree import Window
 from hawk.drafters.methods import METHODS
 from hawk.proofs.tiny import tiny_drafters, tiny_prompt, tiny_target
 

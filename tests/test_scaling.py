@@ -1,4 +1,4 @@
-"""The scaling suite: every axis is measured, growth is a slope, plots are pictures."""
+"""The scaling suite: every axis is measured, the growth is the fitted exponent, and every axis gets a plot."""
 
 import pytest
 import torch
@@ -6,26 +6,39 @@ from PIL import Image
 
 from hawk import HawkError, HawkPipeline
 from hawk.cli.tables import scaling_table
-from hawk.measure import scaling
-from hawk.measure.scaling import Cost, draw_plots, growth, random_target, run_scaling, step_costs, weight_bytes
+from hawk.measure.scaling import (
+    SHAPES,
+    Cost,
+    ScalingSweep,
+    costs_by_nodes,
+    draw_plots,
+    growth,
+    made_up_target,
+    run_scaling,
+    weight_bytes,
+)
 from hawk.models.llamagen.target import LlamaGenConfig
 
 SMALL = LlamaGenConfig(dim=16, n_layer=1, n_head=2, multiple_of=16, vocab_size=8, caption_dim=4, caption_tokens=3)
 
 
+SWEEP = ScalingSweep(
+    nodes=(1, 3),
+    windows=(1, 2),
+    sides=(2, 4),
+    batches=(1, 2),
+    shapes={"small": SMALL, "7B": SHAPES["7B"]},
+    shape_nodes=(1, 2),
+    prompt="a red apple",
+)
+
+
 @pytest.fixture
-def result(saved_model, monkeypatch):
-    monkeypatch.setattr(scaling, "NODES", (1, 3))
-    monkeypatch.setattr(scaling, "WINDOWS", (1, 2))
-    monkeypatch.setattr(scaling, "SIDES", (2, 4))
-    monkeypatch.setattr(scaling, "BATCHES", (1, 2))
-    monkeypatch.setattr(scaling, "SHAPES", {"small": SMALL, "7B": scaling.SHAPES["7B"]})
-    monkeypatch.setattr(scaling, "SHAPE_NODES", (1, 2))
-    monkeypatch.setattr(scaling, "PROMPT", "a red apple")
-    return run_scaling(HawkPipeline.from_pretrained(saved_model, "cpu"), repeats=2)
+def result(saved_model):
+    return run_scaling(HawkPipeline.from_pretrained(saved_model, "cpu"), SWEEP, repeats=2)
 
 
-def test_every_axis_is_measured_and_what_does_not_fit_is_said(result):
+def test_every_axis_is_measured_and_shapes_that_do_not_fit_are_reported(result):
     found = [(cost.axis, cost.series, cost.at) for cost in result.costs]
     assert found == [
         ("step", "tiny", 1),
@@ -43,7 +56,7 @@ def test_every_axis_is_measured_and_what_does_not_fit_is_said(result):
     assert scaling_table(result).row_count == len(result.costs)
 
 
-def test_plots_are_pictures_of_each_axis(result, tmp_path):
+def test_each_axis_gets_a_plot(result, tmp_path):
     paths = draw_plots(result, tmp_path / "plots")
     assert [path.name for path in paths] == [f"scaling-{axis}.png" for axis in ("step", "window", "tokens", "batch")]
     assert all(Image.open(path).size == (720, 480) for path in paths)
@@ -56,7 +69,7 @@ def test_growth_is_the_exponent():
 
 
 def test_a_made_up_target_has_the_shape_and_runs():
-    target = random_target(SMALL, torch.device("cpu"))
+    target = made_up_target(SMALL, torch.device("cpu"))
     assert weight_bytes(SMALL) == 4 * target.parameter_count
-    costs = step_costs(target, "x", (1, 4), 1)
+    costs = costs_by_nodes(target, "x", (1, 4), 1)
     assert [cost.at for cost in costs] == [1, 4]

@@ -1,29 +1,36 @@
-"""The steps suite: every window's step is timed in its parts, images are compared, the floor is the weights' bytes."""
+"""The steps suite: the parts of a step are timed at every window, and images are compared with plain AR's."""
+
+from dataclasses import replace
 
 import pytest
 
 from hawk import HawkPipeline
 from hawk.cli.tables import steps_table
-from hawk.measure import scaling, steps
-from hawk.measure.steps import StepCost, accept_length, run_steps
+from hawk.decoding.tree import Window
+from hawk.measure.scaling import SHAPES
+from hawk.measure.steps import StepCost, StepsSweep, accept_length, drawn_by, run_steps
 from hawk.models.llamagen.target import LlamaGenConfig
 
 SMALL = LlamaGenConfig(dim=16, n_layer=1, n_head=2, multiple_of=16, vocab_size=8, caption_dim=4, caption_tokens=3)
 
 
+SWEEP = StepsSweep(
+    reaches=(0, 3),
+    shapes={"small": SMALL, "7B": SHAPES["7B"]},
+    sides=(4,),
+    prompts=("a red apple", "a cat"),
+    copied=1 << 10,
+)
+
+
 @pytest.fixture
-def pipe(saved_model, monkeypatch):
-    monkeypatch.setattr(steps, "REACHES", (0, 3))
-    monkeypatch.setattr(steps, "BENCH_PROMPTS", ("a red apple", "a cat"))
-    monkeypatch.setattr(steps, "COPIED", 1 << 10)
-    monkeypatch.setattr(steps, "SIDES", (4,))
-    monkeypatch.setattr(steps, "SHAPES", {"small": SMALL, "7B": scaling.SHAPES["7B"]})
+def pipe(saved_model):
     return HawkPipeline.from_pretrained(saved_model, "cpu")
 
 
-def test_every_step_is_timed_and_what_does_not_fit_is_said(pipe):
+def test_every_step_is_timed_and_shapes_that_do_not_fit_are_reported(pipe):
     told = []
-    result = run_steps(pipe, ("small", "7B"), images=2, repeats=3, on_progress=told.append)
+    result = run_steps(pipe, SWEEP, images=2, repeats=3, on_progress=told.append)
     assert [(cost.target, cost.grid, cost.nodes) for cost in result.costs] == [
         ("tiny", (4, 6), 1),
         ("tiny", (4, 6), 4),
@@ -47,7 +54,7 @@ def test_shares_are_of_the_whole_step():
     assert cost.drafting == 0.5 / 10
 
 
-def test_the_images_are_plain_ars(pipe):
-    result = run_steps(pipe, (), images=2, repeats=1)
+def test_windows_draw_the_images_of_plain_ar(pipe):
+    result = run_steps(pipe, replace(SWEEP, shapes={}), images=2, repeats=1)
     assert (result.identical, result.identical_in_shape, result.images) == (2, 2, 2)
-    assert accept_length([steps.drawn_by(pipe, steps.Window(0), 0)]) == 1
+    assert accept_length([drawn_by(pipe, Window(0), "a cat", 0)]) == 1

@@ -232,7 +232,7 @@ def test_every_drafter_draws_the_codes_of_plain_ar(name):
         (SamplingParams(cfg_scale=2.0, temperature=0.8), drafters),
     ):
         plain = generate(target, Request(condition, grid, params, [1, 2, 3]), NoDrafter())
-        assert check_definition(target, condition, grid, params, [1, 2, 3], plain).passed
+        assert check_definition(target, Request(condition, grid, params, [1, 2, 3]), plain).passed
         for drafter_name, (drafter, _) in some.items():
             drawn = generate(target, Request(condition, grid, params, [1, 2, 3]), drafter)
             assert torch.equal(drawn.tokens, plain.tokens), drafter_name

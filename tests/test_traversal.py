@@ -1,4 +1,4 @@
-"""Traversal: that it is lossless on every kind of tree, where it is not, and that it keeps more than residual does."""
+"""Traversal verification: where it is lossless, where it is not, and that it accepts no fewer drafts than residual."""
 
 from math import prod
 
@@ -18,32 +18,33 @@ from hawk.proofs.tree_law import TreeLaw, exact_traversal, joint_of, random_cont
 F64 = torch.float64
 
 
-def residual_keeps(drawn, p):
-    """How many drafts residual verification keeps of a tree, on average over its uniforms."""
+def residual_accepts(drawn, p):
+    """Mean number of drafts of a tree that residual verification accepts, over its uniform numbers."""
     tree, scores = drawn.tree, drawn.scores(p)
 
     def below(node):
-        ahead, kept, reached = scores[node].exp(), 0.0, 1.0
+        ahead, accepted, reached = scores[node].exp(), 0.0, 1.0
         for draw in tree.draws(0, node):
             q, token = draft_distribution(tree, 0, draw, ahead), int(tree.tokens[0, draw.node])
             left = residual_distribution(ahead, q)
             chance = 1.0 if left is None else min(1.0, float(ahead[token] / q[token]))
-            kept += reached * chance * (1 + below(draw.node))
+            accepted += reached * chance * (1 + below(draw.node))
             reached *= 1 - chance
             if reached == 0:
                 break
             ahead = left
-        return kept
+        return accepted
 
     return below(0)
 
 
-def residual_length(p, drafts):
-    return sum(drawn.chance * residual_keeps(drawn, p) for drawn in drafts.trees())
+def residual_mean(p, drafts):
+    """Mean number of drafts that residual verification accepts, over its uniform numbers and all draws."""
+    return sum(drawn.chance * residual_accepts(drawn, p) for drawn in drafts.trees())
 
 
 def mixed(p, other):
-    """A drafter that is half right."""
+    """A drafter whose q is half p and half another distribution."""
     return lambda path, draw: 0.5 * p(path) + 0.5 * other(path)
 
 
@@ -57,8 +58,8 @@ def test_the_law_of_every_kind_of_tree_is_the_targets(case):
     torch.testing.assert_close(law, joint_of(p, law.dim()), rtol=0, atol=LAW_TOLERANCE)
 
 
-def test_draws_that_branches_share_are_refused_for_a_reason():
-    """In a Cartesian tree a rejected path tells what its neighbour's drafts are: they no longer follow their q."""
+def test_traversal_is_not_lossless_where_branches_share_their_draws():
+    """In a Cartesian tree a rejected path reveals the drafts of the branch beside it, which then no longer follow q."""
     p, other = random_continuation(2, 3), random_continuation(3, 3)
 
     def flat(path, draw):
@@ -71,8 +72,8 @@ def test_draws_that_branches_share_are_refused_for_a_reason():
     assert float((shared - joint).abs().sum() / 2) > 0.01
 
 
-def test_drafts_that_live_on_are_refused_for_a_reason():
-    """Traversal rejects drafts past the frontier too: they no longer follow the q of a Jacobi window."""
+def test_traversal_is_not_lossless_where_drafts_live_for_several_steps():
+    """Traversal also rejects drafts past the new frontier, so those that stay in a Jacobi window no longer follow q."""
     p, other = random_continuation(0, 3), random_continuation(1, 3)
     q = mixed(p, other)
     rejected = torch.zeros(3, 3, dtype=F64)
@@ -88,21 +89,21 @@ def test_drafts_that_live_on_are_refused_for_a_reason():
 
 
 @pytest.mark.parametrize(("draws", "least"), [((1, 1, 1), 0.03), ((2, 1), 0.008), ((2, 2), 0.0)])
-def test_it_keeps_no_fewer_drafts_than_residual(draws, least):
-    """On the same drafts, exactly: on a chain for every p and q (a theorem), on these trees for all that were tried."""
+def test_it_accepts_no_fewer_drafts_than_residual(draws, least):
+    """Computed exactly, on the same drafts. On a chain it is a theorem; on these trees it holds for all p, q tried."""
     gains = []
     for seed in range(8):
         vocab = 2 if draws == (2, 2) else 3
         p, other = random_continuation(2 * seed, vocab), random_continuation(2 * seed + 1, vocab)
         drafts = TreeLaw(draws, mixed(p, other))
-        kept, known = exact_traversal(p, drafts).kept, residual_length(p, drafts)
-        assert kept >= known - 1e-12
-        gains.append((kept + 1) / (known + 1) - 1)
+        ours, residual = exact_traversal(p, drafts).accepted, residual_mean(p, drafts)
+        assert ours >= residual - 1e-12
+        gains.append((ours + 1) / (residual + 1) - 1)
     assert sum(gains) / len(gains) > least
 
 
-def test_the_weight_of_a_path_is_that_of_its_tokens_together(monkeypatch):
-    """p / q is 1/2, then 4/3: one by one the pair is kept with 1/2, together with 2/3."""
+def test_the_weight_of_a_path_is_of_all_its_tokens_together(monkeypatch):
+    """p / q is 1/2, then 4/3. The path is accepted with chance 2/3; token by token the chance would be 1/2."""
     builder = TreeBuilder.rooted(0)
     builder.add(builder.add(0, 0, 0, q=0), 0, 0, q=1)
     q = torch.tensor([[1.0, 0.0], [0.75, 0.25]], dtype=F64)
@@ -118,7 +119,7 @@ def test_the_weight_of_a_path_is_that_of_its_tokens_together(monkeypatch):
         assert traversal(tree, scores[None], [torch.Generator()])[0].path == path
 
 
-def test_a_token_drawn_again_is_hopeless_and_a_draft_from_p_certain():
+def test_a_token_drawn_again_is_never_accepted_and_a_draft_from_p_always():
     builder = TreeBuilder.rooted(0)
     for _ in range(2):
         builder.add(0, 0, 0, q=0)
@@ -129,15 +130,15 @@ def test_a_token_drawn_again_is_hopeless_and_a_draft_from_p_certain():
     assert next(stops(tree, 0, same)).chance == 1
 
 
-def test_it_needs_the_draws():
+def test_a_tree_without_draws_is_refused():
     builder = TreeBuilder.rooted(0)
     builder.add(0, 1, 0)
     with pytest.raises(ValueError, match="draws and distributions"):
         traversal(batch_trees([builder], ("a",)), torch.zeros(1, 2, 3), [torch.Generator()])
 
 
-def test_drafters_say_where_it_may_be_used():
-    """Wherever drafts are drawn, each branch has its own, and none outlives its step."""
+def test_drafters_name_traversal_where_it_is_lossless():
+    """It is lossless where drafts are drawn from q, each branch has its own draws, and no draft outlives its step."""
     drafters = tiny_drafters(tiny_target(0), verifier="traversal")
     able = {name for name, (drafter, _) in drafters.items() if "traversal" in drafter.lossless_with}
     assert able == {
@@ -154,7 +155,7 @@ def test_drafters_say_where_it_may_be_used():
     }
 
 
-def test_own_draws_of_a_cartesian_tree_are_drawn_for_each_branch():
+def test_for_traversal_a_cartesian_pool_draws_anew_for_each_branch():
     target = tiny_target(0)
     pool, _ = tiny_drafters(target, verifier="traversal")["medusa"]
     trees = []

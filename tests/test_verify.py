@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hawk.decoding.tree import TreeBuilder, batch_trees
 from hawk.decoding.verify import Verdict, coupled, residual, residual_distribution
-from hawk.proofs.law import exact_law, keep_chance
+from hawk.proofs.law import accept_chance, exact_law
 from hawk.proofs.losslessness import LAW_TOLERANCE, check_laws, chi_square, law_cases
 
 F64 = torch.float64
@@ -100,27 +100,27 @@ def test_laws_hold_for_any_distributions(seed):
 
 def test_a_draft_is_kept_with_p_over_q():
     p, q = torch.tensor([0.1, 0.6, 0.3], dtype=F64), torch.tensor([0.4, 0.3, 0.3], dtype=F64)
-    assert [keep_chance(p, [q], (token,)) for token in range(3)] == pytest.approx([0.25, 1, 1], abs=1e-12)
+    assert [accept_chance(p, [q], (token,)) for token in range(3)] == pytest.approx([0.25, 1, 1], abs=1e-12)
 
 
 def test_a_second_draw_is_tried_against_the_residual():
     """After token 0 is rejected p - q leaves token 1 alone: a second 0 is then hopeless, a 1 is certain."""
     p, q = torch.tensor([0.1, 0.6, 0.3], dtype=F64), torch.tensor([0.4, 0.3, 0.3], dtype=F64)
-    assert keep_chance(p, [q, q], (0, 0)) == 0
-    assert keep_chance(p, [q, q], (0, 1)) == 1
+    assert accept_chance(p, [q, q], (0, 0)) == 0
+    assert accept_chance(p, [q, q], (0, 1)) == 1
 
 
 def test_a_one_hot_draft_is_kept_with_p():
     p = torch.tensor([0.1, 0.65, 0.25, 0.0], dtype=F64)
     one_hot = torch.eye(4, dtype=F64)
-    assert [keep_chance(p, [one_hot[t]], (t,)) for t in range(4)] == pytest.approx(p.tolist(), abs=1e-12)
-    rejected_first = keep_chance(p, [one_hot[1], one_hot[2]], (1, 2))
+    assert [accept_chance(p, [one_hot[t]], (t,)) for t in range(4)] == pytest.approx(p.tolist(), abs=1e-12)
+    rejected_first = accept_chance(p, [one_hot[1], one_hot[2]], (1, 2))
     assert rejected_first == pytest.approx(0.25 / 0.35)
 
 
 def test_a_draft_from_p_itself_is_always_kept():
     p = torch.tensor([0.1, 0.65, 0.25], dtype=F64)
-    assert [keep_chance(p, [p], (t,)) for t in range(3)] == [1, 1, 1]
+    assert [accept_chance(p, [p], (t,)) for t in range(3)] == [1, 1, 1]
 
 
 def test_residual_distribution():

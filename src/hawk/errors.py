@@ -1,10 +1,10 @@
-"""The one exception type that Hawk raises for input a person can mend."""
+"""The exception that Hawk raises for bad input, and how it quotes the exceptions of other libraries."""
 
 
 class HawkError(ValueError):
-    """Bad input: the message is one line that says what is wrong and what would be right."""
+    """Bad input that the user can correct: the message is one line that says what is wrong and what is expected."""
 
 
 def one_line(error: Exception) -> str:
-    """What another library's exception says, as part of a `HawkError`'s line."""
+    """The message of another library's exception in one line of at most 200 characters, to be part of a `HawkError`."""
     return " ".join(str(error).split())[:200]

@@ -1,4 +1,8 @@
-"""Files and folders written whole or not at all: a temporary one beside the place, then `os.replace`."""
+"""Reading and writing of files.
+
+A file or folder is written either completely or not at all: under a temporary name in the same folder first, then
+moved to its own name with `os.replace`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hawk.errors import HawkError
+from hawk.errors import HawkError, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write to; it takes the place of `path` when the block ends well, else it is removed."""
+    """Yield a temporary path to write to; it replaces `path` if the block succeeds, and is removed if it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
@@ -29,7 +33,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename is None:  # a failed write (no space) does not say where
+        if error.filename is None:  # a failed write (disk full) does not name the file
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
     finally:
@@ -38,10 +42,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder to fill; it becomes `path` when the block ends well, else it is removed with all in it.
+    """Yield a temporary folder to fill; it becomes `path` if the block succeeds, and is removed if it fails.
 
     Raises:
-        HawkError: there is a file at `path`, or a folder that is not empty.
+        HawkError: `path` is a file, or a folder that is not empty.
     """
     path = path.resolve()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -59,7 +63,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically; raises OSError (no space, no permission) and leaves nothing behind then."""
+    """Write a file atomically. Raises OSError (disk full, no permission) and leaves nothing behind in that case."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
@@ -70,7 +74,7 @@ def write_json(path: Path, document: Any) -> None:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file atomically; raises OSError, or `HawkError` for what safetensors could not write."""
+    """Write a safetensors file atomically. Raises OSError, or `HawkError` where safetensors refuses the tensors."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -78,11 +82,11 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
         try:
             save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
         except SafetensorError as error:
-            raise HawkError(f"cannot write {path}: {' '.join(str(error).split())}") from error
+            raise HawkError(f"cannot write {path}: {one_line(error)}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; raises `HawkError` where it is missing or is none."""
+    """The JSON object in a file. Raises `HawkError` if the file is missing or holds anything else."""
     if not path.is_file():
         raise HawkError(f"{path} is missing")
     try:
@@ -94,8 +98,29 @@ def read_json(path: Path) -> dict[str, Any]:
     return document
 
 
+def read_prompts(path: Path) -> list[str]:
+    """The prompts in a UTF-8 text file, one a line; the file may begin with a byte-order mark.
+
+    Blank lines and lines that begin with # are left out.
+
+    Raises:
+        HawkError: the file cannot be read, is not UTF-8 text, or holds no prompt.
+    """
+    expected = "give a UTF-8 file with one prompt a line"
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise HawkError(f"{path} is not UTF-8 text: {expected}") from error
+    except OSError as error:
+        raise HawkError(f"cannot read prompts from {path}: {expected}") from error
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise HawkError(f"{path} holds no prompt: write one a line")
+    return prompts
+
+
 def _umask() -> int:
-    """The process's umask, which temporary files (private by default) are to follow once they are in place."""
+    """The process's umask. Temporary files are created private; the finished file gets the usual permissions."""
     current = os.umask(0)
     os.umask(current)
     return current

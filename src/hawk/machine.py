@@ -1,4 +1,4 @@
-"""The machine at hand: its name, and a clock that a GPU does not deceive."""
+"""The machine that Hawk runs on: its name, and a clock that waits for the GPU."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 
 
 def machine_name(device: torch.device, dtype: torch.dtype) -> str:
-    """What the cost of a step depends on beside the model: processor, threads, dtype."""
+    """Processor, threads and dtype in one string: what the cost of a step depends on besides the model."""
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     return f"{processor(device)}{threads}, {str(dtype).removeprefix('torch.')}"
 
 
 def processor(device: torch.device) -> str:
-    """The device's own name."""
+    """The name of the GPU or CPU behind a device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
 
 
@@ -26,17 +26,17 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 def cpu_model(path: Path = CPU_INFO) -> str:
-    """The CPU's name where the system tells it."""
+    """The CPU's name; the architecture (such as "x86_64") where the system does not tell the name."""
     return cpu_fact("model name", path) or platform.processor() or platform.machine()
 
 
 def made_by_intel(path: Path = CPU_INFO) -> bool:
-    """Whether the CPU says that Intel made it."""
+    """Whether the CPU's vendor is Intel."""
     return "intel" in (cpu_fact("vendor_id", path) or platform.processor()).lower()
 
 
 def cpu_fact(name: str, path: Path) -> str | None:
-    """What Linux tells of the CPU under that name; None where it does not."""
+    """A field of /proc/cpuinfo (`path`), such as "model name"; None if the file or the field is missing."""
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.lower().startswith(name):
@@ -45,13 +45,13 @@ def cpu_fact(name: str, path: Path) -> str | None:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for a GPU's queue, so that the clock sees all of its work."""
+    """Wait until a GPU has finished its queue, so that a clock read next covers all of its work; no-op on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds_of(call: Callable[[], Any], device: torch.device) -> float:
-    """Wall-clock seconds of one call, a GPU's queue waited for before and after it."""
+    """Wall-clock seconds of one call; a GPU's queue is empty before the call and finished after it."""
     synchronize(device)
     started = time.perf_counter()
     call()

@@ -1,10 +1,13 @@
-"""`hawk ...`: each command imports what it needs when it is called."""
+"""The `hawk` command: its subcommands, and how errors end it.
+
+Each subcommand imports what it needs when it is called, so that `hawk --help` is quick.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -18,18 +21,15 @@ from hawk.cli.measure import bench, compare, verify
 from hawk.cli.train import train_app
 from hawk.errors import HawkError
 
-if TYPE_CHECKING:
-    pass
-
-USAGE, INTERRUPTED = 2, 130
-# The class of typer's own usage errors; the package it lives in differs between versions of typer.
+USAGE, INTERRUPTED = 2, 130  # exit codes: bad input, Ctrl-C
+# The class of typer's own usage errors. It is found by name, because its package differs between versions of typer.
 USAGE_ERROR: type[Exception] = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException" and issubclass(kind, Exception)
 )
 
 
 class OneLineErrors(TyperGroup):
-    """Ends bad input with one line on standard error and exit code 2, and Ctrl-C with 130."""
+    """Commands that end bad input with one line on standard error and exit code 2, and Ctrl-C with exit code 130."""
 
     def main(
         self,
@@ -40,10 +40,10 @@ class OneLineErrors(TyperGroup):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
-        """Run the command; exits unless `standalone_mode` is False."""
+        """Run the command, then exit with its code, or return the code if `standalone_mode` is False."""
         try:
             code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
-            if code == INTERRUPTED:  # typer's own answer to Ctrl-C
+            if code == INTERRUPTED:  # the code with which typer itself ends on Ctrl-C
                 _fail("interrupted")
         except (HawkError, OSError) as error:
             code = _fail(_os_line(error) if isinstance(error, OSError) else str(error))
@@ -64,14 +64,14 @@ def _fail(message: str, code: int = USAGE) -> int:
 
 
 def _usage(error: Any) -> int:
-    if type(error).__name__ == "NoArgsIsHelpError":  # `hawk`, `hawk train`: its message is the help text
+    if type(error).__name__ == "NoArgsIsHelpError":  # a bare `hawk` or `hawk train`: the message is the help text
         print(error.format_message())
         return USAGE
     return _fail(error.format_message())
 
 
 def _os_line(error: OSError) -> str:
-    """What the system refused, and where."""
+    """What the operating system refused, and the file that it refused it for."""
     where = f": {error.filename}" if error.filename else ""
     return f"{error.strerror or error}{where}"
 
@@ -101,15 +101,12 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    """Text to image, autoregressive and fast: the same image as plain decoding, in fewer forwards."""
+    """Draw images from text with autoregressive models: the same images as plain decoding, in fewer forwards."""
 
 
 def main() -> None:
     """The `hawk` command."""
     app()
-
-
-# --- commands ------------------------------------------------------------------------------------------------
 
 
 for command in (generate, compare, bench, verify, info):

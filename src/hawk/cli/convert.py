@@ -1,4 +1,4 @@
-"""`hawk convert llamagen`: a thin command over `hawk.models.convert`."""
+"""`hawk convert llamagen`: the command line of `hawk.models.convert`."""
 
 from __future__ import annotations
 
@@ -8,44 +8,47 @@ from typing import Annotated
 
 import typer
 
-from hawk.cli.options import AsJson, byte_bar
+from hawk.cli.options import JsonOption, byte_bar
 
 convert_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Make published checkpoints into model folders."
+    no_args_is_help=True, rich_markup_mode=None, help="Convert published checkpoints into model folders."
 )
 
 
 @convert_app.command("llamagen")
 def convert_llamagen_command(
     folder: Annotated[Path, typer.Argument(metavar="IN", help="Folder with the published files.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Model folder to write; it must not be there yet.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Model folder to write; it must not exist yet.")],
     stage: Annotated[
-        int | None, typer.Option("--stage", help="1 (256 pixels) or 2 (512 pixels), where IN has both.")
+        int | None, typer.Option("--stage", help="1 (256 pixels) or 2 (512 pixels), if IN holds both.")
     ] = None,
     target: Annotated[
-        Path | None, typer.Option("--target", help="Transformer, .pt or .safetensors (default: in IN).")
+        Path | None,
+        typer.Option("--target", help="The transformer, a .pt or .safetensors file (default: the one in IN)."),
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option("--tokenizer", help="Image tokenizer (default: vq_ds16_t2i.pt in IN).")
+        Path | None, typer.Option("--tokenizer", help="The image tokenizer (default: vq_ds16_t2i.pt in IN).")
     ] = None,
     text: Annotated[
         str | None,
-        typer.Option("--text", help="T5 folder or hub id (default: t5-ckpt/flan-t5-xl in IN, else google/flan-t5-xl)."),
+        typer.Option("--text", help="T5 folder or hub id (default: t5-ckpt/flan-t5-xl in IN, or google/flan-t5-xl)."),
     ] = None,
     height: Annotated[
-        int | None, typer.Option("--height", min=1, help="Pixels (default: as the file's name says).")
+        int | None, typer.Option("--height", min=1, help="In pixels (default: what the file's name says).")
     ] = None,
     width: Annotated[
-        int | None, typer.Option("--width", min=1, help="Pixels (default: as the file's name says).")
+        int | None, typer.Option("--width", min=1, help="In pixels (default: what the file's name says).")
     ] = None,
     heads: Annotated[
-        int | None, typer.Option("--heads", min=1, help="Attention heads, for an unpublished size.")
+        int | None, typer.Option("--heads", min=1, help="Number of attention heads, for an unpublished size.")
     ] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="bfloat16, or stored: as in the file.")] = "bfloat16",
-    name: Annotated[str | None, typer.Option("--name", help="The model's name (default: after its size).")] = None,
-    as_json: AsJson = False,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="dtype to store: bfloat16, or stored, which keeps that of the file.")
+    ] = "bfloat16",
+    name: Annotated[str | None, typer.Option("--name", help="Name of the model (default: made from its size).")] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Convert LlamaGen's text-to-image checkpoints (t2i_XL_stage1_256.pt or _stage2_512.pt, vq_ds16_t2i.pt)."""
+    """Convert LlamaGen's text-to-image checkpoint (t2i_XL_stage1_256.pt or _stage2_512.pt, with vq_ds16_t2i.pt)."""
     from hawk.models.convert import convert_llamagen, find_sources
 
     sources = find_sources(folder, stage, target, tokenizer, text, height, width)

@@ -1,4 +1,4 @@
-"""`hawk info`."""
+"""`hawk info`: what a model folder holds."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from hawk.cli.options import AsJson
+from hawk.cli.options import JsonOption
 
 
 def info(
     model: Annotated[str, typer.Argument(help="bundled, a model folder, or a hub id owner/name.")] = "bundled",
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Say what is in a model folder: sizes, grid, defaults, drafters."""
+    """Print what a model folder holds: sizes, grid, defaults, drafters."""
     from hawk.cli.tables import model_facts
     from hawk.models.loading import device_named, load_on, model_folder
 

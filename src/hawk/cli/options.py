@@ -1,7 +1,8 @@
-"""Options and progress bars that the commands share."""
+"""Options, progress bars and consoles that several commands share."""
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,35 +20,49 @@ from rich.progress import (
 if TYPE_CHECKING:
     from hawk.pipeline import HawkPipeline
 
-WIDE = 140  # columns of a table that goes to a file
+WIDE = 140
+"""Columns of a wide table that is written to a file or a pipe."""
 
-Model = Annotated[str, typer.Option("--model", "-m", help="bundled, a model folder, or a hub id owner/name.")]
-Drafter = Annotated[
-    str | None, typer.Option("--drafter", help="Drafter to use in place of the model's own: a folder or a hub id.")
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="bundled, a model folder, or a hub id owner/name.")]
+DrafterOption = Annotated[
+    str | None, typer.Option("--drafter", help="A drafter to use instead of the model's own: a folder or a hub id.")
 ]
-Device = Annotated[str, typer.Option("--device", help="auto (a GPU where there is one), cpu or cuda.")]
-Dtype = Annotated[
+DeviceOption = Annotated[str, typer.Option("--device", help="auto (a GPU where there is one), cpu or cuda.")]
+DtypeOption = Annotated[
     str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16; auto is bfloat16 on a CPU with AMX.")
 ]
-Engine = Annotated[
-    str, typer.Option("--engine", help="eager, graph or compiled (the last two on a GPU); auto is graph on a GPU.")
+EngineOption = Annotated[
+    str,
+    typer.Option(
+        "--engine", help="eager, graph or compiled (the last two need a GPU); auto is graph on a GPU, else eager."
+    ),
 ]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads (default: PyTorch's choice).")]
-CfgScale = Annotated[float | None, typer.Option("--cfg-scale", help="Strength of guidance; 1 is off.")]
-Temperature = Annotated[float | None, typer.Option("--temperature", help="Sampling temperature; 0 is greedy.")]
-TopK = Annotated[int | None, typer.Option("--top-k", help="Sample from the k likeliest tokens; 0 is off.")]
-TopP = Annotated[float | None, typer.Option("--top-p", help="Sample from the likeliest tokens of this mass; 1 is off.")]
-DraftTokens = Annotated[
-    int | None, typer.Option("--num-draft-tokens", min=1, help="Most drafts verified in a forward (default: measured).")
+ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads (default: PyTorch's choice).")]
+CfgScaleOption = Annotated[
+    float | None, typer.Option("--cfg-scale", help="Scale of classifier-free guidance; 1 turns it off.")
 ]
-Window = Annotated[int | None, typer.Option("--window", min=1, help="Positions ahead that drafts may reach.")]
-AsJson = Annotated[bool, typer.Option("--json", help="End standard output with one line of JSON.")]
+TemperatureOption = Annotated[float | None, typer.Option("--temperature", help="Sampling temperature; 0 is greedy.")]
+TopKOption = Annotated[
+    int | None, typer.Option("--top-k", help="Sample from the k most likely tokens; 0 turns it off.")
+]
+TopPOption = Annotated[
+    float | None,
+    typer.Option("--top-p", help="Sample from the most likely tokens that hold this probability; 1 turns it off."),
+]
+DraftTokensOption = Annotated[
+    int | None,
+    typer.Option("--num-draft-tokens", min=1, help="Most drafts verified in one forward (default: measured)."),
+]
+WindowOption = Annotated[
+    int | None, typer.Option("--window", min=1, help="How many positions past the frontier drafts may reach.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one line of JSON last.")]
 
 
 def load_pipeline(
     model: str, device: str, dtype: str, drafter: str | None, threads: int | None, engine: str = "auto"
 ) -> HawkPipeline:
-    """The pipeline that a command's options name."""
+    """Load the pipeline that the options of a command describe."""
     import torch
 
     from hawk.pipeline import HawkPipeline
@@ -57,13 +72,18 @@ def load_pipeline(
     return HawkPipeline.from_pretrained(model, device, dtype, drafter, engine)
 
 
+def wide_console() -> Console:
+    """A console for wide tables: as wide as the terminal, or `WIDE` columns if standard output is no terminal."""
+    return Console(width=None if sys.stdout.isatty() else WIDE)
+
+
 def token_bar() -> Progress:
     """A live progress bar in tokens."""
     return _bar(TextColumn("tokens"), TextColumn("{task.fields[accept]}"))
 
 
 def image_bar() -> Progress:
-    """A progress bar in images that draws only when told, so that it does not disturb what is timed."""
+    """A progress bar in images that is drawn only on request, so that it does not disturb what is timed."""
     return _bar(TextColumn("images"), auto_refresh=False)
 
 
@@ -80,7 +100,7 @@ def byte_bar() -> Progress:
 
 
 def _bar(*columns: ProgressColumn, auto_refresh: bool = True) -> Progress:
-    """A bar on standard error that goes when it is done; nothing at all where that is no terminal."""
+    """A progress bar on standard error that disappears when it is done; none if standard error is no terminal."""
     console = Console(stderr=True)
     parts = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *columns, TimeElapsedColumn())
     return Progress(*parts, console=console, transient=True, auto_refresh=auto_refresh, disable=not console.is_terminal)

@@ -1,4 +1,4 @@
-"""What the command line tells: metadata and reports of images, tables, facts of a model folder."""
+"""What the commands print and write: tables, reports and PNG metadata of images, facts about a model folder."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.table import Table
 from hawk import __version__
 from hawk.drafters.methods import method_named
 from hawk.drafters.parts import DraftParts
+from hawk.measure.compare import Comparison, origin_counts
 from hawk.measure.methods import DEPTHS, BenchResult, MethodRow
 from hawk.models.protocol import Model
 from hawk.pipeline import HawkPipeline, PipelineOutput, tokens_sha256
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def image_settings(pipe: HawkPipeline, output: PipelineOutput) -> dict[str, Any]:
-    """What decides an image beside prompt, seed, model and method."""
+    """The settings that an image depends on, besides prompt, seed, model and method."""
     cell = pipe.model.cell
     size = {"height": output.grid.height * cell, "width": output.grid.width * cell}
     verified = {"verifier": output.verifier, "lossless": output.lossless}
@@ -33,7 +34,7 @@ def image_settings(pipe: HawkPipeline, output: PipelineOutput) -> dict[str, Any]
 def image_metadata(
     pipe: HawkPipeline, output: PipelineOutput, prompt: str, method: str, negative_prompt: str | None
 ) -> dict[str, str]:
-    """Text for the PNG of a single image; equal for equal calls, so it tells no time and no path."""
+    """Text metadata for the PNG of a single image. Equal calls give equal text, so it holds no time and no path."""
     return {
         "prompt": prompt,
         **({"negative_prompt": negative_prompt} if negative_prompt else {}),
@@ -47,7 +48,7 @@ def image_metadata(
 
 
 def image_report(pipe: HawkPipeline, output: PipelineOutput, prompt: str, method: str, path: Path) -> dict[str, Any]:
-    """What `hawk generate --json` says of a single image."""
+    """What `hawk generate --json` reports of a single image."""
     stats = output.stats[0]
     return {
         "method": method,
@@ -66,13 +67,49 @@ def image_report(pipe: HawkPipeline, output: PipelineOutput, prompt: str, method
     }
 
 
+def comparison_table(result: Comparison) -> Table:
+    """The table of `hawk compare`."""
+    table = Table(title=f"“{result.prompt}”, seed {result.seed}", title_justify="left")
+    for column in ("method", "seconds", "NFE", "accept length", "speed-up", "identical"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    identical = f"no ({result.differing} tokens)" if result.differing else "yes"
+    for run, speedup, same in ((result.plain, 1.0, ""), (result.hawk, result.speedup, identical)):
+        output = run.output
+        figures = (f"{run.seconds:.2f}", f"{output.nfe:.0f}", f"{output.accept_length:.2f}", f"{speedup:.2f}x")
+        table.add_row(run.method, *figures, same)
+    return table
+
+
+def comparison_report(result: Comparison, model: str, path: Path) -> dict[str, Any]:
+    """The JSON document that `hawk compare` prints last; `path` is that of the picture."""
+    figures_of = {
+        run.method: {
+            "seconds": run.seconds,
+            "nfe": run.output.nfe,
+            "accept_length": run.output.accept_length,
+            "tokens_sha256": tokens_sha256(run.output.tokens[0]),
+        }
+        for run in (result.plain, result.hawk)
+    }
+    return {
+        "prompt": result.prompt,
+        "seed": result.seed,
+        "model": model,
+        "identical": result.differing == 0,
+        "speedup": result.speedup,
+        **figures_of,
+        "accepted_by": dict(origin_counts(result.hawk.output)),
+        "path": str(path),
+    }
+
+
 def bench_table(result: BenchResult) -> Table:
-    """The rows of a benchmark for people."""
+    """The table of the method suites."""
     environment = result.environment
     where = f"{environment['processor']}, {environment['threads']} threads, {environment['dtype']}"
-    caption = "dist.: the residual verifier keeps the distribution, not the tokens of a seed"
+    caption = "dist.: the verifier keeps the distribution, not the tokens of a seed"
     if not all(row.lossless for row in result.rows):
-        caption += "; LOSSY: it does not keep the distribution"
+        caption += "; LOSSY: the method changes the distribution"
     title = f"{environment['model']} on {where}"
     table = Table(
         title=title,
@@ -80,7 +117,7 @@ def bench_table(result: BenchResult) -> Table:
         title_justify="left",
         caption_justify="left",
         box=None,
-        padding=(0, 1, 0, 0),  # all columns fit into a terminal of 80
+        padding=(0, 1, 0, 0),  # so that all columns fit into a terminal of 80 columns
     )
     heads = (
         "NFE",
@@ -112,35 +149,35 @@ def bench_table(result: BenchResult) -> Table:
 
 
 def same_as_ar(row: MethodRow) -> str:
-    """What a method keeps of plain AR: the share of equal images, the distribution, or neither."""
+    """What a method keeps of plain AR: the share of images that are the same, "dist." (the distribution) or "LOSSY"."""
     if not row.lossless:
         return "LOSSY"
     return f"{row.identical_to_ar:.0%}" if row.verifier == "coupled" else "dist."
 
 
 def scaling_table(result: ScalingResult) -> Table:
-    """What the scaling suite measured."""
+    """The table of the scaling suite."""
     growth = ", ".join(f"{name} tokens^{k:.2f}" for name, k in result.exponents.items())
     caption = "; ".join([f"time of an image grows as {growth}", *(f"left out: {what}" for what in result.left_out)])
     table = Table(title="how cost grows", title_justify="left", caption=caption, caption_justify="left", box=None)
-    for head in ("axis", "series", "at", "ms", "of"):
+    for head in ("axis", "series", "at", "ms", "per"):
         table.add_column(head, justify="right" if head in ("at", "ms") else "left")
     for cost in result.costs:
-        table.add_row(cost.axis, cost.series, f"{cost.at:g}", f"{1000 * cost.seconds:.1f}", f"a {cost.unit}")
+        table.add_row(cost.axis, cost.series, f"{cost.at:g}", f"{1000 * cost.seconds:.1f}", cost.unit)
     return table
 
 
 def steps_table(result: StepsResult) -> Table:
-    """What the steps suite measured."""
+    """The table of the steps suite."""
     caption = "; ".join(
         [
-            f"floor: the weights read once at {result.bandwidth / 1e9:.0f} GB/s",
-            f"{result.identical} of {result.images} images as by plain AR",
-            f"{result.identical_in_shape} of {min(2, result.images)} as by plain AR at the window's shape",
+            f"floor: reading the weights once at {result.bandwidth / 1e9:.0f} GB/s",
+            f"{result.identical} of {result.images} images have the tokens of plain AR",
+            f"{result.identical_in_shape} of {min(2, result.images)} those of plain AR at the window's shape",
             *(f"left out: {what}" for what in result.left_out),
         ]
     )
-    table = Table(title="what a step takes", title_justify="left", caption=caption, caption_justify="left", box=None)
+    table = Table(title="what a step costs", title_justify="left", caption=caption, caption_justify="left", box=None)
     columns = ("target", "grid", "nodes", "step ms", "noise ms", "forward ms", "step/forward", "drafting", "floor ms")
     for head in (*columns, "tokens a step"):
         table.add_column(head, justify="left" if head == "target" else "right")
@@ -153,19 +190,19 @@ def steps_table(result: StepsResult) -> Table:
 
 
 def checks_table(checks: list[Check]) -> Table:
-    """What `hawk verify` checked."""
+    """The table of the checks of `hawk verify`."""
     table = Table()
     for head in ("check", "method", "verifier", "settings", "measured", "result"):
         table.add_column(head)
     for check in checks:
-        kept = "[green]ok[/green]" if check.lossless else "[yellow]lossy[/yellow]"
-        result = kept if check.passed else "[bold red]FAILED[/bold red]"
+        passed = "[green]ok[/green]" if check.lossless else "[yellow]lossy[/yellow]"
+        result = passed if check.passed else "[bold red]FAILED[/bold red]"
         table.add_row(check.name, check.method, check.verifier, check.settings, check.measured, result)
     return table
 
 
 def model_facts(folder: Path, model: Model) -> dict[str, Any]:
-    """What `hawk info` says of a model folder."""
+    """What `hawk info` prints of a model folder."""
     drafting: dict[str, Any] | str = "none: train one with `hawk train drafter --kind heads`"
     if model.drafting is not None:
         drafting = drafting_facts(model.drafting, model.target.parameter_count)
@@ -182,9 +219,9 @@ def model_facts(folder: Path, model: Model) -> dict[str, Any]:
 
 
 def drafting_facts(parts: DraftParts, of_target: int) -> dict[str, Any]:
-    """What `hawk info` says of a trained drafter."""
+    """What `hawk info` prints of a trained drafter; `of_target` is the target's number of parameters."""
     heads, spatial = parts.heads, parts.spatial
-    own = sum(_parameters(module) for module in parts.modules)
+    own = sum(parameter.numel() for module in parts.modules for parameter in module.parameters())
     return {
         "sources": list(parts.fused.sources),
         "heads": {"horizontal": heads.config.horizontal, "vertical": heads.config.vertical} if heads else None,
@@ -192,7 +229,3 @@ def drafting_facts(parts: DraftParts, of_target: int) -> dict[str, Any]:
         "parameters": own,
         "share_of_target": f"{own / of_target:.1%}",
     }
-
-
-def _parameters(module: Any) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

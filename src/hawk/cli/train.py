@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hawk.cli.options import CfgScale, Temperature, TopK, TopP
+from hawk.cli.options import CfgScaleOption, TemperatureOption, TopKOption, TopPOption
 from hawk.errors import HawkError
 
 if TYPE_CHECKING:
@@ -178,10 +178,10 @@ def train_drafter_command(
     ] = None,
     height: Annotated[int | None, typer.Option("--height", min=1, help="Height of the images in pixels.")] = None,
     width: Annotated[int | None, typer.Option("--width", min=1, help="Width of the images in pixels.")] = None,
-    cfg_scale: CfgScale = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
+    cfg_scale: CfgScaleOption = None,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
     draw_batch: Annotated[int, typer.Option("--draw-batch", min=1, help="Grids that a process draws together.")] = 32,
     cache_gb: Annotated[
         float,

@@ -1,1 +1,1 @@
-"""Measurements: `hawk bench` and `hawk compare`."""
+"""Measurements of speed and cost: what `hawk bench` and `hawk compare` run."""

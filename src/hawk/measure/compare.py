@@ -1,4 +1,4 @@
-"""One prompt drawn by plain decoding and by Hawk from one seed: the same image, side by side, in less time."""
+"""`hawk compare`: one prompt drawn by plain AR and by Hawk with one seed, timed and shown side by side."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from hawk.errors import HawkError
 from hawk.pipeline import HawkPipeline, PipelineOutput
 
 PANEL = 384
+"""Pixels that an image of the picture is enlarged to, about; the other lengths are in pixels too."""
 MARGIN = 36
 GAP = 28
 INK, SOFT, FAINT = (28, 30, 34), (98, 104, 112), (226, 229, 233)
 GOOD, BAD = (20, 128, 74), (190, 40, 40)
 RECOVERED_COLOUR = (222, 224, 228)
-# colour-blind safe (Okabe and Ito), and the same for a source in every picture
+# Safe for the colour-blind (Okabe and Ito). A source has the same colour in every picture.
 SOURCE_COLOURS = {
     "horizontal": (230, 159, 0),
     "vertical-1": (0, 114, 178),
@@ -42,7 +43,7 @@ SOURCE_MEANINGS = {
 
 @dataclass(frozen=True)
 class Run:
-    """One method's image, and the median of its wall-clock seconds."""
+    """The image of one method, and the median of its wall-clock seconds."""
 
     method: str
     output: PipelineOutput
@@ -51,7 +52,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Plain decoding and Hawk from one seed."""
+    """The images of plain AR and of Hawk for one prompt and one seed."""
 
     prompt: str
     seed: int
@@ -60,7 +61,7 @@ class Comparison:
 
     @property
     def speedup(self) -> float:
-        """Seconds of plain decoding over seconds of Hawk."""
+        """Seconds of plain AR over seconds of Hawk."""
         return self.plain.seconds / self.hawk.seconds
 
     @property
@@ -72,7 +73,10 @@ class Comparison:
 def compare(
     pipe: HawkPipeline, prompt: str, seed: int, repeats: int = 3, on_image: Callable[[], None] | None = None
 ) -> Comparison:
-    """Draw the prompt by both methods: once to warm up, then `repeats` times by turns. `on_image` follows each."""
+    """Draw the prompt by both methods in turns: once as a warm-up, then `repeats` times.
+
+    `on_image` is called after every image. Raises `HawkError` if `repeats` is below 1.
+    """
     if repeats < 1:
         raise HawkError(f"repeats must be 1 or more, not {repeats}")
     methods = ("ar", "hawk")
@@ -95,7 +99,10 @@ def compare(
 
 
 def draw_comparison(comparison: Comparison, model: str) -> Image.Image:
-    """Plain decoding | Hawk | how Hawk got each cell, with figures below and a legend."""
+    """A picture of three panels: plain AR's image, Hawk's image, and which source supplied each token of Hawk's image.
+
+    Figures and a legend are below the panels; `model` is the name in the subtitle.
+    """
     plain, hawk = comparison.plain, comparison.hawk
     columns = [
         ("Plain decoding", plain.output.images[0], _figures(plain)),
@@ -125,12 +132,15 @@ def draw_comparison(comparison: Comparison, model: str) -> Image.Image:
         if not lines:
             _legend(draw, left, below, counts, hawk.output.grid.size)
         left += picture.width + GAP
-    _verdict(draw, comparison, height)
+    _footer(draw, comparison, height)
     return sheet
 
 
 def acceptance_map(output: PipelineOutput) -> Image.Image:
-    """The first image's cells coloured by the source whose draft was kept, a faint print of the image over them."""
+    """The cells of the first image, each in the colour of the source whose draft was accepted.
+
+    The image itself is faintly visible as shading.
+    """
     grid, origins = output.grid, output.origins[0].tolist()
     side = max(4, PANEL // max(grid.height, grid.width))
     image = Image.new("RGB", (grid.width * side, grid.height * side), "white")
@@ -140,20 +150,20 @@ def acceptance_map(output: PipelineOutput) -> Image.Image:
         x, y = position % grid.width * side, position // grid.width * side
         colour = RECOVERED_COLOUR if origin == RECOVERED else colours[output.source_names[origin]]
         draw.rectangle((x, y, x + side - 2, y + side - 2), fill=colour)
-    print_of = output.images[0].convert("L").resize(image.size, Image.Resampling.LANCZOS)
-    shade = 0.8 + 0.2 * np.asarray(print_of, dtype=np.float32)[..., None] / 255
+    shading = output.images[0].convert("L").resize(image.size, Image.Resampling.LANCZOS)
+    shade = 0.8 + 0.2 * np.asarray(shading, dtype=np.float32)[..., None] / 255
     return Image.fromarray((np.asarray(image) * shade).astype(np.uint8))
 
 
 def origin_counts(output: PipelineOutput) -> list[tuple[str, int]]:
-    """How many cells of the first image each source supplied, in the order of sources; "recovered" comes last."""
+    """How many cells of the first image each source supplied, in the order of the sources; "recovered" comes last."""
     counts = Counter(output.origins[0].tolist())
     named = [(name, counts[index]) for index, name in enumerate(output.source_names) if counts[index]]
     return [*named, ("recovered", counts[RECOVERED])]
 
 
 def source_colours(names: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:
-    """A colour for each source."""
+    """The colour of each source."""
     others = [name for name in names if name not in SOURCE_COLOURS]
     spare = {name: OTHER_COLOURS[i % len(OTHER_COLOURS)] for i, name in enumerate(others)}
     return {name: SOURCE_COLOURS.get(name) or spare[name] for name in names}
@@ -176,7 +186,7 @@ def _legend(draw: ImageDraw.ImageDraw, left: int, top: int, counts: list[tuple[s
         draw.text((left + 76, y), meaning, fill=INK, font=_font(17))
 
 
-def _verdict(draw: ImageDraw.ImageDraw, comparison: Comparison, height: int) -> None:
+def _footer(draw: ImageDraw.ImageDraw, comparison: Comparison, height: int) -> None:
     cells, differing = comparison.hawk.output.grid.size, comparison.differing
     faster = f"{comparison.speedup:.2f}x as fast as plain decoding"
     if differing:
@@ -190,14 +200,14 @@ def _verdict(draw: ImageDraw.ImageDraw, comparison: Comparison, height: int) -> 
 
 
 def _scaled(image: Image.Image) -> Image.Image:
-    """Enlarged by a whole number to about `PANEL` pixels a side."""
+    """The image, enlarged by a whole factor so that its longer side has about `PANEL` pixels."""
     factor = max(1, round(PANEL / max(image.size)))
     size = (image.width * factor, image.height * factor)
     return image if factor == 1 else image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _fitting(text: str, size: int, width: int) -> str:
-    """The text, cut with an ellipsis where it is too wide."""
+    """The text, cut short with an ellipsis if it is wider than `width` pixels at this font size."""
     font = _font(size)
     if font.getlength(text) <= width:
         return text

@@ -1,4 +1,8 @@
-"""`hawk bench`: methods side by side in one process, by turns prompt by prompt, each compared with plain AR."""
+"""The method suites of `hawk bench`: several methods draw the same images and are compared with plain AR.
+
+All of it runs in one process. The methods take turns on every batch of prompts, so that a change in the machine's
+speed affects all of them alike.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +23,20 @@ from hawk.decoding.stats import Stats
 from hawk.drafters.methods import METHODS, lacking, method_named
 from hawk.drafters.parts import DraftParts
 from hawk.errors import HawkError
+from hawk.files import read_prompts
 from hawk.machine import processor, synchronize
 from hawk.measure.prompts import BENCH_PROMPTS
 from hawk.pipeline import HawkPipeline, PipelineOutput
 
 DEPTHS = 3
+"""The acceptance rate is reported at depths 1 to this one."""
 OnProgress = Callable[[int, int, str], None]
 """Called after each batch with (images done, images in all, method)."""
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One method on one batch: seconds an image, counts, and the tokens it drew `[images, n]`."""
+class TimedBatch:
+    """One batch that one method drew: seconds per image, the decoder's counts, and the tokens."""
 
     seconds: float
     stats: Stats
@@ -39,11 +45,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class MethodRow:
-    """One line of the table. Counts are means over images; times are medians over batches.
+    """One row of the table. Counts are means over images; times are medians over batches.
 
-    `speedup_vs_ar` is the ratio of the medians, `identical_to_ar` the share of images with the very tokens of AR (the
-    residual verifier keeps the distribution, not the tokens), `acceptance_rate` accepted / verified at depths 1, 2, 3.
-    Not `lossless`: it draws from another distribution than AR, so its speed-up is no equal's.
+    Attributes:
+        lossless: False where the method draws from another distribution than AR; its speed-up is then not comparable.
+        acceptance_rate: accepted / verified at depths 1, 2, 3.
+        speedup_vs_ar: AR's median seconds per image over the method's.
+        identical_to_ar: share of images with the same tokens as AR's. The residual and traversal verifiers keep the
+            distribution, not the tokens.
     """
 
     method: str
@@ -63,23 +72,34 @@ class MethodRow:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """All rows, AR first, and what they were measured on."""
+    """All rows, AR's first, and the environment that they were measured in."""
 
     rows: list[MethodRow]
     environment: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON document that `hawk bench` ends with."""
+        """The JSON document that `hawk bench` prints last."""
         return asdict(self)
 
 
 SUITES = {"paper": ("ar", "medusa", "hawk-vertical", "hawk-paper", "hawk"), "peers": tuple(METHODS)}
+"""The suites that compare methods, and their methods."""
 
 
 def bench_methods(suite: str, methods: str | None, parts: DraftParts | None) -> tuple[list[str], dict[str, str]]:
-    """The names in `methods`, with commas between, or those of the suite; and of a suite what a model cannot run.
+    """The methods to measure, and those that are left out because a drafter is missing.
 
-    The latter by name, with the kind of drafter that is missing. Raises `HawkError` for an unknown suite or method.
+    Args:
+        suite: the name of a suite; its methods are measured unless `methods` names others.
+        methods: method names with commas between them. They are returned as given, and nothing is left out.
+        parts: the model's trained drafters; None where it has none.
+
+    Returns:
+        The names of the methods to measure, and a dict from the name of each method left out to the kind of drafter
+        that it lacks.
+
+    Raises:
+        HawkError: unknown suite or method.
     """
     if suite not in SUITES:
         raise HawkError(f"unknown suite {suite!r}: choose one of {', '.join(SUITES)}, scaling, steps")
@@ -90,25 +110,22 @@ def bench_methods(suite: str, methods: str | None, parts: DraftParts | None) -> 
 
 
 def bench_prompts(wanted: str) -> list[str]:
-    """The first N built-in prompts for a number, else the lines of a file; `HawkError` for neither."""
+    """The first N built-in prompts where `wanted` is a number N, else the prompts in the file of that name.
+
+    Raises:
+        HawkError: there are fewer than N built-in prompts, no such file, or no prompt in it.
+    """
     if wanted.isdecimal():
         count = int(wanted)
         if not 1 <= count <= len(BENCH_PROMPTS):
             raise HawkError(
-                f"there are {len(BENCH_PROMPTS)} built-in prompts, {count} were asked for: name a file for more"
+                f"choose 1 to {len(BENCH_PROMPTS)} built-in prompts, not {count}, or name a file of prompts"
             )
         return list(BENCH_PROMPTS[:count])
     path = Path(wanted)
     if not path.is_file():
         raise HawkError(f"no file of prompts at {wanted}: give a number or a text file with one prompt a line")
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except UnicodeDecodeError as error:
-        raise HawkError(f"{path} is not UTF-8 text") from error
-    prompts = [line for line in lines if line]
-    if not prompts:
-        raise HawkError(f"{path} holds no prompt: write one a line")
-    return prompts
+    return read_prompts(path)
 
 
 def run_benchmark(
@@ -120,12 +137,17 @@ def run_benchmark(
     overrides: dict[str, Any] | None = None,
     on_progress: OnProgress | None = None,
 ) -> BenchResult:
-    """Draw every prompt with seeds 0 .. `seeds` - 1 by every method, by turns after a warm-up.
+    """Draw every prompt with the seeds 0 .. `seeds` - 1 by every method.
+
+    Every method draws the first batch once as a warm-up, which is not timed. Then the methods take turns on each batch.
 
     Args:
-        methods: names; `ar` is run in any case, since the others are compared with it.
-        batch: images decoded together.
-        overrides: sampling arguments of the pipeline in place of the model's defaults.
+        methods: method names; `ar` is always run, because the others are compared with it.
+        batch: number of images decoded together.
+        overrides: arguments of the pipeline's call that replace the model's defaults.
+
+    Raises:
+        HawkError: unknown method, `seeds` or `batch` below 1, or a prompt that the model cannot read.
     """
     if seeds < 1 or batch < 1:
         raise HawkError(f"seeds is {seeds} and batch is {batch}: both must be 1 or more")
@@ -136,64 +158,67 @@ def run_benchmark(
     jobs = [(prompt, seed) for prompt in prompts for seed in range(seeds)]
     batches = [jobs[start : start + batch] for start in range(0, len(jobs), batch)]
     size = {side: settings[side] for side in ("height", "width") if side in settings}
-    pipe.condition(prompts, **size)  # a bad prompt fails before an hour of measuring
+    pipe.condition(prompts, **size)  # fail on a bad prompt before measuring, which may take an hour
     for name in names:
-        measure(pipe, name, batches[0], settings)
-    trials: dict[str, list[Trial]] = {name: [] for name in names}
+        time_batch(pipe, name, batches[0], settings)
+    timed: dict[str, list[TimedBatch]] = {name: [] for name in names}
     done, total = 0, len(jobs) * len(names)
     for turn, pairs in enumerate(batches):
-        # Each method goes first in its turn, so that none always runs on what another left in the caches.
+        # The order rotates, so that no method always runs on the CPU caches that the same other method left behind.
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            trials[name].append(measure(pipe, name, pairs, settings))
+            timed[name].append(time_batch(pipe, name, pairs, settings))
             done += len(pairs)
             if on_progress:
                 on_progress(done, total, name)
-    rows = [summarise(name, trials[name], trials["ar"]) for name in names]
+    rows = [summarise(name, timed[name], timed["ar"]) for name in names]
     return BenchResult(rows, environment(pipe, len(prompts), seeds, batch, settings))
 
 
-def measure(pipe: HawkPipeline, method: str, jobs: Sequence[tuple[str, int]], settings: dict[str, Any]) -> Trial:
-    """One batch of (prompt, seed) by one method; the seconds are wall-clock, from prompts to pixels."""
+def time_batch(
+    pipe: HawkPipeline, method: str, jobs: Sequence[tuple[str, int]], settings: dict[str, Any]
+) -> TimedBatch:
+    """Draw one batch of (prompt, seed) pairs by one method; its wall-clock seconds run from prompts to pixels."""
     prompts, seeds = [prompt for prompt, _ in jobs], [seed for _, seed in jobs]
     synchronize(pipe.device)
     started = time.perf_counter()
     output = pipe(prompts, seed=seeds, method=method, batch_size=len(jobs), **settings)
     synchronize(pipe.device)
     assert isinstance(output, PipelineOutput)
-    return Trial((time.perf_counter() - started) / len(jobs), output.stats[0], output.tokens)
+    return TimedBatch((time.perf_counter() - started) / len(jobs), output.stats[0], output.tokens)
 
 
-def summarise(method: str, trials: Sequence[Trial], plain: Sequence[Trial]) -> MethodRow:
-    """A method's row from its trials and those of plain AR on the same batches."""
-    images = sum(trial.stats.images for trial in trials)
-    image_forwards = sum(trial.stats.nfe * trial.stats.images for trial in trials)
-    seconds = statistics.median(trial.seconds for trial in trials)
+def summarise(method: str, batches: Sequence[TimedBatch], plain: Sequence[TimedBatch]) -> MethodRow:
+    """The row of a method from its batches and the same batches drawn by plain AR (`plain`)."""
+    images = sum(batch.stats.images for batch in batches)
+    image_forwards = sum(batch.stats.nfe * batch.stats.images for batch in batches)
+    seconds = statistics.median(batch.seconds for batch in batches)
     identical = sum(
-        int((ours.tokens == theirs.tokens).all(1).sum()) for ours, theirs in zip(trials, plain, strict=True)
+        int((ours.tokens == theirs.tokens).all(1).sum()) for ours, theirs in zip(batches, plain, strict=True)
     )
     by_source: dict[str, int] = {}
-    for trial in trials:
-        for source, count in trial.stats.accepted_by_source.items():
+    for batch in batches:
+        for source, count in batch.stats.accepted_by_source.items():
             by_source[source] = by_source.get(source, 0) + count
     return MethodRow(
         method=method,
         verifier=method_named(method).verifier,
         lossless=method_named(method).lossless,
         nfe=image_forwards / images,
-        accept_length=sum(trial.stats.committed for trial in trials) / image_forwards,
-        acceptance_rate=acceptance_by_depth([trial.stats for trial in trials]),
+        accept_length=sum(batch.stats.committed for batch in batches) / image_forwards,
+        acceptance_rate=acceptance_by_depth([batch.stats for batch in batches]),
         seconds_per_image=seconds,
-        speedup_vs_ar=statistics.median(trial.seconds for trial in plain) / seconds,
+        speedup_vs_ar=statistics.median(batch.seconds for batch in plain) / seconds,
         identical_to_ar=identical / images,
-        ms_per_forward=1000 * statistics.median(each.seconds * each.stats.images / each.stats.nfe for each in trials),
-        nodes_per_forward=sum(trial.stats.nodes for trial in trials) / image_forwards,
+        ms_per_forward=1000
+        * statistics.median(batch.seconds * batch.stats.images / batch.stats.nfe for batch in batches),
+        nodes_per_forward=sum(batch.stats.nodes for batch in batches) / image_forwards,
         accepted_by_source=by_source,
         images=images,
     )
 
 
 def acceptance_by_depth(stats: Sequence[Stats]) -> list[float]:
-    """accepted / verified at depths 1 .. `DEPTHS` over several batches; shorter where nothing was verified so deep."""
+    """accepted / verified over several batches, at depths 1 .. `DEPTHS` or up to the deepest that was verified."""
     merged = Stats()
     for depth in range(DEPTHS):
         verified = sum(each.verified_by_depth[depth] for each in stats if depth < len(each.verified_by_depth))
@@ -206,7 +231,7 @@ def acceptance_by_depth(stats: Sequence[Stats]) -> list[float]:
 
 
 def environment(pipe: HawkPipeline, prompts: int, seeds: int, batch: int, overrides: dict[str, Any]) -> dict[str, Any]:
-    """What a figure depends on: model, machine, versions, settings."""
+    """Everything that the figures depend on: model, machine, versions and settings."""
     names = {"guidance_scale": "cfg_scale"}
     sampling = asdict(pipe.defaults) | {names.get(name, name): value for name, value in overrides.items()}
     return {
@@ -222,10 +247,3 @@ def environment(pipe: HawkPipeline, prompts: int, seeds: int, batch: int, overri
         "date": time.strftime("%Y-%m-%d"),
         "settings": {"prompts": prompts, "seeds": seeds, "batch": batch, **sampling},
     }
-
-
-def identical_images(pipe: HawkPipeline, prompts: Sequence[str], seed: int = 0) -> int:
-    """How many prompts `hawk` draws with the very tokens of plain AR."""
-    jobs = [(prompt, seed + i) for i, prompt in enumerate(prompts)]
-    pairs = [(measure(pipe, "ar", [job], {}).tokens, measure(pipe, "hawk", [job], {}).tokens) for job in jobs]
-    return sum(bool(torch.equal(plain, hawk)) for plain, hawk in pairs)

@@ -1,4 +1,4 @@
-"""Prompts of `hawk bench` and `hawk verify`: plain English about what the bundled model has seen."""
+"""The built-in prompts of `hawk bench` and `hawk verify`: plain English about what the bundled model was trained on."""
 
 BENCH_PROMPTS = (
     "a red apple on a blue background",

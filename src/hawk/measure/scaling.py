@@ -1,15 +1,15 @@
-"""`hawk bench --suite scaling`: how cost grows with the window, the image, the batch and the model.
+"""`hawk bench --suite scaling`: how the cost grows with the window, the image, the batch and the model.
 
-Times an image against its window, its tokens and the images drawn together, and a step against its nodes; steps also
-of LlamaGen shapes with made-up weights, for the cost side of models that are not here.
+The suite times an image at several windows, image sizes and batch sizes, and a step at several numbers of nodes. Steps
+are also timed on LlamaGen shapes with made-up weights, to see what larger models would cost on this machine.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,24 +26,47 @@ from hawk.models.protocol import ImageTarget
 from hawk.nn.packed import fast_dtype, worth_packing
 from hawk.pipeline import HawkPipeline
 
-NODES = WINDOWS = (1, 2, 4, 8, 16, 32, 64, 128)
-SIDES = (16, 24, 32, 48)
-BATCHES = (1, 2, 4, 8, 16)
 SHAPES = {
     "10M": LlamaGenConfig(dim=256, n_layer=10, n_head=4),
     "100M": LlamaGenConfig(dim=768, n_layer=12, n_head=12),
     "775M": LlamaGenConfig(),
     "7B": LlamaGenConfig(dim=4096, n_layer=32, n_head=32, vocab_size=65536, height=24, width=24),
 }
-SHAPE_NODES = (1, 8, 64)
+"""Shapes of LlamaGen targets, by their number of weights."""
 MOST_BYTES = 6 << 30
-"""Weights of a shape that are still made up and measured."""
-PROMPT = "a red apple on a blue background"
+"""Largest weights, in bytes of float32, that are made up for a measurement."""
+
+
+@dataclass(frozen=True)
+class ScalingSweep:
+    """The values that the scaling suite measures at, axis by axis.
+
+    Attributes:
+        nodes: numbers of nodes of a step of the model itself.
+        windows: windows of `hawk`.
+        sides: sides of square grids, in tokens.
+        batches: numbers of images drawn together.
+        shapes: targets with made-up weights, by name.
+        shape_nodes: numbers of nodes of a step of each of `shapes`.
+        prompt: what every image shows.
+    """
+
+    nodes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
+    windows: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
+    sides: tuple[int, ...] = (16, 24, 32, 48)
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16)
+    shapes: Mapping[str, LlamaGenConfig] = field(default_factory=lambda: SHAPES)
+    shape_nodes: tuple[int, ...] = (1, 8, 64)
+    prompt: str = "a red apple on a blue background"
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of one `unit` (a step or an image) of `series` at `at` on an axis: step, window, tokens or batch."""
+    """One measured point: the seconds that one `unit`, "step" or "image", takes at the value `at` of an axis.
+
+    `axis` is "step" (`at` counts nodes), "window", "tokens" (per image) or "batch"; `series` names a method
+    or a target.
+    """
 
     axis: str
     series: str
@@ -54,7 +77,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class ScalingResult:
-    """All costs; what was left out and why; `exponents[series]` k of time ~ tokens^k; and the machine."""
+    """All costs and the environment that they were measured in.
+
+    `left_out` says which shapes were not measured and why; `exponents[series]` is the k of seconds ~ tokens^k.
+    """
 
     costs: list[Cost]
     left_out: list[str]
@@ -62,74 +88,90 @@ class ScalingResult:
     environment: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON document that the command ends with."""
+        """The JSON document that `hawk bench` prints last."""
         return asdict(self)
 
 
 def run_scaling(
-    pipe: HawkPipeline, repeats: int = 5, on_progress: Callable[[str], None] = lambda what: None
+    pipe: HawkPipeline,
+    sweep: ScalingSweep | None = None,
+    repeats: int = 5,
+    on_progress: Callable[[str], None] = lambda what: None,
 ) -> ScalingResult:
-    """Measure every axis on a loaded model's machine."""
-    costs = step_costs(pipe.model.target, pipe.model.name, NODES, repeats, pipe.engine)
+    """Measure every axis of the sweep (None: the default one) on the machine that the pipeline runs on.
+
+    Args:
+        repeats: timed steps of the model for each number of nodes.
+        on_progress: called after each part with the name of what was measured.
+    """
+    sweep = sweep or ScalingSweep()
+    costs = costs_by_nodes(pipe.model.target, pipe.model.name, sweep.nodes, repeats, pipe.engine)
     on_progress("steps")
-    for window in WINDOWS:
-        costs += image_costs(pipe, "window", window, repeats=3, methods=("hawk",), window=window)
+    timed = partial(image_costs, pipe, sweep.prompt)
+    for window in sweep.windows:
+        costs += timed("window", window, repeats=3, methods=("hawk",), window=window)
     on_progress("windows")
-    for side in SIDES:
+    for side in sweep.sides:
         pixels = side * pipe.model.cell
-        costs += image_costs(pipe, "tokens", side * side, repeats=1, height=pixels, width=pixels)
+        costs += timed("tokens", side * side, repeats=1, height=pixels, width=pixels)
         on_progress(f"{side}x{side} tokens")
-    for batch in BATCHES:
-        costs += image_costs(pipe, "batch", batch, repeats=1, batch=batch)
+    for batch in sweep.batches:
+        costs += timed("batch", batch, repeats=1, batch=batch)
         on_progress(f"batch {batch}")
     left_out = []
-    for name, shape in SHAPES.items():
+    for name, shape in sweep.shapes.items():
         needed = weight_bytes(shape)
         if needed > MOST_BYTES:
-            left_out.append(f"{name}: its weights need {needed / 1e9:.0f} GB in float32")
+            left_out.append(too_large(name, needed))
             continue
-        target = random_target(shape, pipe.device)
-        costs += step_costs(target, name, SHAPE_NODES, max(1, repeats // 2), pipe.engine)
+        target = made_up_target(shape, pipe.device)
+        costs += costs_by_nodes(target, name, sweep.shape_nodes, max(1, repeats // 2), pipe.engine)
         on_progress(f"shape {name}")
     by_series = {name: [c for c in costs if c.axis == "tokens" and c.series == name] for name in ("ar", "hawk")}
     exponents = {name: growth(found) for name, found in by_series.items()}
     return ScalingResult(costs, left_out, exponents, environment(pipe, 1, 1, 1, {}))
 
 
-def step_costs(
+def costs_by_nodes(
     target: ImageTarget, series: str, nodes: tuple[int, ...], repeats: int, engine: Engine = "eager"
 ) -> list[Cost]:
-    """Median seconds of a guided step of window decoding at each width: its forward, and what chooses and drafts."""
+    """Median seconds of a guided step of window decoding, drafting included, at each number of nodes."""
     seconds = step_seconds(target, list(nodes), repeats, engine)
-    return [Cost("step", series, width, median, "step") for width, median in seconds.items()]
+    return [Cost("step", series, count, median, "step") for count, median in seconds.items()]
 
 
 def image_costs(
     pipe: HawkPipeline,
+    prompt: str,
     axis: str,
     at: int,
     repeats: int,
     batch: int = 1,
     methods: tuple[str, ...] = ("ar", "hawk"),
-    **asked: Any,
+    **arguments: Any,
 ) -> list[Cost]:
-    """Median seconds an image of each method, by turns; `asked` of the pipeline."""
+    """Median seconds per image of each method, the methods in turns; `arguments` go to the pipeline's call."""
     seconds: dict[str, list[float]] = {method: [] for method in methods}
     for turn in range(repeats):
         for method, runs in seconds.items():
-            call = partial(pipe, [PROMPT] * batch, seed=turn, method=method, batch_size=batch, **asked)
+            call = partial(pipe, [prompt] * batch, seed=turn, method=method, batch_size=batch, **arguments)
             runs.append(seconds_of(call, pipe.device) / batch)
     return [Cost(axis, method, at, statistics.median(runs), "image") for method, runs in seconds.items()]
 
 
 def weight_bytes(shape: LlamaGenConfig) -> int:
-    """Bytes of a shape's weights in float32."""
+    """Size of a shape's weights in float32, in bytes."""
     with torch.device("meta"):
         return 4 * LlamaGen(shape).parameter_count
 
 
-def random_target(shape: LlamaGenConfig, device: torch.device) -> LlamaGen:
-    """A target of that shape whose weights are small constants: only its time is asked for."""
+def too_large(name: str, needed: int) -> str:
+    """The line that says why a shape whose weights need that many bytes was left out."""
+    return f"{name}: its weights need {needed / 1e9:.0f} GB in float32"
+
+
+def made_up_target(shape: LlamaGenConfig, device: torch.device) -> LlamaGen:
+    """A target of that shape whose weights all have one small value: it serves to time steps, not to draw."""
     with torch.device("meta"):
         target = LlamaGen(shape)
     target = target.to_empty(device=device).requires_grad_(False).eval()
@@ -141,7 +183,7 @@ def random_target(shape: LlamaGenConfig, device: torch.device) -> LlamaGen:
 
 
 def growth(costs: list[Cost]) -> float:
-    """k of seconds ~ at^k, by least squares over the logarithms."""
+    """The exponent k of seconds ~ at^k, a least-squares fit to the logarithms; `HawkError` for fewer than two costs."""
     if len(costs) < 2:
         raise HawkError("growth needs two sizes or more")
     logs = [(math.log(cost.at), math.log(cost.seconds)) for cost in costs]
@@ -150,7 +192,7 @@ def growth(costs: list[Cost]) -> float:
 
 
 def draw_plots(result: ScalingResult, folder: Path) -> list[Path]:
-    """One PNG for each axis, both scales logarithmic. Raises `HawkError` where matplotlib is not installed."""
+    """Write one log-log plot for each axis to a PNG and return the paths. `HawkError` if matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
         from matplotlib.ticker import LogLocator

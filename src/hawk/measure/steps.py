@@ -1,15 +1,15 @@
-"""`hawk bench --suite steps`: what a step of window decoding takes, against its bare forward and the memory's floor.
+"""`hawk bench --suite steps`: how long the parts of a step of window decoding take.
 
-A step is timed in the middle of an image, window by window: its forward, the rest of it (choosing, drafting, the
-cache), the noise of the tokens it commits. On a GPU the steps are replayed recordings, as in decoding. The floor is
-the time to read the weights once, at the bandwidth that a large copy reaches here.
+At every window a step in the middle of an image is timed as a whole, and with it its target forward alone, its drafting
+alone, and the noise of the tokens that a step commits. On a GPU the steps are replayed CUDA graphs, as in decoding. The
+floor that a step is compared with is the time to read the target's weights once, at the bandwidth of a large copy.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -29,23 +29,50 @@ from hawk.decoding.window import advance, enter
 from hawk.machine import seconds_of
 from hawk.measure.methods import environment
 from hawk.measure.prompts import BENCH_PROMPTS
-from hawk.measure.scaling import MOST_BYTES, SHAPES, random_target, weight_bytes
+from hawk.measure.scaling import MOST_BYTES, SHAPES, made_up_target, too_large, weight_bytes
+from hawk.models.llamagen.target import LlamaGenConfig
 from hawk.models.protocol import ImageTarget
 from hawk.pipeline import HawkPipeline
 
-REACHES = (0, 7, 15, 23, 31, 63)
-SIDES = (24, 32)
-"""Of the grids that the large shapes are timed on."""
-COPIED = 256 << 20
-"""Bytes of the copy that measures the memory's bandwidth."""
+
+@dataclass(frozen=True)
+class StepsSweep:
+    """The values that the steps suite measures at.
+
+    Attributes:
+        reaches: reaches of the windows, 0 for plain AR among them.
+        shapes: large targets with made-up weights, by name; only reaches 0 and 63 are timed on them.
+        sides: sides of the square grids that `shapes` are timed on, in tokens.
+        prompts: prompts of the model's own images, in turns.
+        copied: bytes of the copy that measures the memory's bandwidth.
+    """
+
+    reaches: tuple[int, ...] = (0, 7, 15, 23, 31, 63)
+    shapes: Mapping[str, LlamaGenConfig] = field(default_factory=dict)
+    sides: tuple[int, ...] = (24, 32)
+    prompts: tuple[str, ...] = BENCH_PROMPTS
+    copied: int = 256 << 20
+
+    @classmethod
+    def on(cls, device: torch.device) -> StepsSweep:
+        """The default sweep: two large shapes on a GPU, none on a CPU."""
+        names = ("775M", "7B") if device.type == "cuda" else ()
+        return cls(shapes={name: SHAPES[name] for name in names})
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """Seconds of one step over `nodes` positions in the middle of an image.
+    """Seconds of one step over `nodes` positions in the middle of an image, and of its parts.
 
-    `forward` is the target's layers and output head over as many nodes, `draft` is what fills the window up, `noise` is
-    drawn for the tokens that a step commits (`committed`, measured on the model's own images; 0: unknown, one counted).
+    Attributes:
+        grid: height and width of the image, in tokens.
+        step: the whole step but for its noise.
+        forward: the target's layers and output head over as many nodes.
+        draft: filling the window with drafts.
+        noise: drawing the noise of the tokens that a step commits.
+        floor: reading the target's weights once.
+        committed: tokens committed per step, measured on the model's own images; 0 where unknown (`noise` is then that
+            of one token).
     """
 
     target: str
@@ -60,18 +87,26 @@ class StepCost:
 
     @property
     def over_forward(self) -> float:
-        """The whole step over its bare forward."""
+        """Seconds of the whole step, noise included, over those of its forward alone."""
         return (self.step + self.noise) / self.forward
 
     @property
     def drafting(self) -> float:
-        """The share of a step that drafting takes."""
+        """The share of the whole step that drafting takes."""
         return self.draft / (self.step + self.noise)
 
 
 @dataclass(frozen=True)
 class StepsResult:
-    """All costs; how many of `images` were drawn as by plain AR, and as by plain AR at the window's own shape."""
+    """All costs, the bandwidth behind their floors, and how many images the widest window drew as plain AR does.
+
+    Attributes:
+        left_out: which shapes were not measured, and why.
+        bandwidth: bytes per second of a large copy, bytes read and bytes written both counted.
+        identical: how many of the `images` images have the tokens of plain AR.
+        identical_in_shape: how many of the first two have the tokens of plain AR run at the window's shape
+            (`Window(keeps=False)`).
+    """
 
     costs: list[StepCost]
     left_out: list[str]
@@ -82,45 +117,53 @@ class StepsResult:
     environment: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON document that the command ends with."""
+        """The JSON document that `hawk bench` prints last."""
         costs = [{**asdict(c), "over_forward": c.over_forward, "drafting": c.drafting} for c in self.costs]
         return {**asdict(self), "costs": costs}
 
 
 def run_steps(
     pipe: HawkPipeline,
-    shapes: Sequence[str] | None = None,
+    sweep: StepsSweep | None = None,
     images: int = 4,
     repeats: int = 21,
     on_progress: Callable[[str], None] = lambda what: None,
 ) -> StepsResult:
-    """Time the model's own steps, and those of `shapes` (names of `scaling.SHAPES`) with made-up weights.
+    """Time the steps of the pipeline's model, and those of the sweep's shapes with made-up weights.
 
-    `shapes` None: the large ones on a GPU, none on a CPU.
+    Args:
+        sweep: None takes the default sweep of the pipeline's device.
+        images: images that the model draws at every reach, to count the tokens committed per step.
+        repeats: timed steps of the model at each reach.
+        on_progress: called after each part with the name of what was measured.
     """
-    if shapes is None:
-        shapes = ("775M", "7B") if pipe.device.type == "cuda" else ()
-    target, bandwidth = pipe.model.target, copy_bandwidth(pipe.device)
-    images_at = {reach: [drawn_by(pipe, Window(reach), turn) for turn in range(images)] for reach in REACHES}
-    drawn = {reach: accept_length(found) for reach, found in images_at.items()}
+    sweep = sweep or StepsSweep.on(pipe.device)
+    target, bandwidth = pipe.model.target, copy_bandwidth(pipe.device, sweep.copied)
+
+    def drawn(window: Window, count: int) -> list[Generation]:
+        return [drawn_by(pipe, window, sweep.prompts[seed % len(sweep.prompts)], seed) for seed in range(count)]
+
+    images_at = {reach: drawn(Window(reach), images) for reach in sweep.reaches}
+    committed = {reach: accept_length(found) for reach, found in images_at.items()}
     on_progress(f"{images} images")
-    how = bandwidth, repeats, pipe.engine
-    costs = step_costs(target, pipe.model.name, pipe.model.grid, pipe.defaults, drawn, *how)
+    costs = costs_by_reach(
+        target, pipe.model.name, pipe.model.grid, pipe.defaults, committed, bandwidth, repeats, pipe.engine
+    )
     on_progress(pipe.model.name)
     left_out = []
-    for name in shapes:
-        needed = weight_bytes(SHAPES[name])
+    for name, shape in sweep.shapes.items():
+        needed = weight_bytes(shape)
         if pipe.device.type == "cpu" and needed > MOST_BYTES:
-            left_out.append(f"{name}: its weights need {needed / 1e9:.0f} GB in float32")
+            left_out.append(too_large(name, needed))
             continue
-        made_up = random_target(SHAPES[name], pipe.device)
-        for side in SIDES:
+        made_up = made_up_target(shape, pipe.device)
+        for side in sweep.sides:
             grid, unknown = Grid(side, side), dict.fromkeys((0, 63), 0.0)
             params = replace(pipe.defaults, cfg_scale=max(pipe.defaults.cfg_scale, 1.5))
-            costs += step_costs(made_up, name, grid, params, unknown, bandwidth, max(3, repeats // 4), pipe.engine)
+            costs += costs_by_reach(made_up, name, grid, params, unknown, bandwidth, max(3, repeats // 4), pipe.engine)
             on_progress(f"{name}, {side}x{side}")
-    wide = max(REACHES)
-    in_shape = [drawn_by(pipe, Window(wide, keeps=False), turn) for turn in range(min(images, 2))]
+    wide = max(sweep.reaches)
+    in_shape = drawn(Window(wide, keeps=False), min(images, 2))
     return StepsResult(
         costs,
         left_out,
@@ -132,7 +175,7 @@ def run_steps(
     )
 
 
-def step_costs(
+def costs_by_reach(
     target: ImageTarget,
     name: str,
     grid: Grid,
@@ -142,7 +185,13 @@ def step_costs(
     repeats: int,
     engine: Engine,
 ) -> list[StepCost]:
-    """What a step takes at each reach, by turns; `committed` tokens a step where that is known (else 0)."""
+    """Median seconds of a step and of its parts at each reach of `committed`, the reaches in turns.
+
+    Args:
+        committed: from each reach to the tokens committed per step, or 0 where that is unknown.
+        bandwidth: bytes per second, for the floor.
+        repeats: timed steps at each reach; two more come first as a warm-up.
+    """
     starts = {reach: MidImage.of(target, grid, params, reach, engine) for reach in committed}
     parts = {reach: timed_calls(target, start, engine) for reach, start in starts.items()}
     runs: dict[int, list[list[float]]] = {reach: [] for reach in committed}
@@ -151,18 +200,18 @@ def step_costs(
             seconds = [start.seconds(part) for part in parts[reach]]
             if turn > 1:  # the first turns warm up
                 runs[reach].append(seconds)
-    a_position, floor = noise_seconds(target), weight_bytes_of(target) / bandwidth
+    per_position, floor = noise_seconds(target), bytes_read(target) / bandwidth
     costs = []
     for reach, found in runs.items():
         step, forward, draft = (statistics.median(column) for column in zip(*found, strict=True))
-        noise = a_position * max(committed[reach], 1.0)
+        noise = per_position * max(committed[reach], 1.0)
         shape = (grid.height, grid.width)
         costs.append(StepCost(name, shape, reach + 1, step, forward, draft, noise, floor, committed[reach]))
     return costs
 
 
 def timed_calls(target: ImageTarget, start: MidImage, engine: Engine) -> list[Callable[[], Any]]:
-    """A step, its bare forward with the output head, and its drafting; on a GPU recordings of them."""
+    """A step, its forward and output head alone, and its drafting alone; on a GPU each is recorded as a CUDA graph."""
     state = start.state
     reach = state.window.reach
     positions = state.committed[:, None] + torch.arange(-1, reach, device=target.device)
@@ -171,7 +220,7 @@ def timed_calls(target: ImageTarget, start: MidImage, engine: Engine) -> list[Ca
     def step() -> None:
         advance(target, state, reach)
 
-    def bare_forward() -> None:
+    def forward_alone() -> None:
         nodes = Nodes(tokens, positions, state.chain)
         hidden = forward(target, nodes, state.padding, state.cache, state.grid, state.params)
         guided_logits(target, hidden, guided_state(hidden, state.params), state.params)
@@ -180,41 +229,40 @@ def timed_calls(target: ImageTarget, start: MidImage, engine: Engine) -> list[Ca
         if reach:
             enter(state, last, reach)
 
-    return [recorded(call, engine) for call in (step, bare_forward, draft)]
+    return [recorded(call, engine) for call in (step, forward_alone, draft)]
 
 
 def noise_seconds(target: ImageTarget) -> float:
-    """Seconds to draw the noise of one position, in blocks as in decoding."""
+    """Seconds to draw the noise of one position; it is drawn in blocks of positions, as in decoding."""
     like = torch.empty(0, device=target.device)
     noise = GumbelNoise([0], 64 * NOISE_BLOCK, target.vocab_size, like)
     ends = [(block * NOISE_BLOCK, (block + 1) * NOISE_BLOCK) for block in range(64)]
     return statistics.median(seconds_of(partial(noise.hold, 0, *each), target.device) for each in ends) / NOISE_BLOCK
 
 
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second that a large copy moves here, read and written."""
-    source = torch.ones(COPIED, dtype=torch.uint8, device=device)
+def copy_bandwidth(device: torch.device, copied: int) -> float:
+    """Bytes per second of a copy of `copied` bytes, bytes read and bytes written both counted."""
+    source = torch.ones(copied, dtype=torch.uint8, device=device)
     copy = partial(torch.empty_like(source).copy_, source)
-    return 2 * COPIED / statistics.median(seconds_of(copy, device) for _ in range(7))
+    return 2 * copied / statistics.median(seconds_of(copy, device) for _ in range(7))
 
 
-def weight_bytes_of(target: ImageTarget) -> float:
-    """Bytes of weights that a forward reads, in the dtype of its products."""
+def bytes_read(target: ImageTarget) -> float:
+    """Bytes of weights that a forward reads; they are stored in the dtype of its matrix products."""
     return float(target.parameter_count * target.dtype.itemsize)
 
 
 def accept_length(drawn: list[Generation]) -> float:
-    """Tokens a forward over some images."""
+    """Tokens committed per target forward, over all of these images."""
     return sum(each.stats.committed for each in drawn) / sum(each.stats.nfe for each in drawn)
 
 
 def equal_images(some: list[Generation], others: list[Generation]) -> int:
-    """How many have the same tokens."""
+    """How many images of the first list have the same tokens as the image at their place in the second."""
     return sum(torch.equal(a.tokens, b.tokens) for a, b in zip(some, others, strict=True))
 
 
-def drawn_by(pipe: HawkPipeline, window: Window, turn: int) -> Generation:
-    """One image of a window's; prompts and seeds are told apart by the turn."""
-    model, prompt = pipe.model, BENCH_PROMPTS[turn % len(BENCH_PROMPTS)]
-    request = Request(pipe.condition([prompt]), model.grid, pipe.defaults, [turn])
-    return generate(model.target, request, window, recordings=pipe.recordings)
+def drawn_by(pipe: HawkPipeline, window: Window, prompt: str, seed: int) -> Generation:
+    """One image, drawn by window decoding with this window."""
+    request = Request(pipe.condition([prompt]), pipe.model.grid, pipe.defaults, [seed])
+    return generate(pipe.model.target, request, window, recordings=pipe.recordings)

@@ -1,1 +1,1 @@
-"""Proofs of losslessness: `hawk verify`."""
+"""Proofs of losslessness, exact and by test: what `hawk verify` runs."""

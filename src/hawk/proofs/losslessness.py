@@ -1,16 +1,17 @@
-"""Losslessness, proven on this machine: the checks that `proofs` puts together and `hawk verify` runs.
+"""The checks of losslessness that `hawk verify` runs on this machine; `hawk.proofs.suite` puts them together.
 
-Coupled verification must return the tokens of plain AR, one by one, for the same seed; and plain AR must return what
-its definition says, argmax(log p + g) at every position, from a teacher-forced forward that shares nothing with the
-decoder's steps. Residual and traversal verification must keep the joint distribution of the tokens: end to end by a
-chi-square test against the enumerated joint of a tiny target, and exactly, to 1e-12, for the verifiers by themselves.
-Relaxed verification is lossy: its drift is measured, and called that.
+- Plain AR must follow its definition: the token at every position is argmax(log p + g), where log p comes from a
+  teacher-forced forward that shares no code with the decoder's steps.
+- Coupled verification must return the same tokens as plain AR for the same seed.
+- Residual and traversal verification must keep the joint distribution of the tokens. A chi-square test compares whole
+  images with the enumerated joint distribution of a tiny target; the verifiers alone are checked exactly, to 1e-12.
+- Relaxed verification is lossy: the check measures how far it drifts from p.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -33,14 +34,15 @@ from hawk.proofs.law import DrawLaw, exact_law, excess
 from hawk.proofs.tree_law import Continuation, TreeLaw, exact_traversal, joint_of, tree_cases
 
 MOST_SEQUENCES = 20_000
-"""Largest number of images (token sequences) whose probabilities are enumerated."""
+"""Largest number of possible images (token sequences) whose probabilities are enumerated."""
 SMALLEST_P_VALUE = 1e-3
-"""A chi-square test below this fails; seeds are fixed, so it fails always or never."""
+"""A chi-square test with a smaller p-value fails. Seeds are fixed, so a test fails either always or never."""
 SMALLEST_CELL = 5.0
-"""Expected count below which the chi-square test lumps sequences together (Cochran's rule)."""
+"""Sequences are lumped together until the chi-square test expects this many counts in each lump (Cochran's rule)."""
 LAW_TOLERANCE = 1e-12
+"""Largest difference between an exact law and p that rounding may cause."""
 ROUNDS = 6
-"""Batches of images that a joint distribution is told from."""
+"""Batches of images that the test of a joint distribution draws."""
 
 EXACT_SETTINGS = (
     SamplingParams(),
@@ -50,14 +52,16 @@ EXACT_SETTINGS = (
     SamplingParams(top_p=0.8, cfg_scale=1.5),
     SamplingParams(temperature=0.0, cfg_scale=2.0),
 )
+"""Settings under which every drafter is proven seed-exact."""
 JOINT_SETTINGS = (SamplingParams(temperature=0.8, top_k=2), SamplingParams(temperature=0.6, cfg_scale=1.5))
+"""Settings under which joint distributions are tested; the temperature is low, so that drafts are accepted."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One proof: of which method under which verifier and settings, what was measured, and whether it holds.
+    """The outcome of one check: what was checked, what was measured, and whether the check passed.
 
-    Not `lossless`: what is proven is how far a lossy verifier drifts, not that it keeps the distribution.
+    `lossless` is False for a check of a lossy verifier: it proves a bound on the drift, not that there is none.
     """
 
     name: str
@@ -70,8 +74,8 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Fit:
-    """Pearson's chi-square test of counts against a distribution."""
+class ChiSquare:
+    """The result of Pearson's chi-square test; `freedom` is its number of degrees of freedom."""
 
     statistic: float
     freedom: int
@@ -87,60 +91,55 @@ def check_all(
     seeds: list[int],
     rounds: int = ROUNDS,
 ) -> list[Check]:
-    """Plain AR against its definition, then each (drafter, verifier) under each of `params_list`.
+    """Check plain AR against its definition, then every (drafter, verifier), all of it under each of `params_list`.
 
-    `coupled` is proven seed-exact, on one batch. `residual` and `traversal` are proven by the joint distribution of
-    `rounds * len(seeds)` images: the rows of `prompt` must then all be alike and the images few enough to enumerate.
+    Under `coupled` one batch must be seed-exact. Under `residual` and `traversal` the joint distribution of
+    `rounds * len(seeds)` images is tested: the rows of `prompt` must then be alike, and the possible images few enough
+    to enumerate (`HawkError`).
     """
     checks = []
     for params in params_list:
-        plain = generate(target, Request(prompt, grid, params, seeds), NoDrafter())
-        checks.append(check_definition(target, prompt, grid, params, seeds, plain))
-        drawn_too = any(verifier != "coupled" for _, verifier in drafters.values())
-        joint = exact_joint(target, prompt, grid, params, len(seeds)) if drawn_too else None
+        request = Request(prompt, grid, params, seeds)
+        plain = generate(target, request, NoDrafter())
+        checks.append(check_definition(target, request, plain))
+        any_drawn = any(verifier != "coupled" for _, verifier in drafters.values())
+        joint = exact_joint(target, prompt, grid, params, len(seeds)) if any_drawn else None
         for name, (drafter, verifier) in drafters.items():
+            asked = replace(request, verifier=verifier)
             if verifier != "coupled" and joint is not None:
-                checks.append(check_joint(name, verifier, target, prompt, grid, drafter, params, seeds, rounds, joint))
+                checks.append(check_joint(name, target, asked, drafter, rounds, joint))
             else:
-                checks.append(check_seed_exact(name, target, prompt, grid, drafter, params, seeds, plain))
+                checks.append(check_seed_exact(name, target, asked, drafter, plain))
     return checks
 
 
-def check_definition(
-    target: Target, prompt: Any, grid: Grid, params: SamplingParams, seeds: list[int], plain: Generation
-) -> Check:
-    """Plain AR's tokens are argmax(log p + g) at every position, by one teacher-forced forward over them."""
-    scores = teacher_forced(target, prompt, grid, params, plain.tokens)
-    noise = torch.stack([gumbel_rows(seed, 0, grid.size, target.vocab_size) for seed in seeds])
+def check_definition(target: Target, request: Request, plain: Generation) -> Check:
+    """Plain AR's tokens are argmax(log p + g) at every position, by one teacher-forced forward over these tokens."""
+    params, grid = request.params, request.grid
+    scores = teacher_forced(target, request.conditions, grid, params, plain.tokens)
+    noise = torch.stack([gumbel_rows(seed, 0, grid.size, target.vocab_size) for seed in request.seeds])
     expected = gumbel_argmax(scores, noise.to(scores))
     return Check(
         "argmax(log p + g) at every position",
         "ar",
         "coupled",
-        describe(params, len(seeds)),
+        describe(params, request.images),
         _equal_tokens(plain.tokens, expected),
         bool(torch.equal(plain.tokens, expected)),
     )
 
 
 def check_seed_exact(
-    name: str,
-    target: Target,
-    prompt: Any,
-    grid: Grid,
-    drafter: Drafter | Window,
-    params: SamplingParams,
-    seeds: list[int],
-    plain: Generation,
+    name: str, target: Target, request: Request, drafter: Drafter | Window, plain: Generation
 ) -> Check:
-    """Speculative decoding under the coupled verifier returns plain AR's tokens, one by one."""
-    drawn = generate(target, Request(prompt, grid, params, seeds, "coupled"), drafter)
-    spent = f"{sum(drawn.stats.accepted_by_source.values())} drafts kept, NFE {plain.stats.nfe} -> {drawn.stats.nfe}"
+    """Speculative decoding under the coupled verifier returns the same tokens as plain AR (`plain`)."""
+    drawn = generate(target, request, drafter)
+    spent = f"{_accepted(drawn)} drafts accepted, NFE {plain.stats.nfe} -> {drawn.stats.nfe}"
     return Check(
         "same seed, same tokens as plain AR",
         name,
         "coupled",
-        describe(params, len(seeds)),
+        describe(request.params, request.images),
         f"{_equal_tokens(drawn.tokens, plain.tokens)}, {spent}",
         bool(torch.equal(drawn.tokens, plain.tokens)),
     )
@@ -148,59 +147,56 @@ def check_seed_exact(
 
 def check_joint(
     name: str,
-    verifier: str,
     target: Target,
-    prompt: Any,
-    grid: Grid,
+    request: Request,
     drafter: Drafter | Window,
-    params: SamplingParams,
-    seeds: list[int],
     rounds: int,
     joint: Float[Tensor, " sequences"],
 ) -> Check:
-    """Images drawn under the verifier follow the enumerated `joint` of plain AR, by a chi-square test."""
-    digits = target.vocab_size ** torch.arange(grid.size - 1, -1, -1)
+    """Images drawn under the request's verifier follow the joint distribution of plain AR, by a chi-square test.
+
+    Draws `rounds` batches, each with seeds of its own; `joint` is what `exact_joint` returns for the request.
+    """
+    digits = target.vocab_size ** torch.arange(request.grid.size - 1, -1, -1)
     counts = torch.zeros(len(joint), dtype=torch.long)
-    kept, stride = 0, max(seeds) - min(seeds) + 1
+    accepted, stride = 0, max(request.seeds) - min(request.seeds) + 1
     for turn in range(rounds):
-        drawn = generate(
-            target, Request(prompt, grid, params, [seed + turn * stride for seed in seeds], verifier), drafter
-        )
+        drawn = generate(target, replace(request, seeds=[seed + turn * stride for seed in request.seeds]), drafter)
         counts += torch.bincount((drawn.tokens.cpu() * digits).sum(-1), minlength=len(joint))
-        kept += sum(drawn.stats.accepted_by_source.values())
+        accepted += _accepted(drawn)
     fit = chi_square(counts, joint)
     return Check(
         "joint distribution of plain AR",
         name,
-        verifier,
-        describe(params, len(seeds)),
-        f"{int(counts.sum())} images, {kept} drafts kept, chi-square {fit.statistic:.1f} "
+        request.verifier,
+        describe(request.params, request.images),
+        f"{int(counts.sum())} images, {accepted} drafts accepted, chi-square {fit.statistic:.1f} "
         f"with {fit.freedom} degrees of freedom, p = {fit.p_value:.2g}",
         fit.p_value > SMALLEST_P_VALUE,
     )
 
 
 def check_laws(vocab: int = 4) -> list[Check]:
-    """The residual verifier by itself, exactly: for each kind of draws its output law is p."""
+    """Check the residual verifier alone, exactly: its law is p for each kind of draws."""
     p, cases = law_cases(vocab=vocab)
     return [check_law(name, p, draws) for name, draws in cases.items()]
 
 
 def check_law(name: str, p: Float[Tensor, " vocab"], draws: Sequence[DrawLaw]) -> Check:
-    """The exact law of what the residual verifier commits below a node with these draws is p."""
+    """The token that the residual verifier commits below a node with these draws has exactly the law p."""
     off = float((exact_law(p, draws) - p).abs().max())
     measured = f"largest difference {off:.1e}"
     return Check("exact law of the verifier", "any", "residual", name, measured, off < LAW_TOLERANCE)
 
 
 def check_tree_laws() -> list[Check]:
-    """Traversal by itself, exactly: for each kind of tree the tokens it commits follow p, one after the other."""
+    """Check traversal alone, exactly: the tokens that it commits have the joint law of p for each kind of tree."""
     p, cases = tree_cases()
     return [check_tree_law(name, p, drafts) for name, drafts in cases.items()]
 
 
 def check_tree_law(name: str, p: Continuation, drafts: TreeLaw) -> Check:
-    """The exact law of what traversal commits in a step, where p says each token given those before it."""
+    """The tokens that a step of traversal commits on these trees have exactly the joint law of p."""
     law = exact_traversal(p, drafts).law
     off = float((law - joint_of(p, law.dim())).abs().max())
     measured = f"largest difference {off:.1e}"
@@ -208,7 +204,7 @@ def check_tree_law(name: str, p: Continuation, drafts: TreeLaw) -> Check:
 
 
 def check_drifts(vocab: int = 10) -> list[Check]:
-    """Relaxed verification by itself: how far the exact law of what it commits is from p, a rather flat one."""
+    """Measure relaxed verification alone: how far the law of the token that it commits is from p, a rather flat one."""
     p, cases = law_cases(vocab=vocab)
     relaxation = Relaxation.between(torch.randn(vocab, 2, generator=torch.Generator().manual_seed(0)))
     draws = cases["three draws, each from its own q"]
@@ -219,7 +215,7 @@ def check_drifts(vocab: int = 10) -> list[Check]:
 
 
 def check_drift(name: str, p: Float[Tensor, " vocab"], draws: Sequence[DrawLaw], relaxation: Relaxation) -> Check:
-    """It drifts by no more than the chance that it keeps what residual verification would have rejected."""
+    """The drift is at most the chance that relaxed verification accepts what residual verification rejects."""
     verify = partial(relaxed, relaxation=relaxation)
     drift = float((exact_law(p, draws, verify) - p).abs().sum() / 2)
     most = excess(p, draws, verify)
@@ -230,9 +226,9 @@ def check_drift(name: str, p: Float[Tensor, " vocab"], draws: Sequence[DrawLaw],
 
 
 def law_cases(seed: int = 7, vocab: int = 4) -> tuple[Float[Tensor, " vocab"], dict[str, list[DrawLaw]]]:
-    """A distribution p with a forbidden token, and draws that a verifier must survive, by what is special in them.
+    """A distribution p with a forbidden token, and kinds of draws under which a verifier must be lossless, by name.
 
-    With the default seed more than one token is left after two rejections, so that every draw matters.
+    With the default seed, more than one token is still possible after two rejections, so that every draw matters.
     """
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(4, vocab, generator=generator, dtype=torch.float64)
@@ -253,10 +249,10 @@ def law_cases(seed: int = 7, vocab: int = 4) -> tuple[Float[Tensor, " vocab"], d
         "no draw": [],
         "one draw": [always(qs[0])],
         "three draws, each from its own q": [always(q) for q in qs],
-        "three draws from one q, equal ones tried again": [always(qs[0])] * 3,
+        "three draws from one q, a repeated token tried again": [always(qs[0])] * 3,
         "three draws from one q without replacement": [partial(without_replacement, qs[0])] * 3,
         "q = p": [always(p)] * 2,
-        "q that lacks p's likeliest token": [always(narrow / narrow.sum())] * 2,
+        "a q that lacks p's most likely token": [always(narrow / narrow.sum())] * 2,
         "one-hot drafts, one of them forbidden": [always(one_hot[token]) for token in (1, 0, 2)],
         "a one-hot draft, then a drawn one": [always(one_hot[2]), always(qs[1])],
     }
@@ -265,7 +261,7 @@ def law_cases(seed: int = 7, vocab: int = 4) -> tuple[Float[Tensor, " vocab"], d
 def teacher_forced(
     target: Target, prompt: Any, grid: Grid, params: SamplingParams, tokens: Int[Tensor, "b n"]
 ) -> Float[Tensor, "b n vocab"]:
-    """log p of each next token of whole images given those before it, from one causal forward behind the prompt."""
+    """log p at every position of whole images, given the tokens before it, from one causal forward after the prompt."""
     n = tokens.shape[1]
     prefilled = target.prefill(prompt, params.guided, n)
     inputs = tokens.repeat(2 if params.guided else 1, 1)[:, :-1]
@@ -279,9 +275,9 @@ def teacher_forced(
 def exact_joint(
     target: Target, prompt: Any, grid: Grid, params: SamplingParams, images: int
 ) -> Float[Tensor, " sequences"]:
-    """Plain AR's probability of every possible image, the sequences in lexicographic order.
+    """Probability of every possible image under plain AR, in lexicographic order of the token sequences.
 
-    All `images` rows of `prompt` must be alike. Raises `HawkError` where there are too many sequences.
+    `prompt` has `images` rows, which must all be alike. Raises `HawkError` if there are more than `MOST_SEQUENCES`.
     """
     total = target.vocab_size**grid.size
     if total > MOST_SEQUENCES:
@@ -298,14 +294,15 @@ def exact_joint(
     return torch.cat(logs)[:total].double().exp()
 
 
-def chi_square(counts: Int[Tensor, " cells"], probabilities: Float[Tensor, " cells"]) -> Fit:
-    """Pearson's test; the rarest cells are lumped together until `SMALLEST_CELL` counts are expected in each lump.
+def chi_square(counts: Int[Tensor, " cells"], probabilities: Float[Tensor, " cells"]) -> ChiSquare:
+    """Pearson's chi-square test of counts against a distribution.
 
-    A count where the probability is 0 gives p = 0.
+    The rarest cells are lumped together until `SMALLEST_CELL` counts are expected in each lump. A count in a cell of
+    probability 0 gives a p-value of 0. Raises `HawkError` if there are too few counts for two lumps.
     """
     total = int(counts.sum())
     if bool(counts[probabilities == 0].any()):
-        return Fit(float("inf"), 0, 0.0)
+        return ChiSquare(float("inf"), 0, 0.0)
     observed, expected = [0.0], [0.0]
     for cell in probabilities.argsort().tolist():
         if expected[-1] >= SMALLEST_CELL:
@@ -318,15 +315,20 @@ def chi_square(counts: Int[Tensor, " cells"], probabilities: Float[Tensor, " cel
     if freedom < 1:
         raise HawkError(f"{total} draws are too few for a chi-square test: draw more")
     tail = torch.special.gammaincc(torch.tensor(freedom / 2, dtype=torch.float64), torch.tensor(statistic / 2).double())
-    return Fit(statistic, freedom, float(tail))
+    return ChiSquare(statistic, freedom, float(tail))
 
 
 def describe(params: SamplingParams, images: int) -> str:
-    """The settings of a check in one line."""
+    """The settings of a check, in one line."""
     return (
         f"temperature {params.temperature:g}, top-k {params.top_k}, top-p {params.top_p:g}, "
         f"cfg {params.cfg_scale:g}, batch of {images}"
     )
+
+
+def _accepted(drawn: Generation) -> int:
+    """Number of drafts that were accepted."""
+    return sum(drawn.stats.accepted_by_source.values())
 
 
 def _equal_tokens(tokens: Tensor, expected: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""Tiny random models on which losslessness is decided in seconds, and a drafter that proposes anything at all."""
+"""Tiny random targets and drafters, on which a proof of losslessness takes seconds."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from hawk.models.protocol import ImageTarget
 def tiny_target(
     seed: int, dtype: torch.dtype = torch.float64, vocab: int = 12, grid: Grid | None = None, dim: int = 32
 ) -> LlamaGen:
-    """A LlamaGen with random weights whose distributions are far from uniform and depend on all that went before.
+    """A LlamaGen with random weights, whose distributions are far from uniform and depend on all earlier tokens.
 
-    float64 by default: rounding there cannot flip an argmax, so equality of tokens is a fair demand.
+    The dtype is float64 by default: its rounding does not flip an argmax, so that tokens can be required to be equal.
     """
     grid = grid or Grid(4, 6)
     with torch.random.fork_rng(devices=[]):
@@ -53,7 +53,7 @@ def tiny_target(
 
 
 def tiny_prompt(target: LlamaGen, images: int, seed: int = 0, alike: bool = False) -> CaptionPrompt:
-    """Random left-padded captions of different lengths; `alike`: the same caption for every image."""
+    """Random left-padded captions of different lengths; with `alike`, all images have the same caption."""
     config = target.config
     generator = torch.Generator().manual_seed(seed)
     shape = (images, config.caption_tokens, config.caption_dim)
@@ -68,10 +68,11 @@ def tiny_prompt(target: LlamaGen, images: int, seed: int = 0, alike: bool = Fals
 
 @dataclass
 class RandomDrafter:
-    """Random trees of random tokens. One-hot drafts, or (`carries_q`) most of them drawn from a random q of their own.
+    """Proposes random trees of random tokens.
 
-    A node may get the same token twice: under residual verification each draw is a trial. Whether there is another
-    draw never depends on its own token, so any such tree keeps the target's distribution.
+    The drafts are one-hot; with `carries_q`, most of them are drawn from a random q and carry it. The same token may be
+    drawn twice below a node: residual verification tries each draw. The number of draws never depends on their tokens,
+    so residual verification of such a tree is lossless.
     """
 
     vocab: int
@@ -81,16 +82,16 @@ class RandomDrafter:
     lossless_with: tuple[str, ...] = LOSSLESS
 
     def start(self, canvas: Canvas, params: SamplingParams, randomness: Randomness) -> list[torch.Generator]:
-        """Each image's own generator, so that its trees do not depend on its neighbours."""
+        """A generator for each image, so that the trees of an image do not depend on the other images of the batch."""
         return randomness.generators
 
     def propose(self, memory: list[torch.Generator], canvas: Canvas) -> DraftTree:
-        """A random tree for each image, never past the image's end."""
+        """A random tree for each image, which never reaches past the end of the image."""
         grown = [self._grow(generator, canvas, row) for row, generator in enumerate(memory)]
         return batch_trees([builder for builder, _ in grown], ("random",), [q for _, q in grown])
 
     def observe(self, memory: list[torch.Generator], canvas: Canvas, scored: Scored) -> None:
-        """Nothing to learn."""
+        """Do nothing: the trees do not depend on what the target said."""
 
     def _grow(self, generator: torch.Generator, canvas: Canvas, row: int) -> tuple[TreeBuilder, Tensor]:
         builder = TreeBuilder.rooted(int(canvas.tokens[row, canvas.committed[row] - 1]))
@@ -112,9 +113,10 @@ class RandomDrafter:
 def tiny_drafters(
     target: ImageTarget, seed: int = 0, verifier: str | None = None
 ) -> dict[str, tuple[Drafter | Window, str]]:
-    """Every drafter by name with the verifier of its method; made for `verifier` where it has a choice.
+    """All drafters by name, each with the verifier of its method.
 
-    The heads are random and strong: each source's q is far from p and from the others', so that confusing them shows.
+    The drafters are made for `verifier` where it is given, else for their own. Their weights are random and large, so
+    that the q of each source is far from p and from the q of every other source, and confusing two of them shows.
     """
     dtype, dim, vocab = target.dtype, target.hidden_size, target.vocab_size
     with torch.random.fork_rng(devices=[]):

@@ -1,6 +1,7 @@
-"""The exact law of traversal over whole trees: every tree that may be drawn, every place where it may stop.
+"""The exact law of traversal verification: the joint distribution of the tokens that a step commits.
 
-Nothing is sampled: traversal tells the chance of each stop itself (`verify.stops`).
+Nothing is sampled. All trees that may be drawn are enumerated, and `verify.stops` gives, for each node where traversal
+of a tree may stop, the chance that it stops there if it did not stop before.
 """
 
 from __future__ import annotations
@@ -17,41 +18,44 @@ from torch import Tensor
 from hawk.decoding.tree import DraftTree, TreeBuilder, batch_trees
 from hawk.decoding.verify import stops
 
-Path = tuple[int, ...]
-"""The tokens from below the root down to a node."""
+TokenPath = tuple[int, ...]
+"""The tokens on the way from the root to a node; the root's own token is left out."""
 
-Continuation = Callable[[Path], Tensor]
-"""p of the token after these."""
+Continuation = Callable[[TokenPath], Tensor]
+"""The distribution of the token that follows a path."""
 
 
 @dataclass(frozen=True)
 class DrawnTree:
-    """One tree as it may come out, its chance, and the path to each of its nodes."""
+    """One possible outcome of drawing a tree: its probability, the tree, and the path to each of its nodes."""
 
     chance: float
     tree: DraftTree
-    paths: list[Path]
+    paths: list[TokenPath]
 
     def scores(self, p: Continuation) -> Float[Tensor, "n vocab"]:
-        """log p of the token after each node."""
+        """log p of the token that follows each node."""
         return torch.stack([p(path) for path in self.paths]).log()
 
 
 @dataclass(frozen=True)
 class TreeLaw:
-    """How a static tree is drawn: `draws[d]` draws below every node of depth d, the i-th (0 first) from `q(path, i)`.
+    """How a tree of fixed shape is drawn.
 
-    `shared`: the nodes of a depth have the same draws, as in a Cartesian tree.
+    Attributes:
+        draws: `draws[d]` is the number of draws below every node of depth d.
+        q: `q(path, i)` is the distribution of the i-th draw (from 0) below the node that `path` leads to.
+        shared: True where all nodes of a depth share the same draws, as in a Cartesian tree.
     """
 
     draws: tuple[int, ...]
-    q: Callable[[Path, int], Tensor]
+    q: Callable[[TokenPath, int], Tensor]
     shared: bool = False
 
     def trees(
-        self, level: Sequence[Path] = ((),), drawn: Sequence[tuple[Path, int, Tensor]] = ()
+        self, level: Sequence[TokenPath] = ((),), drawn: Sequence[tuple[TokenPath, int, Tensor]] = ()
     ) -> Iterator[DrawnTree]:
-        """Every tree that may be drawn below these nodes, after these draws (parent, token, q)."""
+        """All trees that may grow below the nodes of `level`, after the draws (path to the parent, token, q) so far."""
         depth = len(level[0])
         if depth == len(self.draws):
             yield planted(drawn)
@@ -67,10 +71,10 @@ class TreeLaw:
                 yield DrawnTree(chance * deeper.chance, deeper.tree, deeper.paths)
 
 
-def planted(drawn: Sequence[tuple[Path, int, Tensor]]) -> DrawnTree:
-    """The tree of these draws, of chance 1."""
+def planted(drawn: Sequence[tuple[TokenPath, int, Tensor]]) -> DrawnTree:
+    """The tree of these draws, with probability 1."""
     builder = TreeBuilder.rooted(0)
-    nodes: dict[Path, int] = {(): 0}
+    nodes: dict[TokenPath, int] = {(): 0}
     for index, (path, token, _) in enumerate(drawn):
         nodes[*path, token] = builder.add(nodes[path], token, 0, index)
     tree = batch_trees([builder], ("draw",), [torch.stack([q for _, _, q in drawn])])
@@ -78,13 +82,16 @@ def planted(drawn: Sequence[tuple[Path, int, Tensor]]) -> DrawnTree:
 
 
 def tree_cases(seed: int = 7, vocab: int = 3) -> tuple[Continuation, dict[str, TreeLaw]]:
-    """A p that depends on all that went before and forbids some tokens, and trees that traversal must survive."""
+    """A distribution p for every path, and kinds of trees on which traversal must be lossless, by name.
+
+    p depends on the whole path and forbids some tokens.
+    """
     p, own, other = (random_continuation(seed + source, vocab) for source in range(3))
 
-    def alike(path: Path, draw: int) -> Tensor:
+    def alike(path: TokenPath, draw: int) -> Tensor:
         return 0.5 * p(path) + 0.5 * own(path)
 
-    def two_sources(path: Path, draw: int) -> Tensor:
+    def two_sources(path: TokenPath, draw: int) -> Tensor:
         return alike(path, 0) if draw == 0 else other(path)
 
     return forbidding(p), {
@@ -97,10 +104,10 @@ def tree_cases(seed: int = 7, vocab: int = 3) -> tuple[Continuation, dict[str, T
 
 
 def random_continuation(seed: int, vocab: int) -> Continuation:
-    """A random distribution after every path, the same at each call."""
+    """A random distribution for every path; the same path always gets the same one."""
 
-    def after(path: Path) -> Tensor:
-        number = sum((token + 1) * (vocab + 1) ** place for place, token in enumerate(path))
+    def after(path: TokenPath) -> Tensor:
+        number = sum((token + 1) * (vocab + 1) ** index for index, token in enumerate(path))
         generator = torch.Generator().manual_seed(10_000 * seed + number)
         return (1.5 * torch.randn(vocab, generator=generator, dtype=torch.float64)).softmax(-1)
 
@@ -108,9 +115,9 @@ def random_continuation(seed: int, vocab: int) -> Continuation:
 
 
 def forbidding(p: Continuation) -> Continuation:
-    """p without the token that came last, so that some drafts are hopeless."""
+    """p with the path's last token forbidden, so that some drafts can never be accepted."""
 
-    def after(path: Path) -> Tensor:
+    def after(path: TokenPath) -> Tensor:
         left = p(path).index_fill(0, torch.tensor(path[-1:], dtype=torch.long), 0.0)
         return left / left.sum()
 
@@ -119,31 +126,34 @@ def forbidding(p: Continuation) -> Continuation:
 
 @dataclass(frozen=True)
 class Committed:
-    """What a step of traversal commits: the law of the next `len(draws) + 1` tokens, and how many it keeps, on average.
+    """The law of the next `len(draws) + 1` tokens after a step of traversal, and the mean number of accepted drafts.
 
-    Where a step commits fewer tokens, plain AR goes on from there.
+    Where the step commits fewer tokens, plain AR supplies the rest.
     """
 
     law: Float[Tensor, "..."]
-    kept: float
+    accepted: float
 
 
 def exact_traversal(p: Continuation, drafts: TreeLaw) -> Committed:
-    """Traversal integrated over its draws and its uniforms; lossless where the law is `joint_of(p)`."""
+    """What traversal commits, over all draws and all uniform numbers; lossless if the law equals `joint_of(p)`."""
     length, vocab = len(drafts.draws) + 1, len(p(()))
-    law, kept = torch.zeros((vocab,) * length, dtype=torch.float64), 0.0
+    law, accepted = torch.zeros((vocab,) * length, dtype=torch.float64), 0.0
     for drawn in drafts.trees():
         left = drawn.chance
         for stop in stops(drawn.tree, 0, drawn.scores(p)):
             path, chance = drawn.paths[stop.path[-1]], left * stop.chance
             law[path] += chance * joint_of(p, length - len(path), path, stop.p)
-            kept += chance * len(path)
+            accepted += chance * len(path)
             left -= chance
-    return Committed(law, kept)
+    return Committed(law, accepted)
 
 
-def joint_of(p: Continuation, length: int, path: Path = (), first: Tensor | None = None) -> Float[Tensor, "..."]:
-    """Probability of the next `length` tokens after `path`; of the first of them `first` where it is given."""
+def joint_of(p: Continuation, length: int, path: TokenPath = (), first: Tensor | None = None) -> Float[Tensor, "..."]:
+    """Joint distribution of the next `length` tokens after `path`.
+
+    `first` replaces p for the first of these tokens.
+    """
     ahead = p(path) if first is None else first
     if length == 1:
         return ahead

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from hawk.errors import HawkError
+from hawk.files import read_prompts
 
 
 @runtime_checkable
@@ -39,15 +39,8 @@ class PromptFile:
 
     @classmethod
     def read(cls, path: Path) -> PromptFile:
-        """Read a UTF-8 file without its blank lines and `#` lines; raises `HawkError` where no prompt is left."""
-        try:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise HawkError(f"cannot read prompts from {path}: give a UTF-8 file with one prompt a line") from error
-        prompts = tuple(line for line in lines if line and not line.startswith("#"))
-        if not prompts:
-            raise HawkError(f"{path} holds no prompt: write one a line")
-        return cls(prompts)
+        """The prompts in a text file; see `hawk.files.read_prompts` for its format and errors."""
+        return cls(tuple(read_prompts(path)))
 
     @property
     def fingerprint(self) -> str:

@@ -318,7 +318,7 @@ DAMAGE = {
     "wrong shape": (
         TARGET,
         lambda p: resave(p, lambda w: w.update({WQKV: w[WQKV][:-8].clone()})),
-        r"wqkv.weight has shape \(40, 16\), not \(48, 16\)",
+        r"wqkv.weight has shape \(40, 16\), the other weights ask for \(48, 16\)",
     ),
     "class-conditional": (
         TARGET,

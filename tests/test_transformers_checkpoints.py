@@ -28,7 +28,7 @@ from hawk.cli.app import app
 from hawk.decoding.noise import HELD
 from hawk.drafters.heads import DraftHeads, HeadsConfig
 from hawk.models.hf.families import Lumina
-from hawk.models.hf.model import family_of, read_beside
+from hawk.models.hf.model import family_of, read_hint
 from hawk.models.hf.target import TransformersTarget
 from hawk.models.tokenizers.vqgan import VQGAN, VQGANConfig
 
@@ -125,7 +125,7 @@ def test_lumina_is_told_from_chameleon(folders, tmp_path):
     assert family.grid.height == 64
     (place / "hawk.json").write_text('{"famly": "lumina"}')
     with pytest.raises(HawkError, match=r"hawk.json: famly: Extra"):
-        read_beside(place)
+        read_hint(place)
 
 
 def test_the_official_decoder_file_is_read_without_running_code(folders, tmp_path):

@@ -1,4 +1,4 @@
-"""LlamaGen's published files become model folders that draw; anything else is refused with one clear line."""
+"""LlamaGen's published files are converted to model folders that draw; all others are refused with one clear line."""
 
 import argparse
 import errno
@@ -39,7 +39,7 @@ def target_weights() -> dict[str, torch.Tensor]:
 
 
 def tokenizer_weights() -> dict[str, torch.Tensor]:
-    """The decoder's, and beside them what a published tokenizer has for encoding and training."""
+    """The decoder's weights, and those that a published tokenizer has for encoding and training."""
     torch.manual_seed(2)
     return {
         **VQGAN(CODES).state_dict(),
@@ -51,7 +51,7 @@ def tokenizer_weights() -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def published(tmp_path, tiny_t5) -> Path:
-    """A folder as people have it, of a tiny model: training leaves its settings and steps beside the weights."""
+    """A folder of published files of a tiny model; the target's file also holds settings and steps of its training."""
     folder = tmp_path / "published"
     folder.mkdir()
     torch.save({"model": target_weights(), "steps": 7, "args": argparse.Namespace(lr=1e-4)}, folder / TARGET)
@@ -150,7 +150,7 @@ def test_tables_that_the_public_code_makes_anew_are_passed_over(published, conve
 
 @pytest.fixture
 def pipe(converted) -> HawkPipeline:
-    """In float64, where rounding cannot flip an argmax."""
+    """A pipeline in float64, where rounding cannot flip an argmax."""
     return HawkPipeline.from_pretrained(converted, device="cpu", dtype="float64")
 
 
@@ -268,7 +268,7 @@ class Malicious:
 
 
 def resave(path: Path, change) -> None:
-    """Save a checkpoint anew after `change` of its weights."""
+    """Save a checkpoint again, with its weights changed by `change`."""
     weights = read_checkpoint(path)
     weights = {name: tensor.clone() for name, tensor in weights.items()}
     change(weights)

@@ -61,11 +61,9 @@ def accelerate(
     decoder = None if vqgan is None else read_vqgan(Path(vqgan), model.config.vq_config).to(device)
     tokenizer = tokenizer_of(processor or read_tokenizer(Path(model.config._name_or_path)))
     described = family_of(model.eval(), tokenizer, decoder, FamilyHint(family=family))
-    name, drafts_from = (
-        model.config._name_or_path or described.name,
-        None if drafter is None else drafter_folder(drafter),
-    )
-    return HawkPipeline(as_model(name, described, drafts_from), device, dtype, engine_named(engine, device))
+    folder = None if drafter is None else drafter_folder(drafter)
+    around = as_model(model.config._name_or_path or described.name, described, folder)
+    return HawkPipeline(around, device, dtype, engine_named(engine, device))
 
 
 def hawk_generate(

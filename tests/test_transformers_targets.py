@@ -279,7 +279,7 @@ class HostReads(TorchDispatchMode):
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("reach", [0, 3, 11])
 def test_a_replayed_window_draws_the_codes_of_plain_ar(name, reach):
-    """Even with structure tokens: a chain has entries for all row ends that it may hold, and commits those it passes."""
+    """Even with structure tokens: a chain has entries for all row ends it may hold, and commits those it passes."""
     one = tiny(name, torch.float64)
     target, grid, condition = one.model.target, one.grid, conditions(one, NEGATIVES)
     params, seeds = SamplingParams(cfg_scale=2.0, temperature=0.3), [1, 2, 3]

@@ -38,7 +38,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """The state dict in a .safetensors file or a PyTorch checkpoint, which may wrap it in one of `WRAPPERS`.
 
     The tensors are mapped from the file: a tensor takes memory only when it is copied. Only tensors, plain data and
-    `argparse.Namespace` are unpickled; training scripts save their settings as the latter.
+    `argparse.Namespace` are unpickled; a `Namespace` holds the settings of a training script.
 
     Raises:
         HawkError: the file is missing, cut short, holds code or no state dict; the message is one line.
@@ -109,11 +109,12 @@ def shapes_of(weights: Mapping[str, Tensor]) -> Shapes:
 
 
 def check_weights(files: Mapping[Path, Shapes], wanted: Shapes, asked_by: str) -> None:
-    """Check that weight files hold together exactly the wanted weights, each of its shape.
+    """Check that weight files hold all the wanted weights and no other, each in the wanted shape.
 
     Args:
         files: the shapes in each file.
-        asked_by: where the wanted shapes come from, as the beginning of "... for (16, 16)".
+        wanted: the shapes of all weights together.
+        asked_by: who wants these shapes, for the message: "config.json asks" becomes "config.json asks for (16, 16)".
 
     Raises:
         HawkError: one line that names a weight that is missing, unknown, or of another shape.

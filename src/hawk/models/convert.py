@@ -32,7 +32,7 @@ STAGE_PIXELS = {1: 256, 2: 512}
 TARGET_NAME = re.compile(r"t2i_(\w+)_stage([12])_(\d+)\.(?:pt|safetensors)")
 OFFICIAL_DEFAULTS = SamplingParams(temperature=1.0, top_k=1000, top_p=1.0, cfg_scale=7.5)
 OTHER_WEIGHTS = "the other weights ask"
-"""The source of a wanted shape, in messages of `check_weights`: the shape is computed from the file's other weights."""
+"""Who wants a shape, in messages of `check_weights`: a model's shape is computed from some weights of its file."""
 STORAGE_DTYPES = {"bfloat16": torch.bfloat16, "stored": None}
 # Buffers that some versions of the public code save with the weights, although they can be computed.
 _TABLES = re.compile(r"freqs_cis|causal_mask|layers\.\d+\.attention\.kv_cache\.[kv]_cache")
@@ -61,7 +61,7 @@ OFFICIAL_SIZES = (
 
 
 @dataclass(frozen=True)
-class Sources:
+class PublishedModel:
     """The files of a published model, and the size of its images in pixels; `text` is a T5's folder or hub id."""
 
     target: Path
@@ -71,7 +71,7 @@ class Sources:
     width: int
 
 
-def find_sources(
+def find_published(
     folder: Path,
     stage: int | None = None,
     target: Path | None = None,
@@ -79,8 +79,8 @@ def find_sources(
     text: str | None = None,
     height: int | None = None,
     width: int | None = None,
-) -> Sources:
-    """Find the parts of a LlamaGen model in a folder by their published file names; a part that is given is taken.
+) -> PublishedModel:
+    """Find the parts of a LlamaGen model in a folder by their published file names; parts that are given are taken.
 
     Raises:
         HawkError: a part is missing, or two files could be the transformer.
@@ -107,7 +107,7 @@ def find_sources(
         raise HawkError(
             f"the name of {target} does not tell the size of its images: give --stage, or --height and --width"
         )
-    return Sources(target, tokenizer, text, height, width)
+    return PublishedModel(target, tokenizer, text, height, width)
 
 
 def _target_in(folder: Path, stage: int | None) -> Path:
@@ -123,7 +123,7 @@ def _target_in(folder: Path, stage: int | None) -> Path:
 
 
 def convert_llamagen(
-    sources: Sources,
+    published: PublishedModel,
     out: Path,
     dtype: str = "bfloat16",
     n_head: int | None = None,
@@ -144,28 +144,28 @@ def convert_llamagen(
     """
     if dtype not in STORAGE_DTYPES:
         raise HawkError(f"unknown dtype {dtype!r}: choose one of {', '.join(STORAGE_DTYPES)}")
-    weights = {key: tensor for key, tensor in read_checkpoint(sources.target).items() if not _TABLES.fullmatch(key)}
-    decoder = decoding_weights(read_checkpoint(sources.tokenizer))
-    vqgan = decoder_shape(sources.tokenizer, decoder)
-    shape = target_shape(sources.target, weights, _grid(sources, 2 ** (len(vqgan.multipliers) - 1)), n_head)
+    weights = {key: tensor for key, tensor in read_checkpoint(published.target).items() if not _TABLES.fullmatch(key)}
+    decoder = decoding_weights(read_checkpoint(published.tokenizer))
+    vqgan = decoder_shape(published.tokenizer, decoder)
+    shape = target_shape(published.target, weights, _grid(published, 2 ** (len(vqgan.multipliers) - 1)), n_head)
     if vqgan.codebook_size != shape.vocab_size:
         raise HawkError(
-            f"{sources.target} draws {shape.vocab_size} codes, {sources.tokenizer} has {vqgan.codebook_size}"
+            f"{published.target} draws {shape.vocab_size} codes, {published.tokenizer} has {vqgan.codebook_size}"
         )
-    _check_text(sources.text, shape.caption_dim)
+    _check_text(published.text, shape.caption_dim)
     size = official_size(shape.dim, shape.n_layer)
     kind = size.name if size else f"{shape.n_layer}x{shape.dim}"
     config = ModelConfig(
-        name=name or f"llamagen-t2i-{kind}-{sources.height}x{sources.width}",
+        name=name or f"llamagen-t2i-{kind}-{published.height}x{published.width}",
         target=shape,
         tokenizer=VQGANFields(**vars(vqgan)),
-        text=T5Fields(source=sources.text, tokens=shape.caption_tokens, width=shape.caption_dim),
+        text=T5Fields(source=published.text, tokens=shape.caption_tokens, width=shape.caption_dim),
         defaults=OFFICIAL_DEFAULTS,
     )
     with new_folder(out) as folder:
         save_target(folder, weights, STORAGE_DTYPES[dtype], SHARD_BYTES, on_bytes)
         save_tensors(folder / "tokenizer.safetensors", {key: tensor.clone() for key, tensor in decoder.items()})
-        write_bytes(folder / "README.md", _card(config, sources).encode())
+        write_bytes(folder / "README.md", _card(config, published).encode())
         write_json(folder / "config.json", config.model_dump(mode="json"))
     return config
 
@@ -233,11 +233,11 @@ def _matrix(path: Path, weights: Mapping[str, Tensor], name: str) -> tuple[int, 
     return rows, columns
 
 
-def _grid(sources: Sources, cell: int) -> Grid:
-    for side, pixels in (("height", sources.height), ("width", sources.width)):
+def _grid(published: PublishedModel, cell: int) -> Grid:
+    for side, pixels in (("height", published.height), ("width", published.width)):
         if pixels < cell or pixels % cell:
             raise HawkError(f"{side} must be a positive multiple of {cell} pixels, not {pixels}")
-    return Grid(sources.height // cell, sources.width // cell)
+    return Grid(published.height // cell, published.width // cell)
 
 
 def _check_text(source: str, width: int) -> None:
@@ -250,7 +250,7 @@ def _check_text(source: str, width: int) -> None:
         raise HawkError(f"no T5 encoder at {source} (and it is no hub id, which would look like owner/name)")
 
 
-def _card(config: ModelConfig, sources: Sources) -> str:
+def _card(config: ModelConfig, published: PublishedModel) -> str:
     """The README.md of a converted model."""
     return f"""# {config.name}
 
@@ -258,9 +258,9 @@ LlamaGen text to image (arXiv 2406.06525), converted to a Hawk model folder by `
 
 | part | from |
 |---|---|
-| transformer | {sources.target.name} |
-| decoder of the image tokenizer | {sources.tokenizer.name} |
-| text encoder (not in this folder) | {sources.text} |
+| transformer | {published.target.name} |
+| decoder of the image tokenizer | {published.tokenizer.name} |
+| text encoder (not in this folder) | {published.text} |
 
     from hawk import HawkPipeline
     pipe = HawkPipeline.from_pretrained("path/to/this/folder")

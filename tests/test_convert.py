@@ -1,4 +1,4 @@
-"""LlamaGen's published files become model folders that draw; anything else is refused with one clear line."""
+"""LlamaGen's published files are converted to model folders that draw; all others are refused with one clear line."""
 
 import argparse
 import errno
@@ -18,7 +18,7 @@ from hawk.decoding.grid import Grid
 from hawk.decoding.sampling import SamplingParams
 from hawk.drafters.methods import METHODS
 from hawk.models.checkpoint import read_checkpoint
-from hawk.models.convert import Sources, convert_llamagen, decoder_shape, find_sources, target_shape
+from hawk.models.convert import PublishedModel, convert_llamagen, decoder_shape, find_published, target_shape
 from hawk.models.folder import load_model, read_config
 from hawk.models.llamagen.target import LlamaGen, LlamaGenConfig
 from hawk.models.tokenizers.vqgan import VQGAN, VQGANConfig, decoding_weights
@@ -39,7 +39,7 @@ def target_weights() -> dict[str, torch.Tensor]:
 
 
 def tokenizer_weights() -> dict[str, torch.Tensor]:
-    """The decoder's, and beside them what a published tokenizer has for encoding and training."""
+    """The decoder's weights, and those that a published tokenizer has for encoding and training."""
     torch.manual_seed(2)
     return {
         **VQGAN(CODES).state_dict(),
@@ -51,7 +51,7 @@ def tokenizer_weights() -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def published(tmp_path, tiny_t5) -> Path:
-    """A folder as people have it, of a tiny model: training leaves its settings and steps beside the weights."""
+    """A folder of published files of a tiny model; the target's file also holds settings and steps of its training."""
     folder = tmp_path / "published"
     folder.mkdir()
     torch.save({"model": target_weights(), "steps": 7, "args": argparse.Namespace(lr=1e-4)}, folder / TARGET)
@@ -60,13 +60,13 @@ def published(tmp_path, tiny_t5) -> Path:
     return folder
 
 
-def sources_in(folder: Path) -> Sources:
-    return find_sources(folder, height=8, width=12)
+def published_in(folder: Path) -> PublishedModel:
+    return find_published(folder, height=8, width=12)
 
 
 @pytest.fixture
 def converted(published, tmp_path) -> Path:
-    convert_llamagen(sources_in(published), tmp_path / "model", "stored", n_head=2)
+    convert_llamagen(published_in(published), tmp_path / "model", "stored", n_head=2)
     return tmp_path / "model"
 
 
@@ -118,7 +118,7 @@ def test_every_usual_wrapping_gives_the_same_weights(published, converted, tmp_p
             save_file(weights, (published / name).with_suffix(".safetensors"))
         else:
             torch.save(weights if wrapper is None else {wrapper: weights}, published / name)
-    convert_llamagen(sources_in(published), tmp_path / "again", "stored", n_head=2)
+    convert_llamagen(published_in(published), tmp_path / "again", "stored", n_head=2)
     for name in ("target.safetensors", "tokenizer.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (converted / name).read_bytes()
 
@@ -126,7 +126,7 @@ def test_every_usual_wrapping_gives_the_same_weights(published, converted, tmp_p
 def test_stored_in_bfloat16_and_in_shards(published, tmp_path, monkeypatch):
     monkeypatch.setattr(hawk.models.convert, "SHARD_BYTES", 4096)
     told = []
-    convert_llamagen(sources_in(published), tmp_path / "m", n_head=2, on_bytes=lambda *bytes_: told.append(bytes_))
+    convert_llamagen(published_in(published), tmp_path / "m", n_head=2, on_bytes=lambda *bytes_: told.append(bytes_))
     shards = sorted((tmp_path / "m").glob("target-*.safetensors"))
     total = sum(tensor.numel() * 2 for tensor in target_weights().values())
     assert len(shards) == len(told) > 2
@@ -140,7 +140,7 @@ def test_stored_in_bfloat16_and_in_shards(published, tmp_path, monkeypatch):
 def test_tables_that_the_public_code_makes_anew_are_passed_over(published, converted, tmp_path):
     tables = {"freqs_cis": torch.zeros(3), "layers.1.attention.kv_cache.k_cache": torch.zeros(2)}
     torch.save({"model": target_weights() | tables}, published / TARGET)
-    convert_llamagen(sources_in(published), tmp_path / "again", "stored", n_head=2)
+    convert_llamagen(published_in(published), tmp_path / "again", "stored", n_head=2)
     name = "target.safetensors"
     assert (tmp_path / "again" / name).read_bytes() == (converted / name).read_bytes()
 
@@ -150,7 +150,7 @@ def test_tables_that_the_public_code_makes_anew_are_passed_over(published, conve
 
 @pytest.fixture
 def pipe(converted) -> HawkPipeline:
-    """In float64, where rounding cannot flip an argmax."""
+    """A pipeline in float64, where rounding cannot flip an argmax."""
     return HawkPipeline.from_pretrained(converted, device="cpu", dtype="float64")
 
 
@@ -227,21 +227,21 @@ def test_a_config_that_was_tampered_with_is_refused_in_one_line(converted, part,
 def test_explicit_files_and_sizes(published, tmp_path):
     moved = published.rename(tmp_path / "elsewhere")
     (moved / TARGET).rename(moved / "my.pt")
-    found = find_sources(
+    found = find_published(
         tmp_path, target=moved / "my.pt", tokenizer=moved / TOKENIZER, text="google/flan-t5-base", stage=2
     )
-    assert found == Sources(moved / "my.pt", moved / TOKENIZER, "google/flan-t5-base", 512, 512)
+    assert found == PublishedModel(moved / "my.pt", moved / TOKENIZER, "google/flan-t5-base", 512, 512)
     with pytest.raises(HawkError, match="give --stage, or --height and --width"):
-        find_sources(moved, target=moved / "my.pt")
+        find_published(moved, target=moved / "my.pt")
 
 
 def test_the_stage_is_chosen_where_there_are_two(published):
-    assert find_sources(published).height == 256
+    assert find_published(published).height == 256
     shutil.copy(published / TARGET, published / "t2i_XL_stage2_512.pt")
     with pytest.raises(HawkError, match="choose one with --stage"):
-        find_sources(published)
-    assert find_sources(published, stage=2).target.name == "t2i_XL_stage2_512.pt"
-    assert find_sources(published, stage=2).width == 512
+        find_published(published)
+    assert find_published(published, stage=2).target.name == "t2i_XL_stage2_512.pt"
+    assert find_published(published, stage=2).width == 512
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_the_stage_is_chosen_where_there_are_two(published):
 )
 def test_missing_parts_are_named(published, arguments, message):
     with pytest.raises(HawkError, match=message):
-        find_sources(**{"folder": published} | arguments)
+        find_published(**{"folder": published} | arguments)
 
 
 # --- refusals
@@ -268,7 +268,7 @@ class Malicious:
 
 
 def resave(path: Path, change) -> None:
-    """Save a checkpoint anew after `change` of its weights."""
+    """Save a checkpoint again, with its weights changed by `change`."""
     weights = read_checkpoint(path)
     weights = {name: tensor.clone() for name, tensor in weights.items()}
     change(weights)
@@ -318,7 +318,7 @@ DAMAGE = {
     "wrong shape": (
         TARGET,
         lambda p: resave(p, lambda w: w.update({WQKV: w[WQKV][:-8].clone()})),
-        r"wqkv.weight has shape \(40, 16\), not \(48, 16\)",
+        r"wqkv.weight has shape \(40, 16\), the other weights ask for \(48, 16\)",
     ),
     "class-conditional": (
         TARGET,
@@ -351,7 +351,7 @@ def test_a_damaged_file_is_refused_in_one_line(published, tmp_path, case):
     name, damage, message = DAMAGE[case]
     damage(published / name)
     with pytest.raises(HawkError, match=message) as caught:
-        convert_llamagen(sources_in(published), tmp_path / "model", n_head=2)
+        convert_llamagen(published_in(published), tmp_path / "model", n_head=2)
     assert "\n" not in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["published"]
 
@@ -362,7 +362,7 @@ def test_a_damaged_safetensors_file_is_refused(published, tmp_path):
     path.write_bytes(path.read_bytes()[:-9])
     (published / TARGET).unlink()
     with pytest.raises(HawkError, match="is damaged or cut short"):
-        convert_llamagen(sources_in(published), tmp_path / "model", n_head=2)
+        convert_llamagen(published_in(published), tmp_path / "model", n_head=2)
 
 
 @pytest.mark.parametrize(
@@ -375,27 +375,27 @@ def test_a_damaged_safetensors_file_is_refused(published, tmp_path):
 )
 def test_wrong_arguments_are_refused(published, tmp_path, arguments, message):
     with pytest.raises(HawkError, match=message):
-        convert_llamagen(sources_in(published), tmp_path / "model", **{"n_head": 2} | arguments)
+        convert_llamagen(published_in(published), tmp_path / "model", **{"n_head": 2} | arguments)
 
 
 def test_sizes_and_text_encoders_that_do_not_fit_are_refused(published, tmp_path, tiny_t5):
     with pytest.raises(HawkError, match="height must be a positive multiple of 2 pixels, not 9"):
-        convert_llamagen(find_sources(published, height=9, width=12), tmp_path / "model", n_head=2)
+        convert_llamagen(find_published(published, height=9, width=12), tmp_path / "model", n_head=2)
     with pytest.raises(HawkError, match=r"no T5 encoder at \./nowhere"):
-        convert_llamagen(find_sources(published, text="./nowhere", height=8), tmp_path / "model", n_head=2)
+        convert_llamagen(find_published(published, text="./nowhere", height=8), tmp_path / "model", n_head=2)
     wide = published / "t5-ckpt" / "flan-t5-xl" / "config.json"
     wide.write_text(wide.read_text().replace('"d_model": 12', '"d_model": 16'))
     with pytest.raises(HawkError, match="is 16 wide, the transformer takes captions 12 wide"):
-        convert_llamagen(sources_in(published), tmp_path / "model", n_head=2)
+        convert_llamagen(published_in(published), tmp_path / "model", n_head=2)
 
 
 def test_a_folder_that_is_there_is_not_touched(published, converted, tmp_path):
     before = {path: path.read_bytes() for path in converted.iterdir()}
     with pytest.raises(HawkError, match="is there already: name a new folder"):
-        convert_llamagen(sources_in(published), converted, n_head=2)
+        convert_llamagen(published_in(published), converted, n_head=2)
     assert {path: path.read_bytes() for path in converted.iterdir()} == before
     (tmp_path / "empty").mkdir()
-    convert_llamagen(sources_in(published), tmp_path / "empty", n_head=2)
+    convert_llamagen(published_in(published), tmp_path / "empty", n_head=2)
     assert load_model(tmp_path / "empty").name == "llamagen-t2i-2x16-8x12"
 
 
@@ -409,7 +409,7 @@ def test_a_full_disk_leaves_nothing_behind(published, tmp_path, monkeypatch):
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
-        convert_llamagen(sources_in(published), tmp_path / "model", n_head=2)
+        convert_llamagen(published_in(published), tmp_path / "model", n_head=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["published"]
 
 

@@ -1,4 +1,4 @@
-"""Transformer parts: what rotary positions, masked attention and the norms promise."""
+"""Transformer layers: the properties of rotary positions, masked attention and the norms."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ cells = st.tuples(st.integers(0, 40), st.integers(0, 40))
 
 
 def turned(vector: Tensor, cell: tuple[int, int]) -> Tensor:
-    """A head's vector at a (row, column)."""
+    """A head's vector, rotated to a (row, column)."""
     angles = rotary_angles(torch.tensor([[cell]]), HEAD).double()
     return rotate(vector.view(1, 1, 1, HEAD), angles).flatten()
 
@@ -107,7 +107,7 @@ def test_rotation_keeps_the_dtype_and_turns_in_at_least_float32(dtype: torch.dty
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Softmax attention of the textbook, each group of query heads with its own key head."""
+    """Textbook softmax attention, in which each group of query heads has its own key head."""
     group = q.shape[1] // k.shape[1]
     heads = []
     for head in range(q.shape[1]):
@@ -151,7 +151,7 @@ def test_no_mask_means_causal(kv_heads: int) -> None:
     torch.testing.assert_close(attend(q, k, v, None), plain_attention(q, k, v, causal.double()), atol=1e-12, rtol=0)
 
 
-def test_what_a_masked_key_holds_does_not_matter() -> None:
+def test_the_values_of_a_masked_key_do_not_matter() -> None:
     q = torch.randn(1, 2, 3, 8)
     k, v = torch.randn(2, 1, 2, 4, 8)
     mask = torch.zeros(1, 1, 3, 4).index_fill(3, torch.tensor(2), -torch.inf)

@@ -1,4 +1,4 @@
-"""LlamaGen: one distribution however it is asked for, any grid, official parameter names and sizes."""
+"""LlamaGen: training and decoding agree on one distribution, on any grid; parameters are named as officially."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def rows_of(target: LlamaGen, prompt: CaptionPrompt) -> tuple[Tensor, Tensor]:
 
 
 def decode_one_by_one(target: LlamaGen, prefilled: Prefilled, tokens: Tensor, grid: Grid) -> Tensor:
-    """Hidden states of a chain, one forward for each token; the first is the prefill's."""
+    """Hidden states of a chain, from one forward for each token; the first state is the prefill's."""
     rows = len(tokens)
     states = [prefilled.hidden]
     for position in range(grid.size - 1):
@@ -66,7 +66,7 @@ def decode_one_by_one(target: LlamaGen, prefilled: Prefilled, tokens: Tensor, gr
     return torch.stack(states, dim=1)
 
 
-# --- one distribution, however it is asked for ---------------------------------------------------------------
+# --- one distribution, in training and in decoding -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: f"{grid.height}x{grid.width}")
@@ -91,7 +91,7 @@ def test_without_guidance_the_rows_are_the_conditional_ones() -> None:
     assert not torch.allclose(both[3:], plain)
 
 
-def test_what_stands_in_the_padding_does_not_matter_what_stands_in_the_caption_does() -> None:
+def test_features_in_the_padding_do_not_matter_and_those_in_the_caption_do() -> None:
     target, prompt, grid = lively(TINY), captions(), Grid(2, 3)
     tokens = torch.randint(0, 12, (3, grid.size))
     states = target(tokens, prompt.features, prompt.mask, grid)
@@ -243,7 +243,7 @@ def test_fresh_weights_start_from_a_uniform_guess_and_train() -> None:
 WIDE = LlamaGenConfig(
     dim=128, n_layer=2, n_head=2, multiple_of=576, vocab_size=64, caption_dim=10, caption_tokens=5, height=6, width=6
 )
-"""A feed-forward wider than `packed.WIDE`: its sums are the ones whose order needs care."""
+"""A feed-forward wider than `packed.WIDE`, where the order of the sums depends on the number of rows."""
 
 
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-4), (torch.bfloat16, 0.25)])

@@ -1,4 +1,4 @@
-"""Numeric parity with the public LlamaGen transformer: its answers for formula weights are in the fixture."""
+"""Numeric parity with the public LlamaGen transformer, whose outputs for weights made by formula are in the fixture."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Case:
-    """One grid: the model, its left-padded prompt, and what the public code answered, rows [cond; uncond]."""
+    """One grid: the model, its left-padded prompt, and the outputs of the public code, with rows [cond; uncond]."""
 
     target: LlamaGen
     grid: Grid
@@ -48,7 +48,7 @@ class Case:
 
     @property
     def doubled(self) -> Tensor:
-        """The greedy tokens for both halves of the batch."""
+        """The greedy tokens, repeated for the rows [cond; uncond]."""
         return torch.cat((self.tokens, self.tokens))
 
 
@@ -86,7 +86,7 @@ def prefill(case: Case) -> Prefilled:
 
 
 def chunk(case: Case, prefilled: Prefilled, count: int) -> Tensor:
-    """Logits of the first `count` greedy tokens, in one forward."""
+    """The logits after each of the first `count` greedy tokens, from one forward."""
     causal = torch.ones(count, count, dtype=torch.bool).tril().repeat(case.rows, 1, 1)
     positions = torch.arange(count).repeat(case.rows, 1)
     hidden = case.target.forward_nodes(
@@ -151,7 +151,7 @@ def draft_tree(case: Case) -> DraftTree:
 
 
 def tree_logits(case: Case, prefilled: Prefilled, nodes: list[int]) -> Tensor:
-    """Logits of some nodes of the tree in one forward; their other ancestors must be in the cache."""
+    """The logits after some nodes of the tree, from one forward; ancestors not among them must be in the cache."""
     tree = draft_tree(case)
     ancestors = torch.cat((tree.ancestors(), tree.ancestors()))
     hidden = case.target.forward_nodes(

@@ -1,4 +1,4 @@
-"""Packed linear layers: the same product, rounded alike whatever the number of rows."""
+"""Packed linear layers give the same product, with the same rounding for any number of rows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_rows_product_has_the_same_bits_beside_any_other_rows(dtype: torch.dty
     torch.manual_seed(0)
     linear = nn.Linear(inputs, outputs).requires_grad_(False)
     layer = packed_linear(linear.weight, dtype, linear.bias)
-    for _ in range(5):  # a rare difference is one of a single element
+    for _ in range(5):  # a difference would be rare: in a single element
         x = torch.randn(128, inputs)
         together = layer(x)
         assert together.dtype == dtype
@@ -56,7 +56,7 @@ def test_without_a_packed_product_the_layer_computes_the_same(
     torch.testing.assert_close(plain(x), here(x), rtol=2e-2, atol=2e-2)
 
 
-def test_packing_replaces_float32_layers_alone() -> None:
+def test_packing_replaces_only_float32_layers() -> None:
     target = tiny_target(0).float()
     tokens = torch.arange(4)[None]
     before = target.head(target.tok_embeddings(tokens))
@@ -71,7 +71,7 @@ def test_weights_too_large_for_a_second_copy_stay_as_they_are(monkeypatch: pytes
     monkeypatch.setattr(packed, "PACK_LIMIT", 100)
     layer = nn.Linear(8, 8)
     assert not worth_packing(layer, F32)
-    assert worth_packing(layer, BF16)  # held once
+    assert worth_packing(layer, BF16)  # its packed weights are no second copy
 
 
 def test_what_this_machine_can_pack_is_known() -> None:

@@ -31,7 +31,7 @@ def test_captions_are_cleaned_as_by_the_public_code(caption):
 
 
 def padded_then_moved(folder: Path, prompts: list[str], tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The official way: T5 on captions padded on the right, then each row turned until its words stand at the right."""
+    """The official features: T5 reads captions padded on the right, then each row is rolled to the right end."""
     tokenizer, model = AutoTokenizer.from_pretrained(folder), T5EncoderModel.from_pretrained(folder).eval()
     batch = tokenizer(
         [clean_caption(prompt) for prompt in prompts], padding="max_length", max_length=tokens, return_tensors="pt"
@@ -87,7 +87,7 @@ def test_a_prompt_of_just_the_length_fits(encoder):
 
 @pytest.mark.parametrize("form", ["shards", "bin"])
 def test_the_whole_model_as_it_is_published_gives_its_encoder_quietly(tiny_t5, tmp_path, capfd, form):
-    """The hub's folders hold the decoder, too, in shards with an index; older ones a pickle of tensors."""
+    """Folders on the hub hold the whole T5: in shards with an index, or (older ones) as a pickle of tensors."""
     folder = shutil.copytree(tiny_t5, tmp_path / "t5")
     (folder / "model.safetensors").unlink()
     torch.manual_seed(3)

@@ -1,4 +1,4 @@
-"""The bundled text encoder on a hand-made vocabulary: what a caption's features hold, and which prompts it refuses."""
+"""The bundled text encoder with a hand-made vocabulary: the features of captions, and the prompts it refuses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SETTINGS = {"tokens": TOKENS, "context": CONTEXT, "position_channels": POSITION,
 
 
 def vector(word: str) -> Tensor:
-    """The hand-made vector of a word: its number in the list, ten times it, and one."""
+    """The hand-made vector of a word: its number in the list, ten times this number, and one."""
     number = WORDS.index(word) + 1
     return torch.tensor([number, 10.0 * number, 1.0])
 
@@ -33,7 +33,7 @@ def encoder() -> StaticTextEncoder:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The same vocabulary as files: int8 vectors, a scale for each word."""
+    """The same vocabulary in files: int8 vectors, and a scale for each word."""
     (tmp_path / "words.txt").write_text("\n".join(WORDS), encoding="utf-8")
     vectors = torch.stack([torch.tensor([i + 1, 10 * (i + 1), 1], dtype=torch.int8) for i in range(len(WORDS))])
     save_file({"vectors": vectors, "scales": torch.ones(len(WORDS)).half()}, tmp_path / "words.safetensors")
@@ -63,11 +63,11 @@ def test_captions_stand_at_the_right_end_and_the_rest_is_zero_and_masked(encoder
 def test_a_window_holds_the_neighbours_in_reading_order(encoder: StaticTextEncoder) -> None:
     words = ["red", "cat", "on", "blue", "tea"]
     windows = window(encoder.encode([" ".join(words)]).features[0, -len(words) :])
-    for place in range(len(words)):
+    for word in range(len(words)):
         for offset in range(-CONTEXT, CONTEXT + 1):
-            there = place + offset
-            expected = vector(words[there]) if 0 <= there < len(words) else torch.zeros(D)
-            assert torch.equal(windows[place, CONTEXT + offset], expected)
+            neighbour = word + offset
+            expected = vector(words[neighbour]) if 0 <= neighbour < len(words) else torch.zeros(D)
+            assert torch.equal(windows[word, CONTEXT + offset], expected)
 
 
 def test_every_word_carries_the_mean_of_the_caption(encoder: StaticTextEncoder) -> None:
@@ -79,14 +79,16 @@ def test_every_word_carries_the_mean_of_the_caption(encoder: StaticTextEncoder) 
     assert encoder.width == after_window + D + POSITION
 
 
-def test_the_position_code_tells_places_apart_and_knows_nothing_of_the_words(encoder: StaticTextEncoder) -> None:
+def test_the_position_code_differs_between_positions_and_not_between_words(
+    encoder: StaticTextEncoder,
+) -> None:
     codes = encoder.encode(["red blue cat on red apple up"]).features[0, :, -POSITION:]
     others = encoder.encode(["cat cat tea pot fly x up"]).features[0, :, -POSITION:]
     assert torch.equal(codes, others)
     distances = torch.cdist(codes, codes)
     assert (distances + torch.eye(TOKENS) > 0.05).all()
     short = encoder.encode(["tea pot"]).features[0, -2:, -POSITION:]
-    assert torch.equal(short, codes[:2])  # counted from the caption's first word
+    assert torch.equal(short, codes[:2])  # positions count from the caption's first word
 
 
 def test_articles_case_and_punctuation_do_not_matter_word_order_does(encoder: StaticTextEncoder) -> None:
@@ -102,23 +104,23 @@ def test_fill_repeats_the_caption_until_the_prefix_is_full(encoder: StaticTextEn
     once = encoder.encode(["red cat up"]).features[0, -3:]
     encoded = filling.encode(["red cat up"])
     assert encoded.mask.all()
-    assert torch.equal(encoded.features[0], torch.cat((once[-1:], once, once)))  # 7 places: the last repeat is whole
+    assert torch.equal(encoded.features[0], torch.cat((once[-1:], once, once)))  # 7 tokens: the last repeat is whole
     whole = ["red blue cat on red apple up"]
     assert torch.equal(filling.encode(whole).features, encoder.encode(whole).features)
 
 
-# --- words it does not know ----------------------------------------------------------------------------------
+# --- words without a vector ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("word", "pieces"),
     [
         ("butterfly", ["butter", "fly"]),
-        ("teapots", ["tea", "pot"]),  # the lone s is passed over
+        ("teapots", ["tea", "pot"]),  # the single letter s is skipped
         ("redapplecat", ["red", "apple", "cat"]),
         ("zzcatzz", ["cat"]),
-        ("upzz", []),  # two letters are too few a piece for a long word
-        ("upx", ["up"]),  # and enough for a short one
+        ("upzz", []),  # a piece of two letters is too short in a long word
+        ("upx", ["up"]),  # and long enough in a short word
     ],
 )
 def test_an_unknown_word_is_the_mean_of_its_longest_known_pieces(
@@ -156,7 +158,7 @@ def test_an_over_long_prompt_is_refused_with_the_number_that_fits(encoder: Stati
     shorter.encode(["red " * 5])
     with pytest.raises(HawkError, match="6 words, at most 5 fit"):
         shorter.encode(["red " * 6])
-    longer = replace(encoder, fill=fill, longest=20)  # the prefix is the limit then: no word is ever cut off
+    longer = replace(encoder, fill=fill, longest=20)  # the prefix is the limit: a word is never cut off
     with pytest.raises(HawkError, match="8 words, at most 7 fit"):
         longer.encode(["red " * 8])
 

@@ -1,4 +1,4 @@
-"""The bundled image tokenizer: the quantiser's codes, flat backgrounds, the encoder's local view, free sizes."""
+"""The bundled image tokenizer: the quantiser's codes, flat backgrounds, the encoder's small view, any image size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZES = [(8, 8), (32, 32), (16, 40), (48, 8)]
 
 @pytest.fixture(scope="module", params=[0, 1, 2])
 def tokenizer(request: pytest.FixtureRequest) -> FSQTokenizer:
-    """Random weights, every one of them: also the convolutions that training starts at zero."""
+    """A tokenizer in which all weights are random, even the convolutions that start at zero in training."""
     torch.manual_seed(request.param)
     model = FSQTokenizer(SMALL)
     for parameter in model.parameters():
@@ -34,7 +34,7 @@ def sweep(fsq: FSQ, count: int = 4001, reach: float = 9.0) -> Tensor:
 
 
 def one_latent_per_level(fsq: FSQ) -> list[Tensor]:
-    """For each channel, an unbounded value for every level, found by search (its formula is not repeated here)."""
+    """For each channel, one unbounded value that is quantised to each level; found by search, not by the formula."""
     z = sweep(fsq)
     quantised = fsq(z)
     return [
@@ -82,13 +82,13 @@ def test_gradients_pass_the_rounding_as_if_it_were_not_there(levels: tuple[int, 
     quantised = fsq(z)
     (slope,) = torch.autograd.grad(quantised.sum(), z)
     assert (slope > 0).all()
-    # The slope is that of the smooth curve under the stairs: its integral climbs as far as they do, to half a step.
+    # The gradient is the slope of a smooth curve: its integral follows the quantised stairs, to half a step.
     step = z[1, 0].item() - z[0, 0].item()
     climbed = (slope[1:] + slope[:-1]).cumsum(0) * step / 2
     half_step = 0.5 / (fsq.sizes // 2)
     offset = quantised[1:] - quantised[0] - climbed
     assert (offset.abs() <= half_step + 2e-2).all()
-    # And it knows no other channel.
+    # A channel's gradient does not depend on the other channels.
     one = sweep(fsq)[2000:2001].requires_grad_()
     jacobian = torch.autograd.functional.jacobian(fsq, one)[0, :, 0]
     assert torch.equal(jacobian, torch.diag(jacobian.diagonal()))
@@ -102,7 +102,7 @@ def test_a_constant_colour_is_one_code_for_any_weights(tokenizer: FSQTokenizer, 
     colours = torch.rand(64, 3, 1, 1) * 2 - 1
     codes = tokenizer.encode(colours.expand(64, 3, height, width)).flatten(1)
     assert (codes == codes[:, :1]).all()
-    assert len(codes.unique()) > 16  # and they do tell colours apart
+    assert len(codes.unique()) > 16  # different colours do get different codes
 
 
 def test_the_background_around_an_object_is_the_code_of_its_colour(tokenizer: FSQTokenizer) -> None:
@@ -123,7 +123,7 @@ def test_the_background_around_an_object_is_the_code_of_its_colour(tokenizer: FS
 
 
 def seen_by(pixel: int, cells: int) -> set[int]:
-    """Cells whose view holds the pixel along one axis: a cell's own 8 pixels and 2 on either side."""
+    """The cells that see a pixel, along one axis: a cell sees its own 8 pixels and 2 more on either side."""
     return {cell for cell in range(cells) if 8 * cell - 2 <= pixel <= 8 * cell + 9}
 
 

@@ -1,4 +1,4 @@
-"""Checkpoint folders in the published layout load by name and draw; damaged ones are refused in one line."""
+"""Folders of published checkpoints load and draw; damaged ones are refused in one line."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ from hawk.cli.app import app
 from hawk.decoding.noise import HELD
 from hawk.drafters.heads import DraftHeads, HeadsConfig
 from hawk.models.hf.families import Lumina
-from hawk.models.hf.model import family_of, read_beside
+from hawk.models.hf.model import family_of, read_hint
 from hawk.models.hf.target import TransformersTarget
 from hawk.models.tokenizers.vqgan import VQGAN, VQGANConfig
 
@@ -37,14 +37,14 @@ models = cache(tiny)
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
-    """A folder of each family, its weights in several files with an index."""
-    place = tmp_path_factory.mktemp("checkpoints")
-    return {name: save(models(name), place / name) for name in FAMILIES}
+    """A folder for each family, with the weights in several files and an index."""
+    parent = tmp_path_factory.mktemp("checkpoints")
+    return {name: save(models(name), parent / name) for name in FAMILIES}
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A Janus in one file, for a test to damage."""
+    """A Janus with the weights in one file, which a test may damage."""
     one = models("janus")
     one.hf.save_pretrained(tmp_path / "janus")
     one.tokenizer.save_pretrained(tmp_path / "janus")
@@ -101,7 +101,7 @@ def test_the_command_line_draws_and_tells(folders, empty_folder):
     assert Path(report["path"]).is_file()
     assert (report["model"], report["cfg_scale"]) == ("janus", 5.0)
     smaller = ["generate", "a red apple", "--model", str(folders["lumina"]), "--method", "scd", "--dtype", "float32"]
-    assert runner.invoke(app, smaller).exit_code == 2, "the tiny vocabulary has no word for its own 48 rows"
+    assert runner.invoke(app, smaller).exit_code == 2, "the tiny vocabulary has no token for 48 rows"
     drawn = runner.invoke(app, [*smaller, "--height", "8", "--width", "8"])
     assert drawn.exit_code == 0, drawn.output
 
@@ -118,21 +118,21 @@ def test_a_drafter_folder_loads_for_its_target_alone(folders, tmp_path):
 
 
 def test_lumina_is_told_from_chameleon(folders, tmp_path):
-    place = Path(shutil.copytree(folders["chameleon"], tmp_path / "chameleon"))
-    (place / "hawk.json").write_text('{"family": "lumina", "side": 64}')
-    family = HawkPipeline.from_pretrained(place, "cpu", "float32").model.family
+    copied = Path(shutil.copytree(folders["chameleon"], tmp_path / "chameleon"))
+    (copied / "hawk.json").write_text('{"family": "lumina", "side": 64}')
+    family = HawkPipeline.from_pretrained(copied, "cpu", "float32").model.family
     assert isinstance(family, Lumina)
     assert family.grid.height == 64
-    (place / "hawk.json").write_text('{"famly": "lumina"}')
+    (copied / "hawk.json").write_text('{"famly": "lumina"}')
     with pytest.raises(HawkError, match=r"hawk.json: famly: Extra"):
-        read_beside(place)
+        read_hint(copied)
 
 
 def test_the_official_decoder_file_is_read_without_running_code(folders, tmp_path):
-    place = Path(shutil.copytree(folders["chameleon"], tmp_path / "chameleon"))
-    (place / "vqgan.safetensors").unlink()
+    copied = Path(shutil.copytree(folders["chameleon"], tmp_path / "chameleon"))
+    (copied / "vqgan.safetensors").unlink()
     with pytest.raises(HawkError, match=r"no pixel decoder: put vqgan.ckpt"):
-        HawkPipeline.from_pretrained(place, "cpu", "float32")
+        HawkPipeline.from_pretrained(copied, "cpu", "float32")
     decoder = models("chameleon").model.family.decoder
     names = {"mid.0": "mid.block_1", "mid.1": "mid.attn_1", "mid.2": "mid.block_2"}
     names |= {f"conv_blocks.{level}": f"up.{1 - level}" for level in (0, 1)} | {".res.": ".block."}
@@ -141,15 +141,15 @@ def test_the_official_decoder_file_is_read_without_running_code(folders, tmp_pat
         for ours, theirs in names.items():
             name = name.replace(ours, theirs)
         official[name] = tensor
-    (place / "tokenizer").mkdir()
-    torch.save({"state_dict": official}, place / "tokenizer" / "vqgan.ckpt")
+    (copied / "tokenizer").mkdir()
+    torch.save({"state_dict": official}, copied / "tokenizer" / "vqgan.ckpt")
     codes = torch.arange(CODES)[:9].view(1, 3, 3)
-    model = HawkPipeline.from_pretrained(place, "cpu", "float32").model
+    model = HawkPipeline.from_pretrained(copied, "cpu", "float32").model
     torch.testing.assert_close(model.pixels(codes), decoder.decode(codes))
-    torch.save({"state_dict": official, "callback": SimpleNamespace()}, place / "tokenizer" / "vqgan.ckpt")
-    refused(place, r"holds a Python object \(types.SimpleNamespace\), which could run code")
-    save_file({"decoder.conv_in.bias": torch.zeros(3)}, place / "vqgan.safetensors")
-    refused(place, "no decoder of this checkpoint's shape")
+    torch.save({"state_dict": official, "callback": SimpleNamespace()}, copied / "tokenizer" / "vqgan.ckpt")
+    refused(copied, r"holds a Python object \(types.SimpleNamespace\), which could run code")
+    save_file({"decoder.conv_in.bias": torch.zeros(3)}, copied / "vqgan.safetensors")
+    refused(copied, "no decoder of this checkpoint's shape")
 
 
 # --- damage --------------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def refused(folder: Path, why: str) -> None:
 
 
 def rewrite(folder: Path, change) -> None:
-    """Change the tensors of the one weight file."""
+    """Change the tensors in a checkpoint's single weight file."""
     path = folder / "model.safetensors"
     tensors = load_file(path)
     change(tensors)
@@ -180,10 +180,10 @@ def test_a_truncated_file_is_refused(folder):
 
 
 def test_an_empty_single_file_is_refused_beside_whole_shards(folder):
-    """transformers reads the single file first."""
+    """transformers prefers the single file to the index, so that the empty file would be read."""
     whole = (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
-    places = dict.fromkeys(load_file(whole), whole.name)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    weight_map = dict.fromkeys(load_file(whole), whole.name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     (folder / "model.safetensors").write_bytes(b"")
     refused(folder, "damaged or cut short")
 
@@ -211,15 +211,15 @@ def test_pickled_weights_are_refused_unread(folder):
 
 
 def test_an_index_that_leads_nowhere_is_refused(folders, tmp_path):
-    place = Path(shutil.copytree(folders["emu3"], tmp_path / "emu3"))
-    index = place / "model.safetensors.index.json"
+    copied = Path(shutil.copytree(folders["emu3"], tmp_path / "emu3"))
+    index = copied / "model.safetensors.index.json"
     named = json.loads(index.read_text())
     some = next(iter(named["weight_map"].values()))
-    (place / some).unlink()
-    refused(place, rf"{some} is missing, though model.safetensors.index.json names it")
+    (copied / some).unlink()
+    refused(copied, rf"{some} is missing, though model.safetensors.index.json names it")
     named["weight_map"] = dict.fromkeys(named["weight_map"], "../elsewhere.safetensors")
     index.write_text(json.dumps(named))
-    refused(place, "names ../elsewhere.safetensors, which is no safetensors file beside it")
+    refused(copied, "names ../elsewhere.safetensors, which is no safetensors file beside it")
 
 
 def test_unknown_kinds_and_missing_parts_are_refused(folder):

@@ -1,20 +1,20 @@
-"""`custom_generate=hawk_generate`: transformers' own call, its tokens, fewer forwards."""
+"""`model.generate(custom_generate=hawk_generate)` returns the tokens of `generate`, after fewer forwards."""
 
 import pytest
 import torch
 from torch import Tensor
 
 import hawk
-from fixtures.tiny_transformers import CODES, PROMPTS, Tiny, tiny
+from fixtures.tiny_transformers import CODES, PROMPTS, Tiny, left_padded, tiny
 from hawk import HawkError
 from hawk.drafters.heads import DraftHeads, HeadsConfig
 
 
 def call(one: Tiny, negatives: list[str]) -> dict[str, object]:
-    """Arguments of `generate` for a left-padded batch, as transformers' documentation has them."""
+    """The arguments of `generate` for a left-padded batch, as in transformers' documentation."""
     condition, family, grid = one.model.condition(PROMPTS, negatives, one.grid), one.model.family, one.grid
-    ids, mask = padded(condition.prompts)
-    negative_ids, negative_mask = padded(condition.negatives)
+    ids, mask = left_padded(condition.prompts)
+    negative_ids, negative_mask = left_padded(condition.negatives)
     rows = grid.width + len(family.structure.end_of_row)
 
     def allowed(batch: int, sofar: Tensor) -> list[int]:
@@ -38,12 +38,6 @@ def call(one: Tiny, negatives: list[str]) -> dict[str, object]:
     }
 
 
-def padded(sequences: tuple[tuple[int, ...], ...]) -> tuple[Tensor, Tensor]:
-    longest = max(map(len, sequences))
-    ids = torch.tensor([[3] * (longest - len(s)) + list(s) for s in sequences])
-    return ids, torch.tensor([[0] * (longest - len(s)) + [1] * len(s) for s in sequences])
-
-
 @pytest.mark.parametrize("name", ["emu3", "chameleon", "lumina"])
 def test_greedy_tokens_are_those_of_generate(name):
     one = tiny(name)
@@ -56,7 +50,7 @@ def test_greedy_tokens_are_those_of_generate(name):
     del arguments["prefix_allowed_tokens_fn"], arguments["negative_prompt_ids"]
     del arguments["negative_prompt_attention_mask"]
     alone = one.hf.generate(**arguments, do_sample=False, custom_generate=hawk.hawk_generate, **size)
-    assert alone.shape == expected.shape  # guided by the last token of the prompt alone, as `generate` has it
+    assert alone.shape == expected.shape  # as in `generate`, the negative prompt is the prompt's last token
 
 
 def test_samples_are_those_of_the_pipeline():

@@ -1,4 +1,4 @@
-"""Janus, Emu3, Chameleon and Lumina-mGPT over transformers' modules draw what transformers itself would."""
+"""Hawk draws with Janus, Emu3, Chameleon and Lumina-mGPT what transformers itself draws with them."""
 
 from functools import cache
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fixtures.tiny_transformers import CODES, FAMILIES, PROMPTS, Tiny, tiny
+from fixtures.tiny_transformers import CODES, FAMILIES, PROMPTS, Tiny, left_padded, tiny
 from hawk import HawkError
 from hawk.decoding.forward import guided_logits, guided_state
 from hawk.decoding.generate import generate
@@ -34,7 +34,7 @@ def conditions(one: Tiny, negatives: list[str] | None = None):
 
 
 def sequence(one: Tiny, codes: list[int]) -> list[int]:
-    """Ids of an image's beginning, its rows ended as the model's authors end them."""
+    """The token ids of an image's first codes, with end-of-row tokens as the model's authors have them."""
     family, ids = one.model.family, []
     for position, code in enumerate(codes):
         ids.append(int(family.code_ids[code]))
@@ -44,7 +44,7 @@ def sequence(one: Tiny, codes: list[int]) -> list[int]:
 
 
 def reference_logits(one: Tiny, prompt: tuple[int, ...], codes: list[int]) -> Tensor:
-    """Logits of the next code by one plain forward of transformers' model: no cache, no mask, no batch."""
+    """The logits of the next code, from one plain forward of transformers' model: no cache, no mask, no batch."""
     hf = one.hf
     if one.model.name == "tiny-janus":
         embedded = hf.get_input_embeddings()(torch.tensor([prompt]))
@@ -59,7 +59,7 @@ def reference_logits(one: Tiny, prompt: tuple[int, ...], codes: list[int]) -> Te
 
 
 def reference_generate(one: Tiny, scale: float) -> Tensor:
-    """Greedy codes by transformers' own `generate`, all prompts in one left-padded batch."""
+    """The greedy codes of transformers' own `generate`, with all prompts in one left-padded batch."""
     condition = conditions(one)
     ids, mask = left_padded(condition.prompts)
     family, grid = one.model.family, one.grid
@@ -67,7 +67,7 @@ def reference_generate(one: Tiny, scale: float) -> Tensor:
         return one.hf.generate(
             ids, attention_mask=mask, generation_mode="image", do_sample=False, guidance_scale=scale, pad_token_id=3
         )
-    if "emu3" not in one.model.name:  # its forward hides image logits; Anole's way is to take that away
+    if "emu3" not in one.model.name:  # their forward masks image logits; this disables it, as Anole does
         one.hf.model.vocabulary_mapping.__dict__["image_tokens"] = []
     rows = grid.width + len(family.structure.end_of_row)
 
@@ -96,7 +96,7 @@ def reference_generate(one: Tiny, scale: float) -> Tensor:
 
 
 def test_transformers_own_speculation_with_guidance_changes_the_image_and_ours_does_not():
-    """Its unconditional branch keeps a cache of its own, which draws on although the drafts were refused."""
+    """Its unconditional branch has its own KV cache, in which rejected drafts stay."""
     one = tiny("emu3")
     prompt, negative = "a red apple", "a mat"
     condition = one.model.condition([prompt], [negative], one.grid)
@@ -133,12 +133,6 @@ def test_transformers_own_speculation_with_guidance_changes_the_image_and_ours_d
         assert ours.tokens[0].tolist() == plain, name
 
 
-def left_padded(sequences: tuple[tuple[int, ...], ...]) -> tuple[Tensor, Tensor]:
-    longest = max(map(len, sequences))
-    ids = torch.tensor([[3] * (longest - len(s)) + list(s) for s in sequences])
-    return ids, torch.tensor([[0] * (longest - len(s)) + [1] * len(s) for s in sequences])
-
-
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_adapter_is_what_pipeline_and_drafters_ask_for(name):
     one = models(name)
@@ -157,7 +151,7 @@ def test_the_adapter_is_what_pipeline_and_drafters_ask_for(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_greedy_codes_are_those_of_transformers_generate(name, scale):
     if name == "janus" and scale == 1.0:
-        scale = 1.5  # its image mode crashes without guidance
+        scale = 1.5  # the image mode of Janus crashes without guidance
     one = tiny(name)
     params = SamplingParams(temperature=0.0, cfg_scale=scale)
     drawn = generate(one.model.target, Request(conditions(one), one.grid, params, [1, 2, 3]), NoDrafter())
@@ -184,7 +178,7 @@ def test_logits_of_a_chain_are_those_of_plain_forwards(name, scale):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_of_a_tree_are_those_of_its_paths(name, attention):
-    """A tree over the end of a row, at different places in each image, before and after some of it is kept."""
+    """A tree that crosses the end of a row, at another position in each image, before and after paths are committed."""
     one = models(name)
     one.hf.set_attn_implementation(attention)
     target, grid, params = one.model.target, one.grid, SamplingParams(cfg_scale=2.0)
@@ -222,7 +216,7 @@ def test_logits_of_a_tree_are_those_of_its_paths(name, attention):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_drafter_draws_the_codes_of_plain_ar(name):
-    """In float64, seed for seed; and the methods that need no training do under their own verifier what they say."""
+    """In float64, for each seed. Methods that need no training also accept drafts under their own verifier."""
     one = tiny(name, torch.float64)
     target, grid, condition = one.model.target, one.grid, conditions(one, NEGATIVES)
     drafters = tiny_drafters(target)
@@ -260,7 +254,7 @@ def test_pixels_are_those_of_the_models_own_decoder(name):
         ids = torch.cat((one.model.family.code_ids[codes], torch.full((2, one.grid.height, 1), 41)), dim=2).flatten(1)
         ended = torch.cat((ids, torch.zeros(2, 3, dtype=torch.long)), dim=1)
         expected = one.hf.decode_image_tokens(image_tokens=ended, height=one.grid.height, width=one.grid.width)
-    else:  # transformers has no decoder: VQGAN is compared with the published code in its own tests
+    else:  # transformers has no decoder; test_vqgan.py compares ours with the published code
         expected = one.model.family.decoder.decode(codes)
     torch.testing.assert_close(pixels, expected)
 
@@ -269,7 +263,7 @@ def test_pixels_are_those_of_the_models_own_decoder(name):
 
 
 class HostReads(TorchDispatchMode):
-    """Notes what would make a device wait for the host: numbers read from it, and numbers made on the host."""
+    """Records the operations that would make a GPU wait for the host: values read from it, or made on the host."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -285,7 +279,7 @@ class HostReads(TorchDispatchMode):
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("reach", [0, 3, 11])
 def test_a_replayed_window_draws_the_codes_of_plain_ar(name, reach):
-    """Structure tokens too: a chain has room for all the row ends that it can hold, and commits those it passed."""
+    """Even with structure tokens: a chain has entries for all row ends it may hold, and commits those it passes."""
     one = tiny(name, torch.float64)
     target, grid, condition = one.model.target, one.grid, conditions(one, NEGATIVES)
     params, seeds = SamplingParams(cfg_scale=2.0, temperature=0.3), [1, 2, 3]
@@ -294,7 +288,7 @@ def test_a_replayed_window_draws_the_codes_of_plain_ar(name, reach):
     with torch.inference_mode():
         state = on_device(first_window(target, Request(condition, grid, params, seeds), window))
         hold(state, [1, 1, 1], LAG)
-        advance(target, state, reach)  # what is made once is made now
+        advance(target, state, reach)  # makes the tensors that are made only once
         with HostReads() as reads:
             advance(target, state, reach)
         replay(state, lambda: advance(target, state, reach), None)

@@ -1,4 +1,4 @@
-"""VQGAN decoders: pixels as the public code of LlamaGen and of Chameleon makes them (answers are in the fixture)."""
+"""VQGAN decoders give the pixels of LlamaGen's and Chameleon's public code, whose outputs are in the fixture."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PUBLISHED = ("tiny Chameleon", "tiny taming")  # the latter has attention at its
 
 @dataclass(frozen=True)
 class Case:
-    """One public decoder: its shape, the codes it was given and every `stride`-th of the pixels that it made."""
+    """One public decoder: its shape, the codes of its input, and every `stride`-th pixel of its output."""
 
     config: VQGANConfig
     codes: Tensor
@@ -43,7 +43,7 @@ def read_case(name: str) -> Case:
 
 
 def filled(config: VQGANConfig, weights: dict[str, Tensor] | None = None) -> VQGAN:
-    with torch.device("meta"):  # VQ-16 has 42 million parameters: only the formula's values are ever in memory
+    with torch.device("meta"):  # VQ-16 has 42 million parameters: they are held once
         model = VQGAN(config).eval()
     own = weights or PARITY["fill"]({name: tuple(p.shape) for name, p in model.state_dict().items()})
     model.load_state_dict(own, assign=True)
@@ -51,7 +51,7 @@ def filled(config: VQGANConfig, weights: dict[str, Tensor] | None = None) -> VQG
 
 
 def published_weights(case: Case) -> dict[str, Tensor]:
-    """Formula weights under the public class's names, as its checkpoint would hold them."""
+    """Weights made by formula, under the names that a checkpoint of the public class has."""
     return PARITY["fill"]({name: tuple(shape) for name, shape in case.names.items()})
 
 
@@ -99,7 +99,7 @@ def test_official_shapes() -> None:
         llamagen, chameleon = VQGAN(), VQGAN(VQGANConfig.chameleon())
     assert (llamagen.downsample, chameleon.downsample) == (16, 16)
     assert (llamagen.codebook_size, chameleon.codebook_size) == (16384, 8192)
-    # as many as in the public classes without encoder and quant_conv:
+    # The public classes have as many parameters, without encoder and quant_conv.
     assert sum(p.numel() for p in llamagen.parameters()) == 42_583_171
     assert sum(p.numel() for p in chameleon.parameters()) == 41_457_795
 

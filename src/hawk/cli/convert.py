@@ -49,9 +49,9 @@ def convert_llamagen_command(
     as_json: JsonOption = False,
 ) -> None:
     """Convert LlamaGen's text-to-image checkpoint (t2i_XL_stage1_256.pt or _stage2_512.pt, with vq_ds16_t2i.pt)."""
-    from hawk.models.convert import convert_llamagen, find_sources
+    from hawk.models.convert import convert_llamagen, find_published
 
-    sources = find_sources(folder, stage, target, tokenizer, text, height, width)
+    sources = find_published(folder, stage, target, tokenizer, text, height, width)
     with byte_bar() as bar:
         task = bar.add_task("writing weights", total=None)
         config = convert_llamagen(

@@ -1,1 +1,1 @@
-"""Models: everything that can draw an image, read from folders, checkpoints and hub ids."""
+"""Everything that can draw an image: targets with their text encoders and image tokenizers, read from disk or hub."""

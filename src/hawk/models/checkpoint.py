@@ -1,4 +1,7 @@
-"""Checkpoint files as others publish them: no code in them is run, and weights are mapped, not read into memory."""
+"""Weight files as others publish them: what they hold is checked before it is used, and no code in them is run.
+
+Weights are mapped from their file, not read into memory as a whole.
+"""
 
 from __future__ import annotations
 
@@ -6,61 +9,131 @@ import pickle  # noqa: TID251 (only the class of torch's refusal: nothing is unp
 import re
 import zipfile
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hawk.errors import HawkError, one_line
+from hawk.files import read_json
 
 WRAPPERS = ("model", "module", "state_dict")
+"""Keys under which training scripts put the state dict of a checkpoint."""
 
 FLOATS = ("BF16", "F16", "F32", "F64")
 """Dtypes that weights may have, as safetensors names them."""
 
+Shapes = Mapping[str, tuple[int, ...]]
+"""The shape of each weight, by the weight's name."""
+
+
+# --- reading -------------------------------------------------------------------------------------------------
+
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The state dict in a .safetensors file or a PyTorch checkpoint, bare or as its "model", "module", "state_dict".
+    """The state dict in a .safetensors file or a PyTorch checkpoint, which may wrap it in one of `WRAPPERS`.
 
-    The tensors are mapped from the file: they take memory only as they are copied. Only tensors and plain data are
-    unpickled, and the `argparse.Namespace` of settings that training scripts leave beside them.
+    The tensors are mapped from the file: a tensor takes memory only when it is copied. Only tensors, plain data and
+    `argparse.Namespace` are unpickled; a `Namespace` holds the settings of a training script.
 
     Raises:
-        HawkError: one line where the file is missing, cut short, holds code, or no state dict.
+        HawkError: the file is missing, cut short, holds code or no state dict; the message is one line.
     """
     if not path.is_file():
         raise HawkError(f"there is no file {path}")
-    weights = _safetensors(path) if path.suffix == ".safetensors" else _unwrapped(path, _unpickled(path))
-    odd = [
-        name for name, tensor in weights.items() if tensor.ndim and not tensor.is_floating_point()
-    ]  # a number may count
-    if odd:
-        raise HawkError(f"{path}: {odd[0]} is {weights[odd[0]].dtype}, weights must be floating-point numbers")
+    weights = read_safetensors(path) if path.suffix == ".safetensors" else _unwrapped(path, _unpickled(path))
+    for name, tensor in weights.items():
+        if tensor.ndim and not tensor.is_floating_point():  # a tensor of one number may be a counter
+            raise HawkError(f"{path}: {name} is {tensor.dtype}, weights must be floating-point numbers")
     return weights
 
 
-def check_weights(path: Path, weights: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """That the weights read from a file have these names and shapes; `HawkError` names one that has not."""
-    missing = sorted(wanted.keys() - weights.keys())
-    unknown = sorted(weights.keys() - wanted.keys())
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file; raises `HawkError` where the file is missing, damaged or cut short."""
+    with opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (the file is no mapping)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, open to be read; raises `HawkError` where it is missing, damaged or cut short."""
+    if not path.is_file():
+        raise HawkError(f"{path} is missing: the model folder is not complete")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise HawkError(f"{path} is damaged or cut short ({one_line(error)}): fetch or make it again") from error
+
+
+def indexed_files(index: Path) -> list[Path]:
+    """The weight files that a safetensors index names; raises `HawkError` unless each one lies beside the index."""
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not files:
+        raise HawkError(f"{index} has no weight_map")
+    names = sorted({str(name) for name in files.values()})
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise HawkError(f"{index} names {name}, which is no safetensors file beside it")
+        if not (index.parent / name).is_file():
+            raise HawkError(f"{index.parent / name} is missing, though {index.name} names it: fetch or make it again")
+    return [index.parent / name for name in names]
+
+
+# --- checking ------------------------------------------------------------------------------------------------
+
+
+def shapes_in(path: Path, any_dtype: bool = False) -> Shapes:
+    """The shapes of the weights in a safetensors file, from its header: no weight is read.
+
+    Raises:
+        HawkError: the file is missing, damaged or cut short; or, without `any_dtype`, a weight is not in `FLOATS`.
+    """
+    with opened(path) as file:
+        entries = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (the file is no mapping)
+        shapes = {name: tuple(entry.get_shape()) for name, entry in entries.items()}
+        dtypes = {name: entry.get_dtype() for name, entry in entries.items()}
+    for name, dtype in dtypes.items():
+        if not any_dtype and shapes[name] and dtype not in FLOATS:  # a tensor of one number may be a counter
+            raise HawkError(f"{path}: {name} is {dtype}, weights must be one of {', '.join(FLOATS)}")
+    return shapes
+
+
+def shapes_of(weights: Mapping[str, Tensor]) -> Shapes:
+    """The shapes of weights that are at hand, such as a module's state dict."""
+    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
+
+
+def check_weights(files: Mapping[Path, Shapes], wanted: Shapes, asked_by: str) -> None:
+    """Check that weight files hold all the wanted weights and no other, each in the wanted shape.
+
+    Args:
+        files: the shapes in each file.
+        wanted: the shapes of all weights together.
+        asked_by: who wants these shapes, for the message: "config.json asks" becomes "config.json asks for (16, 16)".
+
+    Raises:
+        HawkError: one line that names a weight that is missing, unknown, or of another shape.
+    """
+    file_of = {name: path for path, shapes in files.items() for name in shapes}
+    missing, unknown = sorted(wanted.keys() - file_of.keys()), sorted(file_of.keys() - wanted.keys())
     if missing:
         instead = f" and holds {unknown[0]} instead" if unknown else ""
-        raise HawkError(f"{path} lacks {len(missing)} of {len(wanted)} weights, among them {missing[0]}{instead}")
+        raise HawkError(
+            f"{next(iter(files))} lacks {len(missing)} of {len(wanted)} weights, among them {missing[0]}{instead}"
+        )
     if unknown:
-        raise HawkError(f"{path} holds {unknown[0]}, which this architecture does not have")
-    for name, shape in wanted.items():
-        if tuple(weights[name].shape) != shape:
-            raise HawkError(f"{path}: {name} has shape {tuple(weights[name].shape)}, not {shape} as the rest asks for")
+        raise HawkError(f"{file_of[unknown[0]]} holds {unknown[0]}, which this architecture does not have")
+    for name, path in file_of.items():
+        if files[path][name] != wanted[name]:
+            raise HawkError(f"{path}: {name} has shape {files[path][name]}, {asked_by} for {wanted[name]}")
 
 
-def _safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise HawkError(f"{path} is damaged or cut short ({one_line(error)}): fetch it again") from error
+# --- PyTorch's own format ------------------------------------------------------------------------------------
 
 
 def _unpickled(path: Path) -> object:
@@ -78,7 +151,7 @@ def _unpickled(path: Path) -> object:
 
 
 def _unwrapped(path: Path, document: object) -> dict[str, Tensor]:
-    """The state dict inside what was unpickled."""
+    """The state dict in an unpickled document."""
     inner = document if isinstance(document, Mapping) else {}
     inner = next((inner[key] for key in WRAPPERS if isinstance(inner.get(key), Mapping)), inner)
     if not inner or not all(isinstance(tensor, Tensor) for tensor in inner.values()):

@@ -1,25 +1,27 @@
-"""`config.json` of a model folder: what its weights are, checked field by field."""
+"""The schema of a model folder's `config.json`: the shape of each part, checked field by field."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from hawk.decoding.sampling import SamplingParams
 from hawk.errors import HawkError
+from hawk.files import read_json
 from hawk.models.llamagen.target import LlamaGenConfig
 from hawk.models.tokenizers.fsq import FSQConfig
 from hawk.models.tokenizers.vqgan import VQGANConfig
 
 Count = Annotated[int, Field(ge=1)]
+S = TypeVar("S", bound=BaseModel)
 
 
 def _known(kind: type) -> Callable[[Any], Any]:
-    """A check that refuses fields which the dataclass `kind` does not have (pydantic would pass over them)."""
+    """A check that refuses fields which the dataclass `kind` does not have; pydantic itself would ignore them."""
     names = {field.name for field in fields(kind)}
 
     def check(values: Any) -> Any:
@@ -32,7 +34,7 @@ def _known(kind: type) -> Callable[[Any], Any]:
 
 
 class FSQFields(BaseModel):
-    """The bundled kind of image tokenizer (`FSQConfig`)."""
+    """Fields of the bundled model's kind of image tokenizer (`FSQConfig`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -48,7 +50,7 @@ class FSQFields(BaseModel):
 
 
 class VQGANFields(BaseModel):
-    """The decoder of a published VQGAN (`VQGANConfig`)."""
+    """Fields of a published VQGAN's decoder (`VQGANConfig`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -64,7 +66,7 @@ class VQGANFields(BaseModel):
 
     @model_validator(mode="after")
     def levels_exist(self) -> VQGANFields:
-        """Attention is at levels that there are."""
+        """Refuse attention at a level that the decoder does not have."""
         beyond = [level for level in self.attention_levels if level >= len(self.multipliers)]
         if beyond:
             raise ValueError(f"attention at level {beyond[0]} of {len(self.multipliers)}, counted from 0")
@@ -76,7 +78,7 @@ class VQGANFields(BaseModel):
 
 
 class StaticTextFields(BaseModel):
-    """Static word vectors: words.txt, words.safetensors and text.json of the model folder."""
+    """Fields of static word vectors, whose files are words.txt, words.safetensors and text.json of the model folder."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -84,7 +86,10 @@ class StaticTextFields(BaseModel):
 
 
 class T5Fields(BaseModel):
-    """A T5 encoder: `source` is a folder inside the model folder, any other folder, or a hub id `owner/name`."""
+    """Fields of a T5 encoder. `source` is a folder inside the model folder, any other folder, or a hub id `owner/name`.
+
+    `tokens` is the length that captions are padded to, `width` the channels of a feature.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -96,7 +101,7 @@ class T5Fields(BaseModel):
 
 
 class ModelConfig(BaseModel):
-    """`config.json` of a model folder."""
+    """All of a model folder's `config.json`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -110,7 +115,7 @@ class ModelConfig(BaseModel):
 
 
 def check_target_shape(path: Path, shape: LlamaGenConfig) -> None:
-    """That a transformer can have this shape; `HawkError` names the file it was read from, and what is wrong."""
+    """Check that a transformer can have this shape; `HawkError` names `path`, the shape's file, and what is wrong."""
     sizes = {field.name: getattr(shape, field.name) for field in fields(shape)}
     wrong = [name for name, size in sizes.items() if not (size is None or isinstance(size, bool) or size > 0)]
     if wrong:
@@ -120,3 +125,13 @@ def check_target_shape(path: Path, shape: LlamaGenConfig) -> None:
             f"{path}: dim {shape.dim} must split into {shape.n_head} heads of a multiple of 4 channels, "
             f"and the heads among {shape.kv_heads} key/value heads"
         )
+
+
+def read_fields(kind: type[S], path: Path) -> S:
+    """The JSON file at `path` as an instance of the schema `kind`; `HawkError` names the first field that is wrong."""
+    try:
+        return kind.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise HawkError(f"{path}: {field}: {first['msg'].removeprefix('Value error, ')}") from error

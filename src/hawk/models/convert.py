@@ -1,7 +1,7 @@
-"""Published checkpoints made into model folders: `hawk convert llamagen`.
+"""Converts published checkpoints to model folders: `hawk convert llamagen`.
 
 A LlamaGen text-to-image model is published as t2i_XL_stage1_256.pt or t2i_XL_stage2_512.pt (the transformer),
-vq_ds16_t2i.pt (the image tokenizer) and FLAN-T5-XL (the text encoder, which stays where it is).
+vq_ds16_t2i.pt (the image tokenizer) and FLAN-T5-XL (the text encoder, which is not copied).
 """
 
 from __future__ import annotations
@@ -12,31 +12,35 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hawk.decoding.grid import Grid
 from hawk.decoding.sampling import SamplingParams
 from hawk.errors import HawkError, one_line
 from hawk.files import new_folder, read_json, save_tensors, write_bytes, write_json
-from hawk.models.checkpoint import check_weights, read_checkpoint
+from hawk.models.checkpoint import check_weights, read_checkpoint, shapes_of
 from hawk.models.config import ModelConfig, T5Fields, VQGANFields, check_target_shape
 from hawk.models.folder import save_target
+from hawk.models.hub import is_hub_id
 from hawk.models.llamagen.target import LlamaGen, LlamaGenConfig
 from hawk.models.tokenizers.vqgan import VQGAN, VQGANConfig, decoding_weights, shape_of
 
 SHARD_BYTES = 500_000_000
+"""Largest weight file of a converted transformer."""
 FLAN_T5_XL = "google/flan-t5-xl"
 STAGE_PIXELS = {1: 256, 2: 512}
 TARGET_NAME = re.compile(r"t2i_(\w+)_stage([12])_(\d+)\.(?:pt|safetensors)")
 OFFICIAL_DEFAULTS = SamplingParams(temperature=1.0, top_k=1000, top_p=1.0, cfg_scale=7.5)
-DTYPES = {"bfloat16": torch.bfloat16, "stored": None}
-# buffers that versions of the public code keep beside the weights and make anew
+OTHER_WEIGHTS = "the other weights ask"
+"""Who wants a shape, in messages of `check_weights`: a model's shape is computed from some weights of its file."""
+STORAGE_DTYPES = {"bfloat16": torch.bfloat16, "stored": None}
+# Buffers that some versions of the public code save with the weights, although they can be computed.
 _TABLES = re.compile(r"freqs_cis|causal_mask|layers\.\d+\.attention\.kv_cache\.[kv]_cache")
 
 
 @dataclass(frozen=True)
 class Size:
-    """A published size of LlamaGen: what weights alone do not tell is the number of heads."""
+    """A published size of LlamaGen. The number of heads has to be known: the weights' shapes do not tell it."""
 
     name: str
     dim: int
@@ -57,8 +61,8 @@ OFFICIAL_SIZES = (
 
 
 @dataclass(frozen=True)
-class Sources:
-    """Where the parts of a published model lie, and the size of its images in pixels; `text` is a folder or hub id."""
+class PublishedModel:
+    """The files of a published model, and the size of its images in pixels; `text` is a T5's folder or hub id."""
 
     target: Path
     tokenizer: Path
@@ -67,7 +71,7 @@ class Sources:
     width: int
 
 
-def find_sources(
+def find_published(
     folder: Path,
     stage: int | None = None,
     target: Path | None = None,
@@ -75,11 +79,11 @@ def find_sources(
     text: str | None = None,
     height: int | None = None,
     width: int | None = None,
-) -> Sources:
-    """The parts of a LlamaGen model in a folder as people have it; what is given is not looked for.
+) -> PublishedModel:
+    """Find the parts of a LlamaGen model in a folder by their published file names; parts that are given are taken.
 
     Raises:
-        HawkError: a part is missing, or there are two to choose from.
+        HawkError: a part is missing, or two files could be the transformer.
     """
     if not folder.is_dir():
         raise HawkError(f"there is no folder {folder}")
@@ -100,12 +104,14 @@ def find_sources(
     side = STAGE_PIXELS[stage] if stage else int(named[3]) if named else None
     height, width = height or width or side, width or height or side
     if height is None or width is None:
-        raise HawkError(f"{target} does not say for which size of images it is: give --stage, or --height and --width")
-    return Sources(target, tokenizer, text, height, width)
+        raise HawkError(
+            f"the name of {target} does not tell the size of its images: give --stage, or --height and --width"
+        )
+    return PublishedModel(target, tokenizer, text, height, width)
 
 
 def _target_in(folder: Path, stage: int | None) -> Path:
-    """The transformer's file in a folder: the only one, or the one of that stage."""
+    """The transformer's file in a folder: the only one there, or the one of the given stage."""
     named = [(path, found) for path in sorted(folder.iterdir()) if (found := TARGET_NAME.fullmatch(path.name))]
     fitting = [path for path, found in named if stage is None or int(found[2]) == stage]
     if not fitting:
@@ -117,7 +123,7 @@ def _target_in(folder: Path, stage: int | None) -> Path:
 
 
 def convert_llamagen(
-    sources: Sources,
+    published: PublishedModel,
     out: Path,
     dtype: str = "bfloat16",
     n_head: int | None = None,
@@ -127,50 +133,50 @@ def convert_llamagen(
     """Write a model folder that `HawkPipeline.from_pretrained` loads; it appears whole or not at all.
 
     Args:
-        dtype: in which the transformer is stored: "bfloat16" (what the public code samples in) or "stored" (as it is
-            in the file). The image tokenizer's decoder is stored as it is.
-        n_head: for a transformer of none of the published sizes.
-        name: the model's name (default: after its size).
-        on_bytes: told how many bytes of the transformer are written, and how many there will be.
+        dtype: the dtype to store the transformer in: "bfloat16" (the public code samples in it) or "stored" (the
+            file's own). The image tokenizer's decoder keeps the dtype of its file.
+        n_head: the number of heads of a transformer that has none of the published sizes.
+        name: the model's name (default: made from its size).
+        on_bytes: called with the bytes of the transformer written so far and its bytes in all.
 
     Raises:
-        HawkError: one line on the file that is missing, damaged, or of another model.
+        HawkError: one line on the file that is missing, damaged, or of another kind of model.
     """
-    if dtype not in DTYPES:
-        raise HawkError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
-    weights = {key: tensor for key, tensor in read_checkpoint(sources.target).items() if not _TABLES.fullmatch(key)}
-    decoder = decoding_weights(read_checkpoint(sources.tokenizer))
-    vqgan = decoder_shape(sources.tokenizer, decoder)
-    shape = target_shape(sources.target, weights, _grid(sources, 2 ** (len(vqgan.multipliers) - 1)), n_head)
+    if dtype not in STORAGE_DTYPES:
+        raise HawkError(f"unknown dtype {dtype!r}: choose one of {', '.join(STORAGE_DTYPES)}")
+    weights = {key: tensor for key, tensor in read_checkpoint(published.target).items() if not _TABLES.fullmatch(key)}
+    decoder = decoding_weights(read_checkpoint(published.tokenizer))
+    vqgan = decoder_shape(published.tokenizer, decoder)
+    shape = target_shape(published.target, weights, _grid(published, 2 ** (len(vqgan.multipliers) - 1)), n_head)
     if vqgan.codebook_size != shape.vocab_size:
         raise HawkError(
-            f"{sources.target} draws {shape.vocab_size} codes, {sources.tokenizer} has {vqgan.codebook_size}"
+            f"{published.target} draws {shape.vocab_size} codes, {published.tokenizer} has {vqgan.codebook_size}"
         )
-    _check_text(sources.text, shape.caption_dim)
+    _check_text(published.text, shape.caption_dim)
     size = official_size(shape.dim, shape.n_layer)
     kind = size.name if size else f"{shape.n_layer}x{shape.dim}"
     config = ModelConfig(
-        name=name or f"llamagen-t2i-{kind}-{sources.height}x{sources.width}",
+        name=name or f"llamagen-t2i-{kind}-{published.height}x{published.width}",
         target=shape,
         tokenizer=VQGANFields(**vars(vqgan)),
-        text=T5Fields(source=sources.text, tokens=shape.caption_tokens, width=shape.caption_dim),
+        text=T5Fields(source=published.text, tokens=shape.caption_tokens, width=shape.caption_dim),
         defaults=OFFICIAL_DEFAULTS,
     )
     with new_folder(out) as folder:
-        save_target(folder, weights, DTYPES[dtype], SHARD_BYTES, on_bytes)
+        save_target(folder, weights, STORAGE_DTYPES[dtype], SHARD_BYTES, on_bytes)
         save_tensors(folder / "tokenizer.safetensors", {key: tensor.clone() for key, tensor in decoder.items()})
-        write_bytes(folder / "README.md", _card(config, sources).encode())
+        write_bytes(folder / "README.md", _card(config, published).encode())
         write_json(folder / "config.json", config.model_dump(mode="json"))
     return config
 
 
 def official_size(dim: int, n_layer: int) -> Size | None:
-    """The published size of that width and depth; None where there is none."""
+    """The published size of that width and depth, if there is one."""
     return next((size for size in OFFICIAL_SIZES if (size.dim, size.n_layer) == (dim, n_layer)), None)
 
 
 def target_shape(path: Path, weights: Mapping[str, Tensor], grid: Grid, n_head: int | None = None) -> LlamaGenConfig:
-    """The shape of the LlamaGen transformer with these weights; `HawkError` where it is no such transformer."""
+    """The shape of the LlamaGen transformer with these weights; raises `HawkError` if they are another model's."""
     if "cls_embedding.embedding_table.weight" in weights:
         raise HawkError(f"{path} is a class-conditional LlamaGen: only text-to-image ones can be converted")
     vocab_size, dim = _matrix(path, weights, "output.weight")
@@ -197,12 +203,14 @@ def target_shape(path: Path, weights: Mapping[str, Tensor], grid: Grid, n_head: 
     if shape.hidden != hidden:
         shape = replace(shape, ffn_hidden=hidden, multiple_of=1)
     check_target_shape(path, shape)
-    check_weights(path, weights, _shapes(lambda: LlamaGen(shape)))
+    with torch.device("meta"):
+        wanted = LlamaGen(shape).state_dict()
+    check_weights({path: shapes_of(weights)}, shapes_of(wanted), OTHER_WEIGHTS)
     return shape
 
 
 def decoder_shape(path: Path, weights: Mapping[str, Tensor]) -> VQGANConfig:
-    """The shape of the image tokenizer with these decoding weights; `HawkError` where it is none of LlamaGen's kind."""
+    """The shape of the image tokenizer with these decoder weights; raises `HawkError` if they are another model's."""
     try:
         shape = VQGANFields(**vars(shape_of(weights, unit_codes=True))).shape()
     except KeyError as error:
@@ -211,55 +219,52 @@ def decoder_shape(path: Path, weights: Mapping[str, Tensor]) -> VQGANConfig:
         ) from error
     except ValueError as error:
         raise HawkError(f"{path} is no LlamaGen image tokenizer ({one_line(error)})") from error
-    check_weights(path, weights, _shapes(lambda: VQGAN(shape)))
+    with torch.device("meta"):
+        wanted = VQGAN(shape).state_dict()
+    check_weights({path: shapes_of(weights)}, shapes_of(wanted), OTHER_WEIGHTS)
     return shape
 
 
 def _matrix(path: Path, weights: Mapping[str, Tensor], name: str) -> tuple[int, int]:
-    """Rows and columns of a weight that every LlamaGen transformer has."""
+    """The rows and columns of a matrix that every LlamaGen transformer has."""
     if name not in weights or weights[name].ndim != 2:
         raise HawkError(f"{path} lacks {name}: it is no LlamaGen text-to-image transformer, or its keys were renamed")
     rows, columns = weights[name].shape
     return rows, columns
 
 
-def _shapes(make: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in make().state_dict().items()}
-
-
-def _grid(sources: Sources, cell: int) -> Grid:
-    for side, pixels in (("height", sources.height), ("width", sources.width)):
+def _grid(published: PublishedModel, cell: int) -> Grid:
+    for side, pixels in (("height", published.height), ("width", published.width)):
         if pixels < cell or pixels % cell:
             raise HawkError(f"{side} must be a positive multiple of {cell} pixels, not {pixels}")
-    return Grid(sources.height // cell, sources.width // cell)
+    return Grid(published.height // cell, published.width // cell)
 
 
 def _check_text(source: str, width: int) -> None:
-    """That a T5 in a folder here is as wide as the captions; one on the hub is looked at when it is first used."""
+    """Check that the T5 in a local folder has the captions' width; a T5 on the hub is checked when it is first used."""
     if Path(source).is_dir():
         found = read_json(Path(source) / "config.json").get("d_model")
         if found != width:
             raise HawkError(f"the T5 encoder in {source} is {found} wide, the transformer takes captions {width} wide")
-    elif source.count("/") != 1 or source.startswith(("/", ".", "~")):
+    elif not is_hub_id(source):
         raise HawkError(f"no T5 encoder at {source} (and it is no hub id, which would look like owner/name)")
 
 
-def _card(config: ModelConfig, sources: Sources) -> str:
-    """README.md of a converted model."""
+def _card(config: ModelConfig, published: PublishedModel) -> str:
+    """The README.md of a converted model."""
     return f"""# {config.name}
 
-LlamaGen text to image (arXiv 2406.06525), made into a Hawk model folder by `hawk convert llamagen`.
+LlamaGen text to image (arXiv 2406.06525), converted to a Hawk model folder by `hawk convert llamagen`.
 
 | part | from |
 |---|---|
-| transformer | {sources.target.name} |
-| decoder of the image tokenizer | {sources.tokenizer.name} |
-| text encoder (not in this folder) | {sources.text} |
+| transformer | {published.target.name} |
+| decoder of the image tokenizer | {published.tokenizer.name} |
+| text encoder (not in this folder) | {published.text} |
 
     from hawk import HawkPipeline
     pipe = HawkPipeline.from_pretrained("path/to/this/folder")
     pipe("a red fox in snow").images[0].save("fox.png")
 
-The weights stay under the licence that their authors published them under.
+The licence under which the authors published the weights still applies to them.
 """

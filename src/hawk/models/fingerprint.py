@@ -1,4 +1,4 @@
-"""What a drafter belongs to: a short hash of a target's shape and output head."""
+"""The fingerprint of a target: a short hash by which a drafter's folder says which target it was trained for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def fingerprint(shape: Mapping[str, Any], head: Iterable[Tensor]) -> str:
-    """A short sha256 of a target's shape (plain JSON values) and of its head's weights in bfloat16."""
+    """The first 16 digits of the sha256 of a target's shape (plain JSON values) and its head's weights in bfloat16."""
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
     for weight in head:
         digest.update(weight.detach().cpu().to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())

@@ -1,9 +1,10 @@
-"""Model folders: a target, its image tokenizer, its text encoder and its drafters, saved and loaded as one.
+"""Model folders in Hawk's own format: a target, its image tokenizer, its text encoder and its drafters.
 
-config.json                        what the weights are (`ModelConfig`)
-target.safetensors                 LlamaGen's official key names; or target-00001-of-0000N.safetensors + an index
-tokenizer.safetensors              the image tokenizer, or its decoder alone
-words.safetensors words.txt text.json   the text encoder where it is static (`StaticTextEncoder.load`)
+config.json                        the shape of every part (`ModelConfig`)
+target.safetensors                 the target under LlamaGen's official weight names; a large one is in several files,
+                                   target-00001-of-0000N.safetensors, and an index
+tokenizer.safetensors              the image tokenizer, or only its decoder
+words.safetensors words.txt text.json   the static text encoder (`StaticTextEncoder.load`); a T5 lies elsewhere
 drafters/heads/                    heads.safetensors, heads.json, pool.json (how `hawk` fuses and grows its tree)
 README.md                          model card
 """
@@ -12,14 +13,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from hawk.decoding.grid import Grid
@@ -28,10 +29,11 @@ from hawk.drafters.heads import DraftHeads
 from hawk.drafters.parts import DraftParts, load_parts
 from hawk.drafters.settings import FusedSettings
 from hawk.errors import HawkError, one_line
-from hawk.files import read_json, replacing, save_tensors, write_bytes, write_json
-from hawk.models.checkpoint import FLOATS
-from hawk.models.config import FSQFields, ModelConfig, StaticTextFields, T5Fields, check_target_shape
+from hawk.files import replacing, save_tensors, write_bytes, write_json
+from hawk.models.checkpoint import check_weights, indexed_files, opened, read_safetensors, shapes_in, shapes_of
+from hawk.models.config import FSQFields, ModelConfig, StaticTextFields, T5Fields, check_target_shape, read_fields
 from hawk.models.fingerprint import fingerprint
+from hawk.models.hub import is_hub_id
 from hawk.models.llamagen.t5 import T5TextEncoder
 from hawk.models.llamagen.target import CaptionPrompt, LlamaGen
 from hawk.models.llamagen.words import StaticTextEncoder, TextEncoder
@@ -40,8 +42,9 @@ from hawk.models.tokenizers.vqgan import VQGAN
 
 BUNDLED = Path(__file__).parents[1] / "weights" / "bundled"
 SHARD_BYTES = 48_000_000
+"""Largest weight file that `save_model` writes."""
 MAX_TOKENS = 4096
-"""Most tokens of an image."""
+"""The most tokens that an image may have."""
 TEXT_FILES = ("words.safetensors", "words.txt", "text.json")
 HEADS_FOLDER = Path("drafters") / "heads"
 
@@ -49,8 +52,8 @@ M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class LoadedModel:
-    """A model folder in memory; `drafting` is None where no drafter is trained for it."""
+class FolderModel:
+    """A `Model` that was read from a model folder; `drafting` is None if the folder holds no drafter."""
 
     config: ModelConfig
     target: LlamaGen
@@ -66,7 +69,7 @@ class LoadedModel:
 
     @property
     def grid(self) -> Grid:
-        """The grid it was trained for."""
+        """The grid that the target was trained for."""
         return self.target.grid
 
     @property
@@ -76,23 +79,23 @@ class LoadedModel:
 
     @property
     def defaults(self) -> SamplingParams:
-        """The sampling parameters that a call uses where it names none."""
+        """The sampling parameters of a call that names none."""
         return self.config.defaults
 
     @property
     def modules(self) -> list[nn.Module]:
-        """What moves to a device."""
+        """The modules to move when the model moves to a device."""
         return [self.target, self.tokenizer, *(self.drafting.modules if self.drafting else [])]
 
     def check_grid(self, grid: Grid) -> None:
-        """`HawkError` for too large a grid."""
+        """Raise `HawkError` for a grid of more than `MAX_TOKENS` tokens."""
         if grid.size > MAX_TOKENS:
             raise HawkError(
                 f"{grid.height}x{grid.width} tokens are too many: at most {MAX_TOKENS} fit, choose a smaller image"
             )
 
     def condition(self, prompts: Sequence[str], negatives: Sequence[str], grid: Grid) -> CaptionPrompt:
-        """Caption features; where only some images have a negative prompt, the others take the null caption."""
+        """The caption features of prompts; an image with an empty negative prompt is guided by the null caption."""
         weight = self.target.tok_embeddings.weight
         encoded = self.text.encode(list(prompts))
         features, mask = encoded.features.to(weight), encoded.mask.to(weight.device)
@@ -110,13 +113,13 @@ class LoadedModel:
         return self.tokenizer.decode(codes)
 
     def pack(self, dtype: torch.dtype) -> None:
-        """Lay target and drafter out for decoding on a CPU, their products in `dtype`."""
+        """Pack the linear layers of target and drafters for decoding on a CPU, with products in `dtype`."""
         self.target.pack(dtype)
         if self.drafting:
             self.drafting.pack(dtype)
 
     def facts(self) -> dict[str, Any]:
-        """What `hawk info` tells of its parts."""
+        """Facts about the model's parts, for `hawk info`."""
         shape = self.config.target
         return {
             "target": {
@@ -143,50 +146,44 @@ def load_model(
     drafter: Path | None = None,
     with_heads: bool = True,
     text_device: torch.device | None = None,
-) -> LoadedModel:
+) -> FolderModel:
     """Read a model folder.
 
     Args:
-        dtype: of the target and the draft heads; the image tokenizer stays in float32.
+        dtype: the dtype of the target and the draft heads; the image tokenizer stays in float32.
         drafter: a folder of draft heads to use in place of the model's own.
-        with_heads: False leaves the heads alone, also where they were made for another target.
-        text_device: where a T5 text encoder is to compute (default: the CPU); it is read there with the first prompt.
+        with_heads: False reads no draft heads, so that heads of another target cannot be refused.
+        text_device: the device of a T5 text encoder (default: the CPU), which is read when the first prompt comes.
 
     Raises:
         HawkError: one line on what is missing, cut short, of the wrong shape, or made for another target.
     """
     config = read_config(folder)
-    target = _filled(lambda: LlamaGen(config.target), _target_files(folder), dtype, on_meta=True)
+    target = _read_module(lambda: LlamaGen(config.target), _target_files(folder), dtype, on_meta=True)
     tokenizer = _tokenizer(folder, config)
     text = load_text(folder, config.text, text_device)
     _check_parts(folder, config, tokenizer, text)
-    fingerprint = target_fingerprint(
-        folder if dtype == torch.float16 else target
-    )  # float16 cannot hold all of bfloat16
+    # The hash is of bfloat16 weights, which float16 cannot hold: it is made from the file then.
+    mark = target_fingerprint(folder if dtype == torch.float16 else target)
     heads_folder = folder / HEADS_FOLDER if drafter is None else drafter
     present = with_heads and (drafter is not None or heads_folder.is_dir())
     shape = config.target
-    drafting = load_parts(heads_folder, shape.dim, shape.vocab_size, fingerprint, dtype) if present else None
-    return LoadedModel(config, target, tokenizer, text, drafting, fingerprint)
+    drafting = load_parts(heads_folder, shape.dim, shape.vocab_size, mark, dtype) if present else None
+    return FolderModel(config, target, tokenizer, text, drafting, mark)
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """`config.json` of a model folder, checked."""
+    """The `config.json` of a model folder; raises `HawkError` where it is missing or wrong."""
     path = folder / "config.json"
     if not path.is_file():
         raise HawkError(f"{folder} is no model folder: it has no config.json")
-    try:
-        config = ModelConfig.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise HawkError(f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}") from error
+    config = read_fields(ModelConfig, path)
     check_target_shape(path, config.target)
     return config
 
 
 def load_text(folder: Path, fields: StaticTextFields | T5Fields, device: torch.device | None = None) -> TextEncoder:
-    """The text encoder of a model folder; `HawkError` for damaged or missing files."""
+    """The text encoder of a model folder; raises `HawkError` where a file is damaged or missing."""
     if isinstance(fields, T5Fields):
         dtype = torch.float32 if fields.dtype == "float32" else torch.bfloat16
         return T5TextEncoder(_text_source(folder, fields.source), fields.width, fields.tokens, dtype, device)
@@ -199,25 +196,25 @@ def load_text(folder: Path, fields: StaticTextFields | T5Fields, device: torch.d
 
 
 def _text_source(folder: Path, source: str) -> str:
-    """Where a text encoder lies: inside the model folder, in any other folder, or on the hub."""
-    for place in (folder / source, Path(source)):
-        if place.is_dir():
-            return str(place)
-    if source.count("/") != 1 or source.startswith(("/", ".", "~")):
-        raise HawkError(f"{folder}: the text encoder's folder {source} is gone: put its place into config.json")
+    """The folder of a text encoder (inside the model folder or anywhere else), or its hub id."""
+    for candidate in (folder / source, Path(source)):
+        if candidate.is_dir():
+            return str(candidate)
+    if not is_hub_id(source):
+        raise HawkError(f"{folder}: the text encoder's folder {source} is gone: put its new path into config.json")
     return source
 
 
 def _tokenizer(folder: Path, config: ModelConfig) -> FSQTokenizer | VQGAN:
-    """The image tokenizer, in float32 whatever the target's dtype: it is small, and pixels deserve it."""
+    """The image tokenizer of a model folder, always in float32: it is small, and low precision shows in pixels."""
     files, shape = [folder / "tokenizer.safetensors"], config.tokenizer
     if isinstance(shape, FSQFields):
-        return _filled(lambda: FSQTokenizer(shape.shape()), files, torch.float32)
-    return _filled(lambda: VQGAN(shape.shape()), files, torch.float32, on_meta=True)
+        return _read_module(lambda: FSQTokenizer(shape.shape()), files, torch.float32)
+    return _read_module(lambda: VQGAN(shape.shape()), files, torch.float32, on_meta=True)
 
 
 def _check_parts(folder: Path, config: ModelConfig, tokenizer: FSQTokenizer | VQGAN, text: TextEncoder) -> None:
-    """That target, tokenizer and text encoder fit together."""
+    """Check that target, tokenizer and text encoder fit together."""
     shape = config.target
     if shape.vocab_size != tokenizer.codebook_size:
         raise HawkError(
@@ -230,85 +227,46 @@ def _check_parts(folder: Path, config: ModelConfig, tokenizer: FSQTokenizer | VQ
         )
 
 
-def _filled(make: Callable[[], M], files: list[Path], dtype: torch.dtype, on_meta: bool = False) -> M:
-    """A module holding the weights of safetensors files in `dtype`; every key and shape must be as the module's."""
-    if on_meta:  # no second copy of a large model: its parameters are made by the files alone
-        with torch.device("meta"):
-            module = make()
-    else:
+def _read_module(make: Callable[[], M], files: list[Path], dtype: torch.dtype, on_meta: bool = False) -> M:
+    """A frozen module with the weights of safetensors files in `dtype`; names and shapes must be the module's own.
+
+    `on_meta` makes the module without memory, so that a large model is held only once; the files fill it.
+    """
+    with torch.device("meta") if on_meta else nullcontext():
         module = make()
-    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    found: dict[str, Tensor] = {}
-    for path in files:
-        for name, tensor in _checked_tensors(path, wanted):
-            found[name] = tensor.to(dtype)
-    missing = sorted(wanted.keys() - found.keys())
-    if missing:
-        raise HawkError(f"{files[0]} lacks {len(missing)} of {len(wanted)} weights, among them {missing[0]}")
-    module.load_state_dict(found, assign=True)
+    check_weights({path: shapes_in(path) for path in files}, shapes_of(module.state_dict()), "config.json asks")
+    weights = {name: tensor.to(dtype) for path in files for name, tensor in read_safetensors(path).items()}
+    module.load_state_dict(weights, assign=True)
     return module.eval().requires_grad_(False)
-
-
-def _checked_tensors(path: Path, wanted: dict[str, tuple[int, ...]]) -> list[tuple[str, Tensor]]:
-    """The tensors of one safetensors file, each of which must be wanted, of its shape, and of a float dtype."""
-    if not path.is_file():
-        raise HawkError(f"{path} is missing: the model folder is not complete")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            names = list(file.keys())
-            for name in names:
-                entry = file.get_slice(name)
-                if name not in wanted:
-                    raise HawkError(f"{path} holds {name}, which this architecture does not have")
-                if tuple(entry.get_shape()) != wanted[name]:
-                    raise HawkError(
-                        f"{path}: {name} has shape {tuple(entry.get_shape())}, config.json asks for {wanted[name]}"
-                    )
-                if entry.get_dtype() not in FLOATS:
-                    raise HawkError(
-                        f"{path}: {name} is {entry.get_dtype()}, weights must be one of {', '.join(FLOATS)}"
-                    )
-            return [(name, file.get_tensor(name)) for name in names]
-    except SafetensorError as error:
-        raise HawkError(f"{path} is damaged or cut short ({one_line(error)}): fetch or train it again") from error
 
 
 def _target_files(folder: Path) -> list[Path]:
     """The target's weight files: those of the index where there is one, else the single file."""
     index = folder / "target.safetensors.index.json"
-    if not index.is_file():
-        return [folder / "target.safetensors"]
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise HawkError(f"{index} has no weight_map")
-    names = sorted({str(name) for name in places.values()})
-    if any(Path(name).name != name for name in names):
-        raise HawkError(f"{index} names files outside its folder")
-    return [folder / name for name in names]
+    return indexed_files(index) if index.is_file() else [folder / "target.safetensors"]
 
 
 def target_fingerprint(source: Path | LlamaGen) -> str:
-    """A short sha256 of a target's config and output head (in bfloat16, as on disk): what draft heads belong to."""
+    """The fingerprint of a target, or of the target in a model folder: a hash of its shape and its output head."""
     if isinstance(source, LlamaGen):
         config, head = source.config, source.output.weight
     else:
         config = read_config(source).target
-        shapes = {"output.weight": (config.vocab_size, config.dim)}
-        head = _named_tensor(_target_files(source), "output.weight")
-        if tuple(head.shape) != shapes["output.weight"]:
-            raise HawkError(f"{source}: output.weight has shape {tuple(head.shape)}, not {shapes['output.weight']}")
-    shape = {name: value for name, value in asdict(config).items() if value is not False}  # a new switch is off
+        head, wanted = _named_tensor(_target_files(source), "output.weight"), (config.vocab_size, config.dim)
+        if tuple(head.shape) != wanted:
+            raise HawkError(f"{source}: output.weight has shape {tuple(head.shape)}, config.json asks for {wanted}")
+    # A switch that is off is left out: a switch that is new must not change the fingerprints of older targets.
+    shape = {name: value for name, value in asdict(config).items() if value is not False}
     return fingerprint(shape, [head])
 
 
 def _named_tensor(files: list[Path], name: str) -> Tensor:
+    """The tensor of that name in one of several safetensors files."""
     for path in files:
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                if name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
-                    return file.get_tensor(name)
-        except (SafetensorError, FileNotFoundError) as error:
-            raise HawkError(f"{path} is missing or damaged ({one_line(error)})") from error
+        with opened(path) as file:
+            if name in file.keys():  # noqa: SIM118 (the file is no mapping)
+                tensor: Tensor = file.get_tensor(name)
+                return tensor
     raise HawkError(f"{files[0]} lacks {name}")
 
 
@@ -327,13 +285,16 @@ def save_model(
     card: str | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> ModelConfig:
-    """Write a model folder; each file appears whole, config.json last. Weights are stored in bfloat16.
+    """Write a model folder, file by file, each one atomically and config.json last. Weights are stored in bfloat16.
 
     Args:
-        text_folder: the folder the text encoder was loaded from; its files are copied.
+        text_folder: the folder from which the text encoder was loaded; its files are copied.
         fused: settings of `hawk`'s pool, saved beside the heads.
-        card: text of README.md; an existing one is kept for None.
-        shard_bytes: largest size of one weight file of the target.
+        card: the text of README.md; None leaves an existing README.md as it is.
+        shard_bytes: the largest size of one weight file of the target.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
     """
     fsq = FSQFields.model_validate(tokenizer.config.to_dict())
     config = ModelConfig(name=name, target=target.config, tokenizer=fsq, defaults=defaults or SamplingParams())
@@ -361,10 +322,10 @@ def save_target(
     shard_bytes: int = SHARD_BYTES,
     on_bytes: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Write a target's weights in `dtype` (None: as they are), shard by shard: no second copy of all of them.
+    """Write a target's weights in `dtype` (None: each in its own), file by file, so that only one file's are copied.
 
-    One file, or as many as `shard_bytes` asks for with an index; files of an earlier save are removed. After each,
-    `on_bytes` is told how many bytes are written, and how many there will be.
+    Weights that do not fit into one file of `shard_bytes` are split over several files with an index. Files of an
+    earlier save are removed. After each file `on_bytes` is called with the bytes written so far and the bytes in all.
     """
     sizes = {name: tensor.numel() * (dtype or tensor.dtype).itemsize for name, tensor in weights.items()}
     shards = _shards(sizes, shard_bytes)
@@ -381,15 +342,15 @@ def save_target(
     kept = set(written)
     if len(shards) > 1:
         index = folder / "target.safetensors.index.json"
-        places = {name: path.name for path, shard in written.items() for name in shard}
-        write_json(index, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places})
+        weight_map = {name: path.name for path, shard in written.items() for name in shard}
+        write_json(index, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map})
         kept.add(index)
     for path in old - kept:
         path.unlink()
 
 
 def _shards(sizes: Mapping[str, int], shard_bytes: int) -> list[list[str]]:
-    """Names in their order, as many to a shard as fit into it (at least one)."""
+    """The names, in their order, split into shards of at most `shard_bytes`; a shard has at least one name."""
     shards: list[list[str]] = [[]]
     room = shard_bytes
     for name, size in sizes.items():
@@ -402,5 +363,5 @@ def _shards(sizes: Mapping[str, int], shard_bytes: int) -> list[list[str]]:
 
 
 def _stored(weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Weights as they are stored: contiguous copies on the CPU, in `dtype` or as they are."""
+    """Contiguous copies of weights on the CPU, in `dtype` (None: each in its own)."""
     return {k: v.detach().to("cpu", dtype or v.dtype, copy=True).contiguous() for k, v in weights.items()}

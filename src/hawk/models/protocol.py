@@ -1,4 +1,4 @@
-"""What the pipeline asks of a loaded model, whatever its family: `bundle.LoadedModel` is one, `targets` hold others."""
+"""The interface between the pipeline and a loaded model: `FolderModel` and `TransformersModel` implement it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hawk.drafters.parts import DraftParts
 
 @runtime_checkable
 class ImageTarget(TimedTarget, DraftedTarget, Protocol):
-    """A target that is decoded, timed and drafted for."""
+    """A target that the pipeline can decode, whose forwards it can time, and for which drafters can propose."""
 
     @property
     def parameter_count(self) -> int: ...
@@ -26,10 +26,12 @@ class ImageTarget(TimedTarget, DraftedTarget, Protocol):
 
 @runtime_checkable
 class Model(Protocol):
-    """A target with what turns prompts into its conditions and its codes into pixels.
+    """A target, the text side that turns prompts into its conditions, and the decoder that turns its codes into pixels.
 
-    `grid` is what it draws where nothing else is asked for, `cell` the side of a token in pixels. `modules` are what
-    moves to a device. `drafting` is None where no drafter is trained, `fingerprint` what a drafter must be trained for.
+    `grid` is drawn when a call names no size; `cell` is the side of a token in pixels. `defaults` are the sampling
+    parameters of a call that names none. `modules` must be moved when the model moves to another device. `drafting`
+    holds the trained drafters, None if there are none; `fingerprint` is the mark of the target that a drafter folder
+    must carry.
     """
 
     @property
@@ -57,13 +59,14 @@ class Model(Protocol):
     def modules(self) -> list[nn.Module]: ...
 
     def check_grid(self, grid: Grid) -> None:
-        """`HawkError` for a grid that the model cannot draw."""
+        """Raise `HawkError` for a grid that the model cannot draw."""
         ...
 
     def condition(self, prompts: Sequence[str], negatives: Sequence[str], grid: Grid) -> Condition:
-        """The prompts of as many images; "" among `negatives` is the model's own unconditional prompt.
+        """The condition of a batch of images, one prompt and one negative prompt for each.
 
-        Raises `HawkError` for a prompt that it cannot read.
+        An empty negative prompt stands for the model's own unconditional prompt. Raises `HawkError` for a prompt that
+        the model cannot read.
         """
         ...
 
@@ -72,5 +75,5 @@ class Model(Protocol):
         ...
 
     def facts(self) -> dict[str, Any]:
-        """What `hawk info` tells of its parts."""
+        """Facts about the model's parts, for `hawk info`."""
         ...

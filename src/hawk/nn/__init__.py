@@ -1,1 +1,1 @@
-"""Neural network layers that several models and drafters share, and their packed form for CPUs."""
+"""Neural network layers that targets and drafters share, and their packed form for CPUs."""

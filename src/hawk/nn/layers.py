@@ -1,4 +1,4 @@
-"""Transformer parts shared by targets and drafters: RMSNorm, N-axis rotary positions, SwiGLU, masked attention."""
+"""Transformer layers shared by targets and drafters: RMSNorm, N-axis rotary positions, SwiGLU, masked attention."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 
+def at_least_float32(x: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """The tensor in float32, or in float64 if it is so already."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm, computed in at least float32 and scaled in the input's dtype."""
 
@@ -19,7 +24,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
-        wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        wide = at_least_float32(x)
         return F.rms_norm(wide, wide.shape[-1:], None, self.eps).to(x.dtype) * self.weight.to(x.dtype)
 
 
@@ -39,7 +44,7 @@ class SwiGLU(nn.Module):
 def rotary_angles(
     coordinates: Int[Tensor, "*b axes"], head_dim: int, base: float = 10000.0
 ) -> Float[Tensor, "*b half 2"]:
-    """(cos, sin) of N-axis rotary positions (RoPE, arXiv 2104.09864): the head is split evenly between the axes."""
+    """(cos, sin) of N-axis rotary positions (RoPE, arXiv 2104.09864); each axis has an equal share of the head."""
     axes = coordinates.shape[-1]
     per_axis = head_dim // axes
     exponents = torch.arange(0, per_axis, 2, device=coordinates.device)[: per_axis // 2].float() / per_axis
@@ -48,38 +53,45 @@ def rotary_angles(
 
 
 def rotate(x: Float[Tensor, "b n heads d"], angles: Float[Tensor, "#b n half 2"]) -> Float[Tensor, "b n heads d"]:
-    """Turn each adjacent pair of channels by its angle; zero (cos, sin) erases the vector (LlamaGen's prefix)."""
-    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    """Turn each pair of adjacent channels by its angle; (cos, sin) of (0, 0) makes it zero, as in LlamaGen's prefix."""
+    wide = at_least_float32(x)
     pairs, angles = wide.unflatten(-1, (-1, 2)), angles.to(wide.dtype).unsqueeze(-3)
-    if torch.compiler.is_compiling():  # the compiler fuses real numbers into its neighbours, complex ones not
+    if torch.compiler.is_compiling():  # the compiler can fuse real arithmetic, but not complex
         (x1, x2), (cos, sin) = pairs.unbind(-1), angles.unbind(-1)
         return torch.stack((x1 * cos - x2 * sin, x1 * sin + x2 * cos), dim=-1).flatten(-2).to(x.dtype)
-    turned = torch.view_as_complex(pairs) * torch.view_as_complex(angles)  # as complex numbers: one pass
+    turned = torch.view_as_complex(pairs) * torch.view_as_complex(angles)  # complex numbers need a single pass
     return torch.view_as_real(turned).flatten(-2).to(x.dtype)
 
 
 def swiglu_width(dim: int, multiple_of: int) -> int:
-    """Hidden width of a SwiGLU block: two thirds of 4 x dim, rounded up."""
+    """The usual hidden width of a SwiGLU block: two thirds of 4 x dim, rounded up to a multiple."""
     return -(-(8 * dim // 3) // multiple_of) * multiple_of
 
 
 def rotated_heads(
     projected: Float[Tensor, "b n channels"], heads: int, kv_heads: int, angles: Float[Tensor, "#b n half 2"]
 ) -> tuple[Float[Tensor, "b heads n d"], Float[Tensor, "b kv_heads n d"], Float[Tensor, "b kv_heads n d"]]:
-    """Queries, keys and values from one projection (in that order); queries and keys turned to their positions."""
+    """Split one projection into queries, keys and values; queries and keys are rotated to their positions."""
     split = projected.unflatten(-1, (heads + 2 * kv_heads, -1))
     turned = rotate(split[..., : heads + kv_heads, :], angles).transpose(1, 2)
     return turned[:, :heads], turned[:, heads:], split[..., heads + kv_heads :, :].transpose(1, 2)
 
 
+def causal_visibility(real: Bool[Tensor, "b n"]) -> Bool[Tensor, "b n n"]:
+    """Which entries of a padded sequence each entry sees: itself, and the real ones (not padding) before it."""
+    n = real.shape[1]
+    before = torch.ones(n, n, dtype=torch.bool, device=real.device).tril()
+    return (before & real[:, None, :]) | torch.eye(n, dtype=torch.bool, device=real.device)
+
+
 def additive_mask(visible: Bool[Tensor, "b n m"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "b 1 n m"]:
-    """0 where a key is seen, -inf where it is not, for all heads alike."""
+    """The additive attention mask of all heads: 0 where a query sees a key, -inf where it does not."""
     mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return mask.masked_fill_(~visible, -torch.inf).unsqueeze(1)
 
 
 QUERY_BLOCK = 32
-"""Queries that the CPU's fused attention takes at a time."""
+"""The number of queries in one block of the CPU's fused attention kernel."""
 
 
 def attend(
@@ -88,14 +100,17 @@ def attend(
     v: Float[Tensor, "b kv_heads m d"],
     mask: Float[Tensor, "#b 1 n m"] | None,
 ) -> Float[Tensor, "b n dim"]:
-    """Attention under an additive mask (`None`: causal), grouped keys allowed; heads joined in the last axis."""
+    """Attention under an additive mask (None: causal). There may be fewer key heads than query heads (grouped keys).
+
+    The heads' outputs are joined in the last axis.
+    """
     grouped = q.shape[1] != k.shape[1]
     if torch.is_grad_enabled() and q.requires_grad and q.device.type == "cpu" and mask is not None and not grouped:
         trained: Tensor = _TrainedAttention.apply(q, k, v, mask.to(q.dtype))  # type: ignore[no-untyped-call]
         return trained.transpose(1, 2).flatten(2)
     queries = q.shape[2]
     if queries % QUERY_BLOCK == 1 and mask is not None and q.dtype == torch.bfloat16 and q.device.type == "cpu":
-        # The CPU's kernel rounds a query that is alone in its block in another way.
+        # The CPU's kernel rounds differently if a query is alone in its block: the query is computed twice.
         q, mask = torch.cat((q, q[:, :, -1:]), dim=2), torch.cat((mask, mask[:, :, -1:]), dim=2)
     out = F.scaled_dot_product_attention(
         q,
@@ -109,7 +124,7 @@ def attend(
 
 
 class _TrainedAttention(torch.autograd.Function):
-    """Attention by whole matrix products, for training on CPU: the fused kernel's backward pass takes twice as long."""
+    """Attention by plain matrix products, for training on a CPU: the fused kernel's backward pass is half as fast."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""Linear layers packed for the few rows of a decoding step on a CPU, in float32 or in bfloat16.
+"""Linear layers packed for decoding on a CPU, where a step has few rows; products are in float32 or in bfloat16.
 
-Both products are faster than the plain one at a step's row counts, and give a row the same bits whatever rows stand
-beside it (where widths are multiples of 64, as in models): so verifying many nodes at once rounds as plain AR does.
-On processors with matrix units (AMX) the bfloat16 product takes hardly longer for sixty rows than for one.
+A packed product is faster than PyTorch's own at a step's row counts. It gives a row the same bits whatever the other
+rows are (if widths are multiples of 64, as in models), so that a node that is verified among many others gets the same
+logits as in plain AR. On processors with matrix units (AMX) the bfloat16 product of sixty rows takes hardly longer
+than that of one row.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from hawk.machine import made_by_intel
 from hawk.nn.layers import RMSNorm, SwiGLU
 
 PACKED_FOR_ROWS = 64
-"""Rows that the packing is laid out for; measured best, also for fewer rows and for a single one."""
+"""The number of rows that the packed layout is made for: measured to be the best, even for a single row."""
 
 ROWS_AT_ONCE, WIDE = 32, 512
-"""oneDNN orders the sums of a bfloat16 product over more than `WIDE` inputs otherwise above `ROWS_AT_ONCE` rows."""
+"""In a bfloat16 product with more than `WIDE` inputs, oneDNN adds in another order above `ROWS_AT_ONCE` rows."""
 
 PACK_LIMIT = 1 << 30
-"""Bytes of float32 weights up to which a second, packed copy of them is worth its memory."""
+"""The most bytes of float32 weights for which a second, packed copy is worth its memory."""
 
 
 class MKLLinear(nn.Module):
@@ -40,9 +41,9 @@ class MKLLinear(nn.Module):
 
 
 class OneDNNLinear(nn.Module):
-    """A frozen linear layer with its product in float32, or in bfloat16 with sums in float32, packed by oneDNN.
+    """A frozen linear layer, packed by oneDNN: its product is in float32, or in bfloat16 with sums in float32.
 
-    Takes any float dtype. Holds its weights once.
+    The input may have any float dtype. The weights are held only once, in packed form.
     """
 
     def __init__(
@@ -64,41 +65,41 @@ class OneDNNLinear(nn.Module):
 
 
 def can_pack() -> bool:
-    """Whether this build of PyTorch carries MKL's packed product, and the processor is one that MKL is made for.
+    """Whether this build of PyTorch has MKL's packed product, and the processor is made by Intel.
 
-    On others oneDNN's is faster (measured on an AMD EPYC of 2019: 2 rows 3.7 against 5.6 ms, 32 rows 8.5 against 12).
+    On others oneDNN's is faster (on an AMD EPYC of 2019, 2 rows took 3.7 ms against 5.6, and 32 rows 8.5 against 12).
     """
     return made_by_intel() and torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")
 
 
 def has_onednn() -> bool:
-    """Whether this build of PyTorch carries oneDNN's packed product."""
+    """Whether this build of PyTorch has oneDNN's packed product."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def can_pack_bfloat16() -> bool:
-    """Whether this build and processor carry oneDNN's packed bfloat16 product."""
+    """Whether oneDNN's packed bfloat16 product is in this build of PyTorch and runs on this processor."""
     return has_onednn() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def has_matrix_units() -> bool:
-    """Whether the CPU multiplies bfloat16 matrices in hardware (AMX), so that bfloat16 is the fast dtype on it."""
-    asked = getattr(torch.cpu, "_is_amx_tile_supported", None)  # not in every supported PyTorch
+    """Whether the CPU multiplies bfloat16 matrices in hardware (AMX), which makes bfloat16 its fastest dtype."""
+    asked = getattr(torch.cpu, "_is_amx_tile_supported", None)  # some supported PyTorch versions lack it
     return can_pack_bfloat16() and asked is not None and bool(asked())
 
 
 def fast_dtype() -> torch.dtype:
-    """The dtype of products in which this CPU decodes fastest."""
+    """The dtype of matrix products in which this CPU decodes fastest."""
     return torch.bfloat16 if has_matrix_units() else torch.float32
 
 
 def worth_packing(module: nn.Module, dtype: torch.dtype) -> bool:
-    """Whether to pack a module: MKL holds float32 twice then, which large models cannot afford."""
+    """Whether to pack a module. MKL's packed float32 weights are a second copy, which is too much for a large model."""
     return dtype == torch.bfloat16 or not can_pack() or sum(p.nbytes for p in module.parameters()) <= PACK_LIMIT
 
 
 class FrozenLinear(nn.Module):
-    """A frozen linear layer as PyTorch has it, for machines and dtypes without a packed product."""
+    """A frozen linear layer with PyTorch's own product, for machines and dtypes without a packed one."""
 
     def __init__(self, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None, dtype: torch.dtype) -> None:
         super().__init__()
@@ -112,7 +113,7 @@ class FrozenLinear(nn.Module):
 def packed_linear(
     weight: Float[Tensor, "o i"], dtype: torch.dtype, bias: Float[Tensor, " o"] | None = None
 ) -> nn.Module:
-    """A frozen linear layer on the CPU with its product in `dtype`, packed where this machine can."""
+    """A frozen linear layer on the CPU with its product in `dtype`, packed if this machine can do so."""
     if dtype == torch.float32 and can_pack():
         return MKLLinear(weight, bias)
     if (dtype == torch.float32 and has_onednn()) or (dtype == torch.bfloat16 and can_pack_bfloat16()):
@@ -121,7 +122,7 @@ def packed_linear(
 
 
 def pack_linears(module: nn.Module, dtype: torch.dtype = torch.float32) -> int:
-    """Replace the float32 linear layers on the CPU below `module` by packed ones; how many there were."""
+    """Replace all float32 linear layers on the CPU inside `module` by packed ones; return how many there were."""
     found = [
         (parent, name, child)
         for parent in module.modules()
@@ -134,7 +135,7 @@ def pack_linears(module: nn.Module, dtype: torch.dtype = torch.float32) -> int:
 
 
 class PackedNormLinear(nn.Module):
-    """A frozen RMSNorm and the linear layer after it, the norm's weight folded into the layer's."""
+    """A frozen RMSNorm and the linear layer after it; the norm's weight is multiplied into the layer's."""
 
     def __init__(self, norm: RMSNorm, weight: Float[Tensor, "o i"], dtype: torch.dtype) -> None:
         super().__init__()
@@ -143,13 +144,13 @@ class PackedNormLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
         x = x.float()
-        # The norm in few and small steps: PyTorch's own takes eight on a CPU.
+        # The norm takes fewer operations than PyTorch's own, which are eight on a CPU.
         scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
         return self.linear(torch.mul(x, scale, out=torch.empty_like(x, dtype=self.dtype)))
 
 
 class PackedFeedForward(nn.Module):
-    """A frozen RMSNorm and the SwiGLU block after it; the two products of its entry are one."""
+    """A frozen RMSNorm and the SwiGLU block after it, whose two input products are computed as one."""
 
     def __init__(self, norm: RMSNorm, block: SwiGLU, dtype: torch.dtype) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""Pictures: PNG files with metadata, and contact sheets."""
+"""Picture files: PNGs with metadata, and contact sheets."""

@@ -1,4 +1,4 @@
-"""Contact sheets: pictures in a grid, each with its caption wrapped below."""
+"""Contact sheets: pictures in a grid, each with its caption below."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ FONT_SIZE = 13
 def contact_sheet(
     images: Sequence[NDArray[np.uint8]], captions: Sequence[str], columns: int, scale: int = 1
 ) -> Image.Image:
-    """A white sheet of `columns` columns.
+    """Lay pictures out on a white sheet of `columns` columns, each with its caption below.
 
     Args:
         images: uint8 arrays of one shape [height, width, 3].
-        captions: one per image; wrapped to the image's width.
+        captions: one for each image; long ones are wrapped to the image's width.
         columns: images per row.
-        scale: each pixel becomes scale x scale pixels.
+        scale: the factor by which images are enlarged, without smoothing.
 
     Raises:
-        HawkError: no image, unequal shapes, a caption missing, or fewer than one column.
+        HawkError: there is no image, shapes differ, a caption is missing, or `columns` or `scale` is below 1.
     """
     if not images or len(images) != len(captions) or len({image.shape for image in images}) != 1:
         raise HawkError(

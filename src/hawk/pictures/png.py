@@ -1,4 +1,4 @@
-"""PNG files that say how they were made, under names that never take another picture's place."""
+"""PNG files with metadata on how they were made; saving one never overwrites another picture."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ def slug(text: str) -> str:
 
 
 def picture_path(out: Path | None, prompt: str, seed: int, images: int, as_folder: bool = False) -> Path:
-    """Where an image goes: FILE.png for a single one, else `<prompt>-<seed>.png` in a folder (default: here).
+    """The path to save an image at: `out` itself if it is a .png file, else `<prompt>-<seed>.png` in the folder `out`.
 
-    Raises `HawkError` where `out` is a file name for several images or not a PNG, or cannot be written.
+    The default folder is the current one. Raises `HawkError` if `out` is a file but not a .png, one file for several
+    images, or not writable.
     """
     name = f"{slug(prompt)}-{seed}.png"
     if out is None:
@@ -45,8 +46,8 @@ def picture_path(out: Path | None, prompt: str, seed: int, images: int, as_folde
 
 
 def check_writable(folder: Path) -> None:
-    """Raise `HawkError` unless files can be made in a folder, or the folder itself can be made; makes nothing."""
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    """Raise `HawkError` if a folder cannot be written to or cannot be created; nothing is created."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise HawkError(f"cannot write into {folder}: {existing} is a file")
     if not os.access(existing, os.W_OK | os.X_OK):
@@ -54,9 +55,9 @@ def check_writable(folder: Path) -> None:
 
 
 def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str]) -> Path:
-    """Write a PNG with text metadata, atomically; return the path taken.
+    """Write a PNG with text metadata atomically; return the path that was used.
 
-    Where `path` holds a different file, `-2`, `-3`, ... is added to the name; equal content is left as it is.
+    If another file is at `path`, `-2`, `-3`, ... is added to the name. A file with the same content is kept.
     """
     content = _png(image, metadata)
     for candidate in _numbered(path):
@@ -69,7 +70,7 @@ def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str]) -> Pat
 
 
 def write_png(image: Image.Image, path: Path) -> Path:
-    """Write a PNG atomically, in the place of any earlier one; return its path."""
+    """Write a PNG atomically, overwriting an earlier file; return its path."""
     write_bytes(path, _png(image, {}))
     return path
 
@@ -77,7 +78,7 @@ def write_png(image: Image.Image, path: Path) -> Path:
 def _png(image: Image.Image, metadata: Mapping[str, str]) -> bytes:
     info = PngInfo()
     for key, value in metadata.items():
-        info.add_text(key, value)  # as UTF-8 where Latin-1 does not hold it
+        info.add_text(key, value)  # PIL writes UTF-8 where Latin-1 is not enough
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()

@@ -1,1 +1,1 @@
-"""Models of the transformers library: one description a family, one target for all of them."""
+"""Models of the transformers library: one description for each family, and one target that serves all families."""

@@ -1,7 +1,8 @@
-"""What is particular to each family of transformers image models: where its parts lie, its prompts, rows and pixels.
+"""Families of transformers image models: all that differs between them (modules, prompts, rows, pixels) is here.
 
-A family holds a loaded model and its tokenizer, and reads every id from the model's config or the tokenizer. Facts are
-those of the public inference code of each model; see docs/janus.md, emu3.md, chameleon.md and lumina.md.
+A family holds a loaded model and its tokenizer, and reads every token id from the model's config or the tokenizer.
+Prompts and defaults are those of each model's public inference code: see docs/janus.md, emu3.md, chameleon.md and
+lumina.md.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from hawk.models.tokenizers.fsq import PixelDecoder
 
 
 class Family(ABC):
-    """A transformers model and its tokenizer, as an image generator. `head` maps last hidden states to code logits."""
+    """A transformers model and its tokenizer, described as an image generator.
+
+    `linear_head` says whether `head` is linear; `structure` holds the structure tokens that end a row.
+    """
 
     name: str
     defaults: SamplingParams
@@ -35,33 +39,33 @@ class Family(ABC):
 
     @property
     def shape(self) -> Any:
-        """The backbone's config."""
+        """The config of the backbone."""
         return self.model.config.get_text_config()
 
     @property
     def text_embeddings(self) -> nn.Embedding:
-        """Embeddings of the model's own vocabulary, by which prompts and structure tokens are read."""
+        """Embeddings of the model's own vocabulary: those of prompts and structure tokens."""
         return self.model.get_input_embeddings()
 
     @property
     def drawing_modules(self) -> list[nn.Module]:
-        """What draws tokens: backbone (with its embeddings) and output head."""
+        """The modules that draw tokens: the backbone (with its embeddings) and the output head."""
         return [self.backbone, self.model.lm_head]
 
     @property
     @abstractmethod
     def codes(self) -> int:
-        """Number of image codes."""
+        """The number of image codes."""
 
     @property
     @abstractmethod
     def grid(self) -> Grid:
-        """What it draws where nothing else is asked for."""
+        """The grid of an image when a call names no size."""
 
     @property
     @abstractmethod
     def cell(self) -> int:
-        """Side of a token in pixels."""
+        """The side of a token in pixels."""
 
     @property
     @abstractmethod
@@ -71,7 +75,7 @@ class Family(ABC):
     @property
     @abstractmethod
     def head(self) -> nn.Module:
-        """Last hidden states to logits of image codes."""
+        """The module that turns last hidden states into logits of image codes."""
 
     @abstractmethod
     def embed(self, codes: Int[Tensor, "*b"]) -> Float[Tensor, "*b dim"]:
@@ -79,23 +83,23 @@ class Family(ABC):
 
     @abstractmethod
     def prompt(self, text: str, grid: Grid) -> tuple[int, ...]:
-        """Token ids up to where the image begins."""
+        """The token ids before the image's first code."""
 
     @abstractmethod
     def unconditional(self, prompt: tuple[int, ...], grid: Grid) -> tuple[int, ...]:
-        """What stands in a prompt's place in guidance where no negative prompt is given."""
+        """The token ids of the unconditional branch of guidance for this prompt, when no negative prompt is given."""
 
     @abstractmethod
     def pixels(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]:
-        """Images in about [-1, 1]."""
+        """Images of token grids; pixels are about in [-1, 1]."""
 
     @property
     def closing(self) -> tuple[int, ...]:
-        """Structure tokens after an image; nothing is drawn behind them, so they are never run."""
+        """Structure tokens after an image; the target never runs them, since nothing is drawn after them."""
         return ()
 
     def check_grid(self, grid: Grid) -> None:
-        """`HawkError` for a grid that the family cannot draw; by default any but its own."""
+        """Raise `HawkError` for a grid that the family cannot draw: by default every grid but its own."""
         if grid != self.grid:
             side = f"{self.grid.height * self.cell}x{self.grid.width * self.cell}"
             raise HawkError(f"{self.name} draws {side} pixels only: leave height and width out")
@@ -110,23 +114,23 @@ class Janus(Family):
 
     @property
     def codes(self) -> int:
-        """Entries of the image codebook."""
+        """The entries of the image codebook."""
         return self.model.config.vq_config.num_embeddings
 
     @property
     def grid(self) -> Grid:
-        """A square of `num_patches` a side."""
+        """A square of `num_patches` tokens on a side."""
         side = self.model.config.vq_config.num_patches
         return Grid(side, side)
 
     @property
     def cell(self) -> int:
-        """Each level of the decoder but one doubles the side."""
+        """Each level of the decoder but one doubles the side of the picture."""
         return 2 ** (len(self.model.config.vq_config.channel_multiplier) - 1)
 
     @property
     def backbone(self) -> nn.Module:
-        """The Llama inside."""
+        """The Llama inside the model."""
         return self.model.model.language_model
 
     @property
@@ -136,24 +140,24 @@ class Janus(Family):
 
     @property
     def drawing_modules(self) -> list[nn.Module]:
-        """The backbone, and what the image codes have of their own; `lm_head` is for text."""
+        """The backbone, and embeddings and head of the image codes; `lm_head` is for text only."""
         parts = self.model.model
         return [self.backbone, parts.generation_embeddings, parts.generation_aligner, parts.generation_head]
 
     def embed(self, codes: Int[Tensor, "*b"]) -> Float[Tensor, "*b dim"]:
-        """The codes' own embeddings, aligned to the backbone's width."""
+        """The codes' own embeddings, projected to the backbone's width."""
         return self.model.prepare_embeddings_for_image_generation(codes)
 
     def prompt(self, text: str, grid: Grid) -> tuple[int, ...]:
-        """The chat template's user turn, then begin-of-image."""
+        """The text as a user turn of the chat template, then begin-of-image."""
         if not self.tokenizer.chat_template:
             raise HawkError("this Janus has no chat template: its folder needs chat_template.jinja (as published)")
         turn = {"role": "user", "content": [{"type": "text", "text": text}]}
-        told = self.tokenizer.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
-        return tuple(self.tokenizer(told + special(self.tokenizer, "boi_token")).input_ids)
+        chat = self.tokenizer.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
+        return tuple(self.tokenizer(chat + special(self.tokenizer, "boi_token")).input_ids)
 
     def unconditional(self, prompt: tuple[int, ...], grid: Grid) -> tuple[int, ...]:
-        """Padding tokens (which are seen) in place of all but begin-of-sequence and begin-of-image."""
+        """The prompt with padding tokens in place of its text; attention sees these padding tokens."""
         begin = self.tokenizer.convert_tokens_to_ids(special(self.tokenizer, "boi_token"))
         kept = (self.tokenizer.bos_token_id, begin)
         return tuple(token if token in kept else self.tokenizer.pad_token_id for token in prompt)
@@ -164,43 +168,43 @@ class Janus(Family):
 
 
 class SharedVocabulary(Family):
-    """Families whose image codes are words of the text vocabulary."""
+    """A family whose image codes are tokens of the text vocabulary."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         super().__init__(model, tokenizer)
-        places: Mapping[int, int] = model.model.vocabulary_mapping.img2bpe
-        if sorted(places) != list(range(self.codes)):
-            raise HawkError(f"vocabulary_map in config.json has {len(places)} image tokens, not {self.codes}")
-        ids = [places[code] for code in range(self.codes)]
+        id_of_code: Mapping[int, int] = model.model.vocabulary_mapping.img2bpe
+        if sorted(id_of_code) != list(range(self.codes)):
+            raise HawkError(f"vocabulary_map in config.json has {len(id_of_code)} image tokens, not {self.codes}")
+        ids = [id_of_code[code] for code in range(self.codes)]
         self.code_ids = torch.tensor(ids, device=self.text_embeddings.weight.device)
         weight, in_order = model.lm_head.weight.detach(), ids == list(range(ids[0], ids[0] + self.codes))
-        rows = weight[ids[0] : ids[0] + self.codes] if in_order else weight[self.code_ids]  # a view, or else a copy
+        rows = weight[ids[0] : ids[0] + self.codes] if in_order else weight[self.code_ids]  # a view, if possible
         self._head = nn.Linear(weight.shape[1], self.codes, bias=False, device="meta")
         self._head.weight = nn.Parameter(rows, requires_grad=False)
 
     @property
     def head(self) -> nn.Module:
-        """The rows of `lm_head` that are image codes: no other logit is ever computed."""
+        """The rows of `lm_head` for image codes; the logits of text tokens are never computed."""
         return self._head
 
     def embed(self, codes: Int[Tensor, "*b"]) -> Float[Tensor, "*b dim"]:
-        """Embeddings of the codes' words."""
+        """Embeddings of image codes, from the text vocabulary."""
         return self.text_embeddings(self.code_ids[codes])
 
-    def spelt(self, codes: Int[Tensor, "b n"], grid: Grid) -> Int[Tensor, "b m"]:
-        """Images as the model would write them: words of codes, each row's end, and the closing tokens."""
-        words = self.code_ids[codes].unflatten(1, (grid.height, grid.width))
-        ends = torch.tensor(self.structure.end_of_row, dtype=words.dtype, device=words.device)
-        ended = torch.cat((words, ends.expand(*words.shape[:2], -1)), dim=2).flatten(1)
-        closing = torch.tensor(self.closing, dtype=words.dtype, device=words.device)
-        return torch.cat((ended, closing.expand(len(codes), -1)), dim=1)
+    def token_ids(self, codes: Int[Tensor, "b n"], grid: Grid) -> Int[Tensor, "b m"]:
+        """Images as the model itself would write them: the ids of codes, end-of-row tokens and closing tokens."""
+        ids = self.code_ids[codes].unflatten(1, (grid.height, grid.width))
+        end = torch.tensor(self.structure.end_of_row, dtype=ids.dtype, device=ids.device)
+        rows = torch.cat((ids, end.expand(*ids.shape[:2], -1)), dim=2).flatten(1)
+        closing = torch.tensor(self.closing, dtype=ids.dtype, device=ids.device)
+        return torch.cat((rows, closing.expand(len(codes), -1)), dim=1)
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of text; nothing is put before or behind it."""
+        """The token ids of text, without special tokens around them."""
         return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def id_of(self, token: str) -> int:
-        """The id of a word of the model's vocabulary."""
+        """The id of a token of the model's vocabulary; raises `HawkError` if config.json does not list it."""
         vocabulary: Mapping[str, int] = self.model.config.vocabulary_map
         if token not in vocabulary:
             raise HawkError(f"config.json lacks {token} in vocabulary_map: this is no {self.name} checkpoint")
@@ -211,11 +215,11 @@ EMU3_NEGATIVE = (
     "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, worst quality, "
     "low quality, normal quality, jpeg artifacts, signature, watermark, username, blurry."
 )
-"""The negative prompt of Emu3's published settings, which guidance takes where none is given."""
+"""The negative prompt in Emu3's published settings; guidance uses it when a call gives none."""
 
 
 class Emu3(SharedVocabulary):
-    """Emu3-Gen (arXiv 2409.18869): any height and width, told in the prompt; rows end with an end-of-line token."""
+    """Emu3-Gen (arXiv 2409.18869): any size, which the prompt states; each row ends with an end-of-line token."""
 
     name = "Emu3"
     defaults = SamplingParams(cfg_scale=3.0, top_k=2048)
@@ -223,12 +227,12 @@ class Emu3(SharedVocabulary):
 
     @property
     def codes(self) -> int:
-        """Entries of the image codebook."""
+        """The entries of the image codebook."""
         return self.model.config.vq_config.codebook_size
 
     @property
     def cell(self) -> int:
-        """Each level of the decoder but one doubles the side."""
+        """The decoder's scale factor."""
         return self.model.model.vqmodel.spatial_scale_factor
 
     @property
@@ -238,24 +242,24 @@ class Emu3(SharedVocabulary):
 
     @cached_property
     def structure(self) -> Structure:  # type: ignore[override]
-        """End of line."""
+        """End-of-line after each row."""
         return Structure((self.id_of("<|extra_200|>"),))
 
     @property
     def closing(self) -> tuple[int, ...]:
-        """End of frame, end of image, end of sequence."""
+        """End-of-frame, end-of-image, end-of-sequence."""
         return (self.id_of("<|extra_201|>"), self.id_of("<|image end|>"), self.shape.eos_token_id)
 
     def check_grid(self, grid: Grid) -> None:
-        """Any grid will do; how much fits is a question of the sequence's length."""
+        """Every grid is allowed; the length of the sequence is checked with the prompt."""
 
     def prompt(self, text: str, grid: Grid) -> tuple[int, ...]:
-        """Begin of sequence, the text, and the image's header: begin of image, height*width, begin of its tokens."""
+        """Begin-of-sequence, the text, and the image's header: begin-of-image, height*width, begin-of-image-tokens."""
         begin, wrapper = special(self.tokenizer, "boi_token"), special(self.tokenizer, "image_wrapper_token")
         return self.encode(f"{self.tokenizer.bos_token}{text}{begin}{grid.height}*{grid.width}{wrapper}")
 
     def unconditional(self, prompt: tuple[int, ...], grid: Grid) -> tuple[int, ...]:
-        """The published negative prompt, with the same header."""
+        """The published negative prompt, with the header of the same grid."""
         return self.prompt(EMU3_NEGATIVE, grid)
 
     def pixels(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]:
@@ -264,7 +268,7 @@ class Emu3(SharedVocabulary):
 
 
 class Chameleon(SharedVocabulary):
-    """Chameleon and Anole (arXiv 2405.09818, 2407.06135): 32x32 codes, whose logits the model's own `forward` masks."""
+    """Chameleon and Anole (arXiv 2405.09818, 2407.06135): 32x32 codes; their own `forward` masks the codes' logits."""
 
     name = "Chameleon"
     defaults = SamplingParams(cfg_scale=3.0, temperature=0.7)
@@ -275,51 +279,51 @@ class Chameleon(SharedVocabulary):
 
     @property
     def grid(self) -> Grid:
-        """What the image encoder makes of the pictures it was trained on."""
+        """The grid of the pictures that the image encoder was trained on."""
         side = self.model.config.vq_config.resolution // self.cell
         return Grid(side, side)
 
     @property
     def codes(self) -> int:
-        """Entries of the image codebook."""
+        """The entries of the image codebook."""
         return self.model.config.vq_config.num_embeddings
 
     @property
     def cell(self) -> int:
-        """Each level of the encoder but one halves the side."""
+        """Each level of the encoder but one halves the side of the picture."""
         return 2 ** (len(self.model.config.vq_config.channel_multiplier) - 1)
 
     @property
     def closing(self) -> tuple[int, ...]:
-        """End of image."""
+        """End-of-image."""
         return (self.id_of(END_IMAGE),)
 
     @property
     def backbone(self) -> nn.Module:
-        """The transformer; its image encoder is not run."""
+        """The transformer, whose image encoder is not run."""
         return self.model.model
 
     def prompt(self, text: str, grid: Grid) -> tuple[int, ...]:
-        """Begin of sequence, the text as a turn of its own, begin of image."""
+        """Begin-of-sequence, the text, end-of-turn, begin-of-image."""
         return (self.tokenizer.bos_token_id, *self.encode(text + SEPARATOR), self.id_of(BEGIN_IMAGE))
 
     def unconditional(self, prompt: tuple[int, ...], grid: Grid) -> tuple[int, ...]:
-        """Begin of sequence, begin of image."""
+        """Begin-of-sequence, begin-of-image."""
         return (self.tokenizer.bos_token_id, self.id_of(BEGIN_IMAGE))
 
     def pixels(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]:
-        """Images by the VQGAN decoder, which transformers' model has not."""
+        """Images by the VQGAN decoder, which transformers' model lacks; raises `HawkError` without one."""
         if self.decoder is None:
             raise HawkError(f"{self.name} has no pixel decoder here: name the file of one (vqgan.ckpt)")
         return self.decoder.decode(codes)
 
 
 BEGIN_IMAGE, END_IMAGE, NEW_LINE, SEPARATOR = "<racm3:break>", "<eoss>", "<reserved08799>", "<reserved08706>"
-"""Words of Chameleon's vocabulary: begin and end of image; what Lumina-mGPT ends a row with; end of turn."""
+"""Tokens of Chameleon's vocabulary: begin-of-image, end-of-image, Lumina-mGPT's end-of-row, end-of-turn."""
 
 
 class Lumina(Chameleon):
-    """Lumina-mGPT (arXiv 2408.02657): Chameleon that is told the image's size and ends each row with a new line."""
+    """Lumina-mGPT (arXiv 2408.02657): Chameleon with the size in the prompt, and a new-line token after each row."""
 
     name = "Lumina-mGPT"
     defaults = SamplingParams(cfg_scale=3.0, top_k=2000)
@@ -330,37 +334,37 @@ class Lumina(Chameleon):
 
     @property
     def grid(self) -> Grid:
-        """The square it was tuned for: 48 tokens a side, of the variants for 512 and 1024 pixels 32 and 64."""
+        """The square that the checkpoint was tuned for: 48 tokens on a side for 768 pixels, 32 for 512, 64 for 1024."""
         return Grid(self.side, self.side)
 
     @cached_property
     def structure(self) -> Structure:  # type: ignore[override]
-        """New line."""
+        """New-line after each row."""
         return Structure((self.id_of(NEW_LINE),))
 
     def check_grid(self, grid: Grid) -> None:
-        """Sizes are told in squares of 2x2 tokens."""
+        """Raise `HawkError` for odd sides: prompts give sizes in squares of 2x2 tokens."""
         if grid.height % 2 or grid.width % 2:
             raise HawkError(f"{self.name} draws sizes that are multiples of {2 * self.cell} pixels")
 
     def prompt(self, text: str, grid: Grid) -> tuple[int, ...]:
-        """The instruction it was tuned on, as a turn of its own, then the image's beginning."""
+        """Begin-of-sequence, the instruction that the model was tuned on, end-of-turn, and the image's header."""
         size = f"{grid.width * self.cell}x{grid.height * self.cell}"
-        told = f"Generate an image of {size} according to the following prompt:\n{text}{SEPARATOR}"
-        return (self.tokenizer.bos_token_id, *self.encode(told), *self.begin(grid))
+        turn = f"Generate an image of {size} according to the following prompt:\n{text}{SEPARATOR}"
+        return (self.tokenizer.bos_token_id, *self.encode(turn), *self.header(grid))
 
     def unconditional(self, prompt: tuple[int, ...], grid: Grid) -> tuple[int, ...]:
-        """The image's beginning, and nothing before it."""
-        return self.begin(grid)
+        """The image's header alone."""
+        return self.header(grid)
 
-    def begin(self, grid: Grid) -> tuple[int, ...]:
-        """Begin of image, height and width, both counted in squares of 2x2 tokens."""
+    def header(self, grid: Grid) -> tuple[int, ...]:
+        """Begin-of-image, height and width; both are counted in squares of 2x2 tokens."""
         sizes = (self.id_of(f"<reserved{8800 + side // 2:05d}>") for side in (grid.height, grid.width))
         return (self.id_of(BEGIN_IMAGE), *sizes)
 
 
 def special(tokenizer: Any, name: str) -> str:
-    """A special token that the tokenizer knows by a name of its own, such as `boi_token`."""
+    """The special token that the tokenizer has under a name such as `boi_token`; raises `HawkError` without one."""
     token = getattr(tokenizer, name, None)
     if token is None:
         raise HawkError(f"tokenizer_config.json names no {name}: this tokenizer cannot begin an image")

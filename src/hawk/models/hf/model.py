@@ -1,10 +1,10 @@
-"""Checkpoints in transformers' format as models: Janus, Emu3, Chameleon, Anole and Lumina-mGPT.
+"""Models around checkpoints in transformers' format: Janus, Emu3, Chameleon, Anole and Lumina-mGPT.
 
-A folder is as published. Chameleon's kind draws pixels with `vqgan.ckpt` (or `vqgan.safetensors`), which is published
-apart: it is looked for in the folder and in its `tokenizer` folder. `hawk.json` beside it may say what config.json does
-not: {"family": "lumina", "side": 48} (tokens along an image's side).
+A checkpoint's folder is used as it was published. The Chameleon family (Chameleon, Anole, Lumina-mGPT) needs one more
+file to draw pixels, `vqgan.ckpt` or `vqgan.safetensors`, in the folder or in its subfolder `tokenizer`. An optional
+file `hawk.json` tells what config.json does not: {"family": "lumina", "side": 48}, the side of an image in tokens.
 
-Imports transformers: load this module only when such a folder is at hand.
+This module imports transformers: import it only where such a checkpoint is at hand.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from hawk.decoding.grid import Grid
@@ -25,6 +25,7 @@ from hawk.drafters.parts import DraftParts, load_parts
 from hawk.errors import HawkError, one_line
 from hawk.files import read_json
 from hawk.models.checkpoint import read_checkpoint
+from hawk.models.config import read_fields
 from hawk.models.fingerprint import fingerprint
 from hawk.models.hf.families import Chameleon, Emu3, Family, Janus, Lumina
 from hawk.models.hf.reading import read_model, read_tokenizer
@@ -37,11 +38,11 @@ ARCHITECTURES = {
     "emu3": "Emu3ForConditionalGeneration",
     "chameleon": "ChameleonForConditionalGeneration",
 }
-"""`model_type` of config.json to a class of transformers."""
+"""The class of transformers for each `model_type` in config.json."""
 
 
-class Beside(BaseModel):
-    """`hawk.json`: what a checkpoint's own files do not say."""
+class FamilyHint(BaseModel):
+    """The fields of `hawk.json`: the family, and the side of an image in tokens, which config.json may not tell."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -50,8 +51,8 @@ class Beside(BaseModel):
 
 
 @dataclass(frozen=True)
-class AdaptedModel:
-    """A `hawk.models.protocol.Model` over a transformers model."""
+class TransformersModel:
+    """A `Model` around a transformers model; `drafting` is None if there is no drafter for it."""
 
     name: str
     family: Family
@@ -61,7 +62,7 @@ class AdaptedModel:
 
     @property
     def grid(self) -> Grid:
-        """What it draws where nothing else is asked for."""
+        """The grid of an image when a call names no size."""
         return self.family.grid
 
     @property
@@ -71,46 +72,46 @@ class AdaptedModel:
 
     @property
     def defaults(self) -> SamplingParams:
-        """The published settings of its family."""
+        """The sampling parameters that the model's authors published."""
         return self.family.defaults
 
     @property
     def modules(self) -> list[nn.Module]:
-        """What moves to a device beside the model itself, which is read straight to it."""
+        """Pixel decoder and drafters. The transformers model is not among them: it is read straight to its device."""
         decoder = getattr(self.family, "decoder", None)
         return [*([decoder] if decoder else []), *(self.drafting.modules if self.drafting else [])]
 
     def check_grid(self, grid: Grid) -> None:
-        """`HawkError` for a grid that the family does not draw."""
+        """Raise `HawkError` for a grid that the family cannot draw."""
         self.family.check_grid(grid)
 
     def condition(self, prompts: Sequence[str], negatives: Sequence[str], grid: Grid) -> TokenPrompt:
-        """Token ids of prompts; "" among `negatives` is the family's own unconditional prompt."""
+        """The token ids of prompts; an empty negative prompt stands for the family's own unconditional prompt."""
         for text in prompts:
             if not text.strip():
                 raise HawkError("the prompt is empty: describe the image, as in 'a red apple'")
         for text in (*prompts, *negatives):
             for token in self.family.tokenizer.all_special_tokens:
                 if token in text:
-                    raise HawkError(f"the prompt {text!r} holds {token}, which the model reads as a token of its own")
-        told = tuple(self.family.prompt(text, grid) for text in prompts)
-        steered = tuple(
+                    raise HawkError(f"the prompt {text!r} holds {token}, which the model reads as a special token")
+        cond = tuple(self.family.prompt(text, grid) for text in prompts)
+        uncond = tuple(
             self.family.prompt(negative, grid) if negative.strip() else self.family.unconditional(prompt, grid)
-            for prompt, negative in zip(told, negatives, strict=True)
+            for prompt, negative in zip(cond, negatives, strict=True)
         )
         last = torch.tensor(grid.size - 1)
         room, image = self.family.shape.max_position_embeddings, 1 + int(self.family.structure.before(last, grid))
-        longest = max(map(len, told + steered))
+        longest = max(map(len, cond + uncond))
         if longest + image > room:
             raise HawkError(f"a prompt of {longest} tokens and an image of {image} are too long: {room} fit together")
-        return TokenPrompt(told, steered, grid)
+        return TokenPrompt(cond, uncond, grid)
 
     def pixels(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]:
-        """Images of token grids, in about [-1, 1]."""
+        """Images of token grids; pixels are about in [-1, 1]."""
         return self.family.pixels(codes)
 
     def facts(self) -> dict[str, Any]:
-        """What `hawk info` tells of its parts."""
+        """Facts about the model's parts, for `hawk info`."""
         return {
             "target": {
                 "architecture": type(self.family.model).__name__,
@@ -124,43 +125,47 @@ class AdaptedModel:
         }
 
 
-def load_adapted(folder: Path, place: torch.device, dtype: torch.dtype, drafter: Path | None) -> AdaptedModel:
-    """Read a checkpoint to a device; pixel decoders run in float32 at least.
+def load_transformers_model(
+    folder: Path, device: torch.device, dtype: torch.dtype, drafter: Path | None
+) -> TransformersModel:
+    """Read a checkpoint to a device; its pixel decoder is at least in float32.
 
-    Raises `HawkError` in one line for an unknown kind, a damaged file, or a drafter of another target.
+    Raises:
+        HawkError: one line on a kind of model that is unknown, a damaged file, or a drafter of another target.
     """
     kind = read_json(folder / "config.json")["model_type"]
     if kind not in ARCHITECTURES:
         raise HawkError(f"{folder} is a {kind!r} model: Hawk draws with {', '.join(ARCHITECTURES)}")
-    beside = read_beside(folder)
-    vqgan = vqgan_file(folder) if kind == "chameleon" else None  # a missing file is said before gigabytes are read
-    model = read_model(folder, ARCHITECTURES[kind], dtype, place, ("model.vqmodel.",) if vqgan else ())
+    hint = read_hint(folder)
+    vqgan = vqgan_file(folder) if kind == "chameleon" else None  # refuses before gigabytes are read
+    model = read_model(folder, ARCHITECTURES[kind], dtype, device, ("model.vqmodel.",) if vqgan else ())
     if vqgan is None and dtype.itemsize < 4:
         model.model.vqmodel.float()
-    decoder = None if vqgan is None else read_vqgan(vqgan, model.config.vq_config).to(place)
+    decoder = None if vqgan is None else read_vqgan(vqgan, model.config.vq_config).to(device)
     if decoder is not None and dtype == torch.float64:
         decoder.double()
-    family = family_of(model, read_tokenizer(folder), decoder, beside)
+    family = family_of(model, read_tokenizer(folder), decoder, hint)
     return as_model(name_of(folder), family, drafter)
 
 
-def as_model(name: str, family: Family, drafter: Path | None = None) -> AdaptedModel:
-    """The model of a family, with a drafter folder that was trained for it."""
+def as_model(name: str, family: Family, drafter: Path | None = None) -> TransformersModel:
+    """The `Model` of a family, with the drafter in a folder; `HawkError` if that was trained for another target."""
     target, mark = TransformersTarget(family), family_fingerprint(family)
     if drafter is None:
-        return AdaptedModel(name, family, target, mark)
+        return TransformersModel(name, family, target, mark)
     parts = load_parts(drafter, target.hidden_size, target.vocab_size, mark, target.dtype)
     for module in parts.modules:
         module.to(target.device)
-    return AdaptedModel(name, family, target, mark, parts)
+    return TransformersModel(name, family, target, mark, parts)
 
 
-def family_of(model: Any, tokenizer: Any, decoder: VQGAN | None = None, beside: Beside | None = None) -> Family:
-    """The family of a loaded transformers model; Chameleon's kind needs a decoder to draw pixels.
+def family_of(model: Any, tokenizer: Any, decoder: VQGAN | None = None, hint: FamilyHint | None = None) -> Family:
+    """The family of a loaded transformers model; the Chameleon family needs a decoder to draw pixels.
 
-    Lumina-mGPT has Chameleon's config.json; it is told by `hawk.json`, or by the class or the loss it was trained with.
+    Lumina-mGPT's `model_type` is Chameleon's. It is recognised by the hint, or else by what config.json says of its
+    training: the class, or the weight of the z-loss.
     """
-    kind, beside = model.config.model_type, beside or Beside()
+    kind, hint = model.config.model_type, hint or FamilyHint()
     if kind in ("janus", "emu3"):
         make: Callable[[Any, Any], Family] = Janus if kind == "janus" else Emu3
         return make(model, tokenizer)
@@ -168,33 +173,27 @@ def family_of(model: Any, tokenizer: Any, decoder: VQGAN | None = None, beside: 
         raise HawkError(f"Hawk draws with {', '.join(ARCHITECTURES)}, not with a {kind!r} model")
     trained_as = "".join(model.config.architectures or ())
     guessed = "lumina" if "XLLMX" in trained_as or hasattr(model.config, "z_loss_weight") else "chameleon"
-    if (beside.family or guessed) == "lumina":
-        return Lumina(model, tokenizer, decoder, beside.side)
+    if (hint.family or guessed) == "lumina":
+        return Lumina(model, tokenizer, decoder, hint.side)
     return Chameleon(model, tokenizer, decoder)
 
 
 def family_fingerprint(family: Family) -> str:
-    """What a drafter for this model must have been trained for."""
+    """The fingerprint of a family's model: a drafter must have been trained for it."""
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
     shape = {name: getattr(family.shape, name) for name in names}
     head = family.head.state_dict()
     return fingerprint({"family": family.name, "codes": family.codes, **shape}, [head[name] for name in sorted(head)])
 
 
-def read_beside(folder: Path) -> Beside:
-    """`hawk.json` of a folder, or nothing."""
+def read_hint(folder: Path) -> FamilyHint:
+    """The `hawk.json` of a folder; an empty hint where there is none."""
     path = folder / "hawk.json"
-    if not path.is_file():
-        return Beside()
-    try:
-        return Beside.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise HawkError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    return read_fields(FamilyHint, path) if path.is_file() else FamilyHint()
 
 
 def vqgan_file(folder: Path) -> Path:
-    """The file of Chameleon's pixel decoder."""
+    """The file of the Chameleon family's pixel decoder; raises `HawkError` where there is none."""
     for name in VQGAN_FILES:
         if (folder / name).is_file():
             return folder / name
@@ -204,7 +203,7 @@ def vqgan_file(folder: Path) -> Path:
 
 
 def read_vqgan(path: Path, config: Any) -> VQGAN:
-    """The decoder in a published file, of the shape that config.json's `vq_config` gives."""
+    """The pixel decoder in a published file; `HawkError` unless it has the shape in config.json's `vq_config`."""
     shape = VQGANConfig(
         codebook_size=config.num_embeddings,
         codebook_dim=config.embed_dim,
@@ -226,7 +225,7 @@ def read_vqgan(path: Path, config: Any) -> VQGAN:
 
 
 def name_of(folder: Path) -> str:
-    """The folder's name; of a folder in the hub's cache the repository's."""
+    """The name of a model: its folder's, or the repository's if the folder is in the hub's cache."""
     if folder.parent.name == "snapshots":
         return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
     return folder.resolve().name

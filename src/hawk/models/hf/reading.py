@@ -1,4 +1,4 @@
-"""Reading checkpoints in transformers' format: safetensors only, whole, with every weight in its place."""
+"""Reads checkpoints in transformers' format: safetensors files only, each one whole, with no weight missing."""
 
 from __future__ import annotations
 
@@ -9,38 +9,37 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from hawk.errors import HawkError, one_line
 from hawk.files import read_json
-from hawk.models.checkpoint import FLOATS
+from hawk.models.checkpoint import indexed_files, shapes_in
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 def read_model(
-    folder: Path, architecture: str, dtype: torch.dtype, place: torch.device, may_lack: tuple[str, ...] = ()
+    folder: Path, architecture: str, dtype: torch.dtype, device: torch.device, may_lack: tuple[str, ...] = ()
 ) -> Any:
-    """A frozen transformers model on a device, its weights read straight to it, with attention by SDPA.
+    """A frozen transformers model with SDPA attention, whose weights are read straight to a device.
 
     Args:
-        architecture: name of its class in transformers.
-        may_lack: beginnings of the names of weights that the files may lack.
+        architecture: the name of the model's class in transformers.
+        may_lack: prefixes of the names of weights that may be missing.
 
     Raises:
-        HawkError: one line on files that are missing, pickled, cut short, of another model or of no float dtype.
+        HawkError: one line on weights that are missing, pickled, cut short, of another model or of no float dtype.
     """
     quantized = "quantization_config" in read_json(folder / "config.json")
     for path in weight_files(folder):
-        check_weights(path, FLOATS if not quantized else None)
+        shapes_in(path, any_dtype=quantized)  # refuses a damaged file before transformers reads it
     with quiet():
         try:
             model, info = getattr(transformers, architecture).from_pretrained(
                 folder,
                 dtype=dtype,
-                device_map={"": place},
+                device_map={"": device},
                 attn_implementation="sdpa",
                 use_safetensors=True,
                 local_files_only=True,
@@ -58,7 +57,7 @@ def read_model(
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer beside the weights."""
+    """The tokenizer in a checkpoint's folder; raises `HawkError` where there is none that can be read."""
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
@@ -68,9 +67,9 @@ def read_tokenizer(folder: Path) -> Any:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers reads of a checkpoint: the single one, or else those of its index.
+    """The safetensors files that transformers reads from a checkpoint: the single file, or else those in its index.
 
-    `HawkError` where one is missing.
+    Raises `HawkError` where a file is missing.
     """
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
@@ -79,34 +78,12 @@ def weight_files(folder: Path) -> list[Path]:
         if pickled:
             raise HawkError(f"{folder} holds pickled weights only ({pickled[0]}): convert them to safetensors first")
         raise HawkError(f"{folder} has no weights: neither {SINGLE} nor {INDEX}")
-    places = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise HawkError(f"{folder / INDEX} has no weight_map")
-    names = sorted({str(name) for name in places.values()})
-    for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise HawkError(f"{folder / INDEX} names {name}, which is no safetensors file beside it")
-        if not (folder / name).is_file():
-            raise HawkError(f"{folder / name} is missing, though {INDEX} names it: fetch it again")
-    return [folder / name for name in names]
-
-
-def check_weights(path: Path, dtypes: tuple[str, ...] | None) -> None:
-    """That a safetensors file is whole and holds tensors of these dtypes (None: any)."""
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
-                entry = file.get_slice(name)
-                dtype = entry.get_dtype()
-                if dtypes is not None and entry.get_shape() and dtype not in dtypes:  # a single number may be a count
-                    raise HawkError(f"{path}: {name} is {dtype}, weights must be one of {', '.join(dtypes)}")
-    except SafetensorError as error:
-        raise HawkError(f"{path} is damaged or cut short ({one_line(error)}): fetch it again") from error
+    return indexed_files(folder / INDEX)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' bars and warnings: what is wrong is raised."""
+    """A context in which transformers shows no progress bar and no warning: Hawk raises what is wrong as an error."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

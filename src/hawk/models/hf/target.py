@@ -1,7 +1,8 @@
-"""Any transformers image model as a decoder's `Target`: its own modules over our cache, masks and structure tokens.
+"""The `Target` around any transformers image model: it runs the model's own modules over Hawk's KV cache and masks.
 
-No modelling code: the backbone is called with embeddings, an additive float mask and explicit positions, and writes its
-keys and values into a `KVCache`. What is particular to a model (embeddings, head, prompts, pixels) is its `Family`.
+There is no modelling code here. The backbone is called with embeddings, an additive float mask and explicit position
+ids, and its attention writes keys and values into a `KVCache`. All that differs between models (embeddings, head,
+prompts, pixels) is in their `Family`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from hawk.decoding.cache import FixedCache, KVCache, Prefilled, whole_key_blocks
 from hawk.decoding.grid import Grid
 from hawk.decoding.structure import lay_out
 from hawk.models.hf.families import Family
+from hawk.nn.layers import at_least_float32, causal_visibility
 
 
 @dataclass(frozen=True)
 class TokenPrompt:
-    """Token ids of each image's prompt and of what takes its place in guidance, both for images of one grid."""
+    """Token ids of a batch of images of one grid: each image's prompt, and its negative prompt for guidance."""
 
     prompts: tuple[tuple[int, ...], ...]
     negatives: tuple[tuple[int, ...], ...]
@@ -38,23 +40,23 @@ class TokenPrompt:
 
 
 class TreeCache(Cache):
-    """What attention modules see of a `KVCache`: they hand it new entries and get those to attend to."""
+    """The cache that transformers' attention modules are given: it hands their keys and values to a `KVCache`."""
 
     def __init__(self, entries: KVCache) -> None:
         super().__init__(layers=[])
         self.entries = entries
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-        """Append a layer's new entries without committing them."""
+        """Append a layer's new keys and values without committing them; return all that its queries may attend to."""
         return self.entries.append(layer_idx, key_states, value_states)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Committed entries of the longest row."""
+        """The number of committed entries of the longest row."""
         return max(self.entries.lengths)
 
 
 class TransformersTarget:
-    """The decoder's and the drafters' view of a loaded model. Tokens are image codes, 0 .. `vocab_size` - 1."""
+    """A transformers model as decoder and drafters use it; its tokens are image codes, 0 .. `vocab_size` - 1."""
 
     def __init__(self, family: Family) -> None:
         self.family = family
@@ -63,32 +65,35 @@ class TransformersTarget:
 
     @property
     def grid(self) -> Grid:
-        """The grid that the model draws where nothing else is asked for."""
+        """The grid of an image when a call names no size."""
         return self.family.grid
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the backbone, and so of keys and values."""
+        """The dtype of the backbone, and so of keys and values."""
         return self.family.text_embeddings.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the backbone runs."""
+        """The device of the backbone."""
         return self.family.text_embeddings.weight.device
 
     @cached_property
     def end_of_row(self) -> Int[Tensor, " tokens"]:
-        """The structure tokens behind a row, on the device."""
+        """The structure tokens after each row of the image, on the device."""
         return torch.tensor(self.family.structure.end_of_row, dtype=torch.long, device=self.device)
 
     @property
     def parameter_count(self) -> int:
-        """Of what draws tokens: backbone, image embeddings and image head."""
+        """The parameters that draw tokens: those of backbone, image embeddings and image head."""
         modules = nn.ModuleList(self.family.drawing_modules)
         return sum(parameter.numel() for parameter in modules.parameters())
 
     def prefill(self, prompt: TokenPrompt, guided: bool, capacity: int) -> Prefilled:
-        """Run left-padded prompts; rows are [cond] or, guided, [cond; uncond]. Room for `capacity` nodes."""
+        """Run a batch of prompts, left-padded; rows are [cond], or [cond; uncond] if guided.
+
+        The cache gets room for `capacity` nodes and the structure tokens among them.
+        """
         sequences = prompt.prompts + (prompt.negatives if guided else ())
         rows, longest = len(sequences), max(map(len, sequences))
         ids = torch.zeros(rows, longest, dtype=torch.long)
@@ -104,9 +109,7 @@ class TransformersTarget:
         width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
         like = torch.empty(0, dtype=self.dtype, device=self.device)
         cache = KVCache.empty(layers, rows, heads, room, width, like)
-        causal = torch.ones(longest, longest, dtype=torch.bool, device=self.device).tril()
-        visible = causal & real[:, None, :] | torch.eye(longest, dtype=torch.bool, device=self.device)
-        embedded = self.family.text_embeddings(ids)
+        embedded, visible = self.family.text_embeddings(ids), causal_visibility(real)
         hidden = self._run(embedded, offsets.clamp(min=0), torch.zeros_like(padding), visible, cache)
         cache.keep([list(range(longest))] * rows)
         return Prefilled(cache, padding, hidden[:, -1])
@@ -120,14 +123,15 @@ class TransformersTarget:
         cache: KVCache,
         grid: Grid,
     ) -> Float[Tensor, "rows n dim"]:
-        """Last hidden states of tree nodes, each after its structure tokens; their entries wait for `keep`.
+        """Last hidden states of tree nodes; their keys and values are in the cache, uncommitted until `keep`.
 
-        The first node of a row is its root: it stands right behind the committed entries.
+        The first node of a row is the tree's root, which comes right after the committed entries. A node that ends a
+        row of the image is run together with the structure tokens after it; its state is that of the last of them.
         """
         structure = self.family.structure
         if not structure.end_of_row:
-            places = cache.committed()[:, None] - padding[:, None] + positions - positions[:, :1]
-            return self._run(self.embed(tokens), places.clamp(min=0), padding, ancestors, cache)
+            position_ids = cache.committed()[:, None] - padding[:, None] + positions - positions[:, :1]
+            return self._run(self.embed(tokens), position_ids.clamp(min=0), padding, ancestors, cache)
         chain = structure.of_chain(positions.shape[1], grid) if isinstance(cache, FixedCache) else None
         layout = lay_out(structure, positions, ancestors, grid, chain)
         embedded = self.embed(tokens).gather(1, _wide(layout.owner.clamp(min=0), self.hidden_size))
@@ -135,14 +139,13 @@ class TransformersTarget:
         ends = self.end_of_row[(layout.offset - 1).clamp(min=0)]
         embedded = torch.where((layout.offset > 0)[..., None], self.family.text_embeddings(ends), embedded)
         committed = cache.committed() - padding
-        places = committed[:, None] + layout.before - structure.before(positions[:, :1], grid)
-        hidden = self._run(embedded, places.clamp(min=0), padding, layout.ancestors, cache)
+        position_ids = committed[:, None] + layout.before - structure.before(positions[:, :1], grid)
+        hidden = self._run(embedded, position_ids.clamp(min=0), padding, layout.ancestors, cache)
         return hidden.gather(1, _wide(layout.last, self.hidden_size))
 
     def head(self, hidden: Float[Tensor, "*b dim"]) -> Float[Tensor, "*b vocab"]:
         """Logits of image codes from last hidden states, in at least float32."""
-        logits = self.family.head(hidden)
-        return logits if logits.dtype == torch.float64 else logits.float()
+        return at_least_float32(self.family.head(hidden))
 
     def embed(self, tokens: Int[Tensor, "*b"]) -> Float[Tensor, "*b dim"]:
         """Embeddings of image codes."""
@@ -153,23 +156,23 @@ class TransformersTarget:
         return self.head(states)
 
     def blank_prompt(self) -> TokenPrompt:
-        """A prompt of one image, all padding."""
+        """A prompt of one image that says nothing, to time the target with: 32 times the token 0."""
         blank = ((0,) * 32,)
         return TokenPrompt(blank, blank, self.grid)
 
     def _run(
         self,
         embedded: Float[Tensor, "rows m dim"],
-        places: Int[Tensor, "rows m"],
+        position_ids: Int[Tensor, "rows m"],
         padding: Int[Tensor, " rows"],
         ancestors: Bool[Tensor, "rows m m"],
         cache: KVCache,
     ) -> Float[Tensor, "rows m dim"]:
-        """The backbone over new entries at their places in the sequence, padding not counted."""
+        """Last hidden states of new entries; `position_ids` are their positions in the sequence without its padding."""
         return self.family.backbone(
             inputs_embeds=embedded,
             attention_mask=cache.mask(padding, ancestors).to(embedded.dtype),
-            position_ids=places,
+            position_ids=position_ids,
             past_key_values=TreeCache(cache),
             use_cache=True,
         ).last_hidden_state

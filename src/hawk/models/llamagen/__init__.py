@@ -1,1 +1,1 @@
-"""LlamaGen: the target, its caption encoders, and the bundled model's static word vectors."""
+"""LlamaGen and the bundled model, which has the same architecture: the target and the text encoders."""

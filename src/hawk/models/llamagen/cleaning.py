@@ -1,8 +1,8 @@
-"""Captions as LlamaGen's T5 features were trained on: lower case, without web addresses, mark-up and file names.
+"""Cleans captions as LlamaGen's were cleaned for training: lower case, no web addresses, mark-up or file names.
 
-The rules are those of the public LlamaGen code (which has them from PixArt-alpha and IF), stated anew. What its two
-helper libraries do beyond them is done as far as prompts need it: mark-up goes, entities, ligatures, full-width letters
-and curly quotes become plain; text decoded with the wrong charset is not repaired.
+The rules are those of the public LlamaGen code (which took them from PixArt-alpha and IF), written anew. That code
+also uses two libraries, of which this module does what prompts need: it removes mark-up and replaces entities,
+ligatures, full-width letters and curly quotes by plain signs. It does not repair text in a wrong charset.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _ADDRESSES = (
 )
 _SIGNS = (
     (r"@\w+\b", ""),  # nicknames
-    ("[\u31c0-\u9fff]+", ""),  # Chinese characters and what Unicode has around them
+    ("[\u31c0-\u9fff]+", ""),  # Chinese characters and their neighbours in Unicode
     (f"[{_DASHES}]+", "-"),
     ("[`´«»“”¨]", '"'),
     ("[‘’]", "'"),
     ("&quot;?|&amp", ""),
     (r"\d{1,3}(?:\.\d{1,3}){3}", " "),  # network addresses
     (r"\d:\d\d\s+$", ""),
-    (r"\\n", " "),  # a line break that was written out
+    (r"\\n", " "),  # a line break spelled as backslash and n
     (r"#\d{1,3}\b", ""),
     (r"#\d{5,}\b", ""),
     (r"\b\d{6,}\b", ""),
@@ -54,7 +54,7 @@ _WASTE = (
     (rf"\b{_PICTURE}(?:\simages?)?", ""),
     (r"\bpage\s+\d+\b", ""),
     (r"\b\d*[a-zA-Z]+\d+[a-zA-Z]+\d+[a-zA-Z\d]*\b", " "),
-    (r"\b\d+\.?\d*[xх×]\d+\.?\d*\b", ""),  # sizes; the second is Cyrillic
+    (r"\b\d+\.?\d*[xх×]\d+\.?\d*\b", ""),  # sizes; the second of the three signs is Cyrillic
     (r"\b\s+:\s+", ": "),
     (r"(\D[,./])\b", r"\1 "),
     (r"\s+", " "),
@@ -69,7 +69,7 @@ _COMPATIBLE = re.compile("[\ufb00-\ufb06\uff01-\uff5e\u3000]+")  # ligatures and
 
 
 def clean_caption(caption: str) -> str:
-    """A caption cleaned twice over, as the public code does; "" where nothing is left of it."""
+    """A caption, cleaned twice as in the public code; "" if nothing is left of it."""
     return _cleaned(_cleaned(caption))
 
 
@@ -88,7 +88,7 @@ def _replaced(text: str, rules: tuple[tuple[str, str], ...]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Composed letters, plain quotes, no entities and no control characters."""
+    """Text with composed letters and plain quotes, without entities and control characters."""
     text = html.unescape(html.unescape(text))
     text = _COMPATIBLE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text)
     text = unicodedata.normalize("NFC", re.sub("[‘’‚‛]", "'", re.sub("[“”„‟]", '"', text)))
@@ -96,7 +96,7 @@ def _plain(text: str) -> str:
 
 
 class _Text(HTMLParser):
-    """Collects the text between tags, but for scripts and styles."""
+    """Collects the text between tags, except scripts and styles."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,43 +1,28 @@
-"""T5 encoders as text encoders, through transformers: FLAN-T5-XL with the conventions of LlamaGen's checkpoints."""
+"""T5 as a text encoder, through transformers: captions of FLAN-T5-XL as LlamaGen's checkpoints were trained on them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
 from hawk.errors import HawkError, one_line
 from hawk.models.llamagen.cleaning import clean_caption
-from hawk.models.llamagen.words import TextFeatures
+from hawk.models.llamagen.words import TextFeatures, left_padded
 
-REMEMBERED = 256  # captions; 1 MB each at 120 tokens of 2048 channels
-
-
-@contextmanager
-def _quiet(logging: Any) -> Iterator[None]:
-    """No progress bars and no warnings of transformers: what there is to say, missing weights, is said as an error."""
-    said, barred = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(said)
-        if barred:
-            logging.enable_progress_bar()
+REMEMBERED = 256
+"""Captions whose features are kept: each takes 1 MB at 120 tokens of 2048 channels."""
 
 
 @dataclass(frozen=True)
 class LoadedT5:
-    """A tokenizer and an encoder of transformers."""
+    """A T5 in memory: transformers' tokenizer and encoder."""
 
     tokenizer: Any
     encoder: Any
@@ -45,11 +30,11 @@ class LoadedT5:
 
 @dataclass(frozen=True)
 class T5TextEncoder:
-    """Last hidden states of a T5 encoder for cleaned captions of at most `tokens` tokens, the end token included.
+    """A text encoder whose features are the last hidden states of T5 for a cleaned caption.
 
-    `source` is a folder or hub id; it is read when the first prompt comes, to `device` (None: the CPU). Captions are
-    encoded one by one, so that their features do not depend on the batch, and remembered, so that a prompt is encoded
-    once however often it is drawn, also after `unload`.
+    `tokens` is the longest caption, its end token included. `source` is a folder or a hub id; the weights are read to
+    `device` (None: the CPU) when the first prompt comes. Captions are encoded one by one, so that their features do
+    not depend on the batch. Features are cached, so that a prompt is encoded once, even if `unload` comes in between.
     """
 
     source: str
@@ -59,29 +44,28 @@ class T5TextEncoder:
     device: torch.device | None = None
 
     def facts(self) -> dict[str, str | int]:
-        """What `hawk info` says of it."""
+        """Facts about the encoder, for `hawk info`."""
         return {"encoder": f"T5 from {self.source}", "longest_prompt": f"{self.tokens} tokens"}
 
     def encode(self, prompts: list[str]) -> TextFeatures:
-        """Features `[b, tokens, width]` (float32, on the CPU); an empty or over-long prompt raises `HawkError`."""
-        rows = [self._remembered(self._caption(prompt)) for prompt in prompts]
-        features = torch.stack([F.pad(row, (0, 0, self.tokens - len(row), 0)) for row in rows])
-        lengths = torch.tensor([len(row) for row in rows])
-        return TextFeatures(features, torch.arange(self.tokens) >= self.tokens - lengths[:, None])
+        """Features `[b, tokens, width]` (float32, on the CPU); raises `HawkError` for an empty or over-long prompt."""
+        return left_padded([self._cached_features(self._caption(prompt)) for prompt in prompts], self.tokens)
 
     def unload(self) -> None:
-        """Free the memory of the weights; a prompt that is not remembered reads them again."""
+        """Free the memory of the weights; they are read again when a prompt comes whose features are not cached."""
         self.__dict__.pop("loaded", None)
 
     @cached_property
     def loaded(self) -> LoadedT5:
-        """Tokenizer and encoder, read from `source` on first use."""
+        """Tokenizer and encoder, read from `source` on first use; raises `HawkError` where they cannot be read."""
         try:
             import transformers
+
+            from hawk.models.hf.reading import quiet
         except ImportError as error:
             raise HawkError("T5 text features need transformers: pip install 'hawk-t2i[hf]'") from error
         try:
-            with _quiet(transformers.logging):
+            with quiet():
                 tokenizer = transformers.AutoTokenizer.from_pretrained(self.source)
                 read: Any = transformers.T5EncoderModel.from_pretrained(
                     self.source, dtype=self.dtype, output_loading_info=True
@@ -99,7 +83,7 @@ class T5TextEncoder:
         return LoadedT5(tokenizer, encoder.eval().requires_grad_(False).to(self.device))
 
     @cached_property
-    def _remembered(self) -> Callable[[str], Tensor]:
+    def _cached_features(self) -> Callable[[str], Tensor]:
         return lru_cache(REMEMBERED)(self._features)
 
     def _caption(self, prompt: str) -> str:

@@ -1,7 +1,7 @@
-"""LlamaGen's text-to-image transformer: the official checkpoints and the bundled model (same architecture).
+"""LlamaGen's text-to-image transformer, the target of the official checkpoints and of the bundled model.
 
-Architecture and parameter names follow the public LlamaGen T2I checkpoints (arXiv 2406.06525): RMSNorm, SwiGLU, 2D
-rotary positions, caption features through an MLP as prefix tokens, a null caption for classifier-free guidance.
+Architecture and parameter names are those of the public LlamaGen T2I checkpoints (arXiv 2406.06525): RMSNorm, SwiGLU,
+2D rotary positions, an MLP that turns caption features into prefix tokens, a null caption for classifier-free guidance.
 """
 
 from __future__ import annotations
@@ -18,16 +18,27 @@ from torch import Tensor, nn
 from hawk.decoding.cache import KVCache, Prefilled, whole_key_blocks
 from hawk.decoding.grid import Grid
 from hawk.errors import HawkError
-from hawk.nn.layers import RMSNorm, SwiGLU, additive_mask, attend, rotary_angles, rotated_heads
+from hawk.nn.layers import (
+    RMSNorm,
+    SwiGLU,
+    additive_mask,
+    at_least_float32,
+    attend,
+    causal_visibility,
+    rotary_angles,
+    rotated_heads,
+    swiglu_width,
+)
 from hawk.nn.packed import pack_after_norm, pack_linears, packed_linear
 
 
 @dataclass(frozen=True)
 class LlamaGenConfig:
-    """Shape of a LlamaGen T2I transformer. `caption_tokens` is the fixed prefix length (official: 120).
+    """The shape of a LlamaGen T2I transformer; `caption_tokens` is the fixed length of the prefix.
 
-    The official code has no rotary table for the caption, which erases its keys: image tokens attend to all its words
-    alike. With `caption_keys` (the bundled model) they are kept, and image tokens choose the words they read.
+    The official code rotates the caption's keys by a table of zeros, which makes the keys zero: an image token gives
+    all words of the caption the same attention. With `caption_keys` (the bundled model) the keys are kept, and an
+    image token can attend to one word more than to another.
     """
 
     dim: int = 1280
@@ -47,19 +58,20 @@ class LlamaGenConfig:
 
     @property
     def head_dim(self) -> int:
-        """Channels of one attention head."""
+        """The channels of one attention head."""
         return self.dim // self.n_head
 
     @property
     def kv_heads(self) -> int:
-        """Number of key/value heads (grouped-query attention where fewer than heads)."""
+        """The number of key/value heads; fewer than `n_head` means grouped-query attention."""
         return self.n_kv_head or self.n_head
 
     @property
     def hidden(self) -> int:
-        """SwiGLU width: two thirds of 4 x dim, rounded up to `multiple_of`."""
-        wanted = self.ffn_hidden or int(2 * 4 * self.dim / 3)
-        return -(-wanted // self.multiple_of) * self.multiple_of
+        """The hidden width of the SwiGLU blocks, rounded up to `multiple_of`."""
+        if self.ffn_hidden is None:
+            return swiglu_width(self.dim, self.multiple_of)
+        return -(-self.ffn_hidden // self.multiple_of) * self.multiple_of
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -67,7 +79,7 @@ class LlamaGenConfig:
 
 @dataclass(frozen=True)
 class CaptionPrompt:
-    """Left-padded caption features of a batch; a negative prompt takes the place of the null caption."""
+    """Left-padded caption features of a batch; `negative_features`, if given, replace the null caption in guidance."""
 
     features: Float[Tensor, "b t caption_dim"]
     mask: Bool[Tensor, "b t"]
@@ -86,7 +98,7 @@ class CaptionPrompt:
 
 
 class Attention(nn.Module):
-    """Self-attention with 2D rotary positions; writes to a `KVCache` where one is given."""
+    """Self-attention with 2D rotary positions; it writes keys and values to a `KVCache` if one is given."""
 
     def __init__(self, config: LlamaGenConfig, dropout: float) -> None:
         super().__init__()
@@ -110,7 +122,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """A pre-norm transformer block."""
 
     def __init__(self, config: LlamaGenConfig, dropout: float) -> None:
         super().__init__()
@@ -121,7 +133,7 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
 
     def pack(self, dtype: torch.dtype) -> None:
-        """Lay the block out for decoding on a CPU: products in `dtype`, the residual stream stays float32."""
+        """Pack the block for decoding on a CPU: matrix products in `dtype`, the residual stream in float32."""
         pack_after_norm(self, "attention_norm", "attention.wqkv", dtype)
         pack_after_norm(self, "ffn_norm", "feed_forward", dtype)
         pack_linears(self, dtype)
@@ -139,7 +151,7 @@ class Block(nn.Module):
 
 
 class CaptionEmbedder(nn.Module):
-    """Caption features to prefix tokens; `uncond_embedding` is the null caption of classifier-free guidance."""
+    """An MLP from caption features to prefix tokens, and the null caption (`uncond_embedding`) of guidance."""
 
     def __init__(self, config: LlamaGenConfig) -> None:
         super().__init__()
@@ -158,7 +170,7 @@ class CaptionEmbedder(nn.Module):
 
 
 class LlamaGen(nn.Module):
-    """The transformer, and the decoder's `Target` adapter: `prefill`, `forward_nodes`, `head`."""
+    """The transformer. It is a `Target` for decoding, and `forward` is for training."""
 
     linear_head = True
 
@@ -178,27 +190,27 @@ class LlamaGen(nn.Module):
 
     @property
     def grid(self) -> Grid:
-        """The grid the checkpoint was trained for; any other may be passed to `prefill`."""
+        """The grid that the checkpoint was trained for; `forward_nodes` takes any other, too."""
         return Grid(self.config.height, self.config.width)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the matrix products of its layers, and so of keys and values."""
+        """The dtype of the layers' matrix products, and so of keys and values."""
         return self.packed_in or self.tok_embeddings.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """The device of the weights."""
         return self.tok_embeddings.weight.device
 
     @cached_property
     def parameter_count(self) -> int:
-        """Of the model as it was trained, packed or not."""
+        """The number of parameters of the trained model; packing does not change it."""
         with torch.device("meta"):
             return sum(parameter.numel() for parameter in LlamaGen(self.config).parameters())
 
     def pack(self, dtype: torch.dtype) -> None:
-        """Lay a frozen float32 model out for decoding on a CPU, its layers' products in `dtype`."""
+        """Pack a frozen float32 model for decoding on a CPU, with the layers' matrix products in `dtype`."""
         self.packed_in = dtype
         self.draft_output = packed_linear(self.output.weight, dtype)
         for block in self.layers:
@@ -206,7 +218,11 @@ class LlamaGen(nn.Module):
         pack_linears(self)
 
     def initialize(self, std: float = 0.02) -> None:
-        """Fresh weights for training: normal of `std` (captions: of their fan-in), residual outputs scaled by depth."""
+        """Draw new weights for training.
+
+        Matrices are normal with `std`, those of the caption MLP with 1 / sqrt(fan-in); the matrices that write to the
+        residual stream are scaled down by depth. The output head is zero.
+        """
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2 and "uncond" not in name:
                 scale = (2 * self.config.n_layer) ** -0.5 if name.endswith(("wo.weight", "w2.weight")) else 1.0
@@ -224,9 +240,9 @@ class LlamaGen(nn.Module):
         grid: Grid,
         seen: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b n dim"]:
-        """Last hidden states (after the final norm) that predict tokens 0 .. n-1, teacher-forced.
+        """Teacher forcing: the last hidden states (after the final norm) from which tokens 0 .. n-1 are predicted.
 
-        Where `seen` is false the token's embedding is zero (context dropout in training).
+        A token's embedding is zero where `seen` is false (context dropout in training).
         """
         prefix = self.cls_embedding(features)
         embedded = self.tok_embeddings(tokens[:, :-1])
@@ -236,11 +252,7 @@ class LlamaGen(nn.Module):
         t, total = prefix.shape[1], x.shape[1]
         positions = torch.arange(total - t, device=tokens.device)
         angles = torch.cat((self._prefix_angles(t, x), self._angles(positions, grid)), dim=0).unsqueeze(0)
-        ancestors = torch.ones(total, total, dtype=torch.bool, device=x.device).tril()
-        ancestors = (ancestors & _real_keys(feature_mask, total)[:, None, :]) | torch.eye(
-            total, dtype=torch.bool, device=x.device
-        )
-        mask = additive_mask(ancestors)
+        mask = additive_mask(causal_visibility(F.pad(feature_mask, (0, total - t), value=True)))
         for block in self.layers:
             x = block(x, angles, mask)
         return self.norm(x[:, t - 1 :])
@@ -248,7 +260,10 @@ class LlamaGen(nn.Module):
     # --- decoding ---------------------------------------------------------------------------------------------
 
     def prefill(self, prompt: CaptionPrompt, guided: bool, capacity: int) -> Prefilled:
-        """Run left-padded caption prefixes; rows are [cond] or, guided, [cond; uncond]. Room for `capacity` nodes."""
+        """Run the left-padded captions of a batch; rows are [cond], or [cond; uncond] if guided.
+
+        The cache gets room for `capacity` nodes. Raises `HawkError` for features of another shape than the config's.
+        """
         config = self.config
         for given in (prompt.features, prompt.negative_features):
             if given is not None and given.shape[1:] != (config.caption_tokens, config.caption_dim):
@@ -257,17 +272,16 @@ class LlamaGen(nn.Module):
                     f"this model takes {config.caption_tokens}x{config.caption_dim}"
                 )
         features, real = self._prefix_rows(prompt) if guided else (prompt.features, prompt.mask)
-        longest = max(1, int(real.sum(1).max()))  # padding is never seen, and captions have no positions
+        # Padding that all rows share is cut off: no token sees it, and captions have no positions.
+        longest = max(1, int(real.sum(1).max()))
         features, real = features[:, -longest:], real[:, -longest:]
         rows, t = real.shape
         x = self.cls_embedding(features.to(self.tok_embeddings.weight))
         real = real.to(x.device)
         shape = (config.n_layer, rows, config.kv_heads, whole_key_blocks(t + capacity), config.head_dim)
         cache = KVCache.empty(*shape, like=x.new_empty(0, dtype=self.dtype))
-        causal = torch.ones(t, t, dtype=torch.bool, device=x.device).tril()
-        visible = causal & real[:, None, :] | torch.eye(t, dtype=torch.bool, device=x.device)
         none = torch.zeros(rows, dtype=torch.long, device=x.device)
-        hidden = self._run(x, self._prefix_angles(t, x).unsqueeze(0), none, visible, cache)
+        hidden = self._run(x, self._prefix_angles(t, x).unsqueeze(0), none, causal_visibility(real), cache)
         cache.keep([list(range(t))] * rows)
         return Prefilled(cache, t - real.sum(1), hidden[:, -1])
 
@@ -280,35 +294,34 @@ class LlamaGen(nn.Module):
         cache: KVCache,
         grid: Grid,
     ) -> Float[Tensor, "rows n dim"]:
-        """Last hidden states of tree nodes; their keys and values wait in the cache for `keep`."""
+        """Last hidden states of tree nodes; their keys and values are in the cache, uncommitted until `keep`."""
         angles = self._angles(positions, grid)
         return self._run(self.tok_embeddings(tokens), angles, padding, ancestors, cache)
 
     def head(self, hidden: Float[Tensor, "*b dim"]) -> Float[Tensor, "*b vocab"]:
         """Logits of last hidden states, in at least float32."""
-        logits = self.output(hidden)
-        return logits if logits.dtype == torch.float64 else logits.float()
+        return at_least_float32(self.output(hidden))
 
     def embed(self, tokens: Int[Tensor, "*b"]) -> Float[Tensor, "*b dim"]:
         """Embeddings of image tokens."""
         return self.tok_embeddings(tokens)
 
     def draft_head(self, states: Float[Tensor, "*b dim"]) -> Float[Tensor, "*b vocab"]:
-        """Logits of draft states, with the layers' precision: what they propose is verified."""
+        """Logits of draft states, in the layers' precision: an inexact draft costs speed, not quality."""
         return self.head(states) if self.draft_output is None else self.draft_output(states).float()
 
     def blank_prompt(self) -> CaptionPrompt:
-        """A caption of one image with nothing in it."""
+        """A caption of one image that says nothing (all features are zero), to time the target with."""
         shape, weight = (1, self.config.caption_tokens), self.tok_embeddings.weight
         features = torch.zeros(*shape, self.config.caption_dim, dtype=weight.dtype, device=weight.device)
         return CaptionPrompt(features, torch.ones(shape, dtype=torch.bool, device=weight.device))
 
     def null_features(self, features: Float[Tensor, "b t caption_dim"]) -> Float[Tensor, "b t caption_dim"]:
-        """The null caption for each row; it takes the same padding mask as the caption (as the official code does)."""
+        """The null caption for each row. As in the official code, it is used with the padding mask of the caption."""
         return self.cls_embedding.uncond_embedding.to(features.dtype).expand_as(features)
 
     def _prefix_rows(self, prompt: CaptionPrompt) -> tuple[Tensor, Tensor]:
-        """[cond; uncond] features and masks: the negative prompt, or else the null caption under the caption's mask."""
+        """Features and masks of [cond; uncond]; uncond is the negative prompt, or else the null caption."""
         if prompt.negative_features is not None and prompt.negative_mask is not None:
             null, null_mask = prompt.negative_features, prompt.negative_mask
         else:
@@ -324,6 +337,7 @@ class LlamaGen(nn.Module):
         return self.norm(x)
 
     def _angles(self, positions: Int[Tensor, "*b"], grid: Grid) -> Float[Tensor, "*b half 2"]:
+        """(cos, sin) of grid positions, from a table that is computed once for each grid and device."""
         key = (grid, positions.device)
         if key not in self.angle_tables:
             everywhere = torch.arange(grid.size, device=positions.device)
@@ -332,10 +346,6 @@ class LlamaGen(nn.Module):
         return self.angle_tables[key][positions]
 
     def _prefix_angles(self, tokens: int, like: Tensor) -> Float[Tensor, "t half 2"]:
-        """(cos, sin) of the caption's positions: (1, 0) with `caption_keys`, else the zeros that erase its keys."""
+        """(cos, sin) for the caption: (1, 0) leaves its keys as they are (`caption_keys`), (0, 0) makes them zero."""
         cosine = float(self.config.caption_keys)
         return torch.tensor((cosine, 0.0), device=like.device).expand(tokens, self.config.head_dim // 2, 2)
-
-
-def _real_keys(feature_mask: Bool[Tensor, "b t"], total: int) -> Bool[Tensor, "b total"]:
-    return F.pad(feature_mask, (0, total - feature_mask.shape[1]), value=True)

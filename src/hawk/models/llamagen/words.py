@@ -1,13 +1,15 @@
-"""Text encoders: prompts to left-padded caption features, behind one interface (another one is in `t5.py`).
+"""Text encoders, which turn prompts into left-padded caption features: their interface, and the bundled model's one.
 
-`StaticTextEncoder` is the bundled one: static word vectors, a fixed window of neighbours, the caption's mean and a
-position code. It is deterministic and offline; a word it has no vector for is the mean of its longest known pieces.
+`StaticTextEncoder` joins static word vectors: those of a word and its neighbours, their mean over the caption, and a
+position code. It needs no network and always gives the same features. A word without a vector gets the mean vector of
+its longest known pieces. `t5.py` has the other text encoder.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -23,15 +25,22 @@ from hawk.errors import HawkError
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """Caption features, zero where padded; `mask` is true at real tokens, which stand at the right end."""
+    """Caption features, zero in the padding on the left; `mask` is true at real tokens."""
 
     features: Float[Tensor, "b t d"]
     mask: Bool[Tensor, "b t"]
 
 
+def left_padded(rows: Sequence[Float[Tensor, "_ d"]], tokens: int) -> TextFeatures:
+    """The features of captions with at most `tokens` tokens each, padded on the left to `tokens`."""
+    features = torch.stack([F.pad(row, (0, 0, tokens - len(row), 0)) for row in rows])
+    lengths = torch.tensor([len(row) for row in rows])
+    return TextFeatures(features, torch.arange(tokens) >= tokens - lengths[:, None])
+
+
 @runtime_checkable
 class TextEncoder(Protocol):
-    """Prompts to features `[b, tokens, width]` that a target takes as prefix."""
+    """Turns prompts into features `[b, tokens, width]`, which a target reads as its prefix."""
 
     @property
     def tokens(self) -> int: ...
@@ -40,11 +49,11 @@ class TextEncoder(Protocol):
     def width(self) -> int: ...
 
     def encode(self, prompts: list[str]) -> TextFeatures:
-        """Features of prompts; `HawkError` for one that is empty or too long."""
+        """The features of prompts; raises `HawkError` for a prompt that is empty or too long."""
         ...
 
     def facts(self) -> dict[str, str | int]:
-        """What `hawk info` says of it."""
+        """Facts about the encoder, for `hawk info`."""
         ...
 
 
@@ -54,10 +63,11 @@ _WORD = re.compile(r"[a-z0-9]+")
 
 @dataclass(frozen=True)
 class StaticTextEncoder:
-    """Word vectors `[words, d]` (float32), a window of `context` words either side, and `tokens` positions.
+    """A text encoder made of static word vectors (float32), with `context` neighbours on either side of a word.
 
-    With `fill` the caption is repeated until the prefix is full: LlamaGen's prefix keys are zero, so that images attend
-    to it in proportion to its length. At most `longest` words are taken.
+    `tokens` is the length of the prefix, `longest` the most words of a prompt. With `fill` the caption is repeated
+    until the prefix is full: LlamaGen's prefix keys are zero, so that all words get the same attention, and a caption
+    of few words would get little.
     """
 
     index: dict[str, int]
@@ -70,7 +80,7 @@ class StaticTextEncoder:
 
     @classmethod
     def load(cls, folder: Path) -> StaticTextEncoder:
-        """Read `words.txt`, `words.safetensors` (int8 vectors with a scale each) and `text.json` from a folder."""
+        """Read the encoder from `words.txt`, `words.safetensors` (int8 vectors, each with a scale) and `text.json`."""
         words_file, vectors_file, config_file = (
             folder / name for name in ("words.txt", "words.safetensors", "text.json")
         )
@@ -87,22 +97,18 @@ class StaticTextEncoder:
 
     @property
     def width(self) -> int:
-        """Channels of a feature (`caption_dim` of the target)."""
+        """The channels of a feature (`caption_dim` of the target)."""
         return self.vectors.shape[1] * (2 * self.context + 2) + self.position_channels
 
     def facts(self) -> dict[str, str | int]:
-        """What `hawk info` says of it."""
+        """Facts about the encoder, for `hawk info`."""
         return {"words": len(self.index), "longest_prompt": f"{self.tokens} words"}
 
     def encode(self, prompts: list[str]) -> TextFeatures:
-        """Features `[b, tokens, width]` of prompts; an empty or over-long one raises `HawkError`."""
-        rows = [self._prompt(prompt) for prompt in prompts]
-        features = torch.stack([F.pad(row, (0, 0, self.tokens - len(row), 0)) for row in rows])
-        lengths = torch.tensor([len(row) for row in rows])
-        mask = torch.arange(self.tokens) >= self.tokens - lengths[:, None]
-        return TextFeatures(features, mask)
+        """Features `[b, tokens, width]` of prompts; raises `HawkError` for an empty or over-long prompt."""
+        return left_padded([self._features(prompt) for prompt in prompts], self.tokens)
 
-    def _prompt(self, prompt: str) -> Float[Tensor, "n width"]:
+    def _features(self, prompt: str) -> Float[Tensor, "n width"]:
         words = [word for word in _WORD.findall(prompt.lower()) if word not in _DROPPED]
         if not words:
             raise HawkError(f"the prompt {prompt!r} has no word in it: describe the image, as in 'a red apple'")
@@ -123,7 +129,7 @@ class StaticTextEncoder:
         return self.vectors[pieces].mean(0) if pieces else torch.zeros(self.vectors.shape[1])
 
     def _pieces(self, word: str) -> list[int]:
-        """Greedy longest known pieces, left to right; single unknown letters are passed over."""
+        """Split a word greedily into its longest known pieces, from left to right; unknown letters are skipped."""
         pieces, start = [], 0
         while start < len(word):
             for end in range(len(word), start + 1, -1):
@@ -138,7 +144,7 @@ class StaticTextEncoder:
 
 
 def _position_code(count: int, channels: int) -> Float[Tensor, "count channels"]:
-    """Sine and cosine of the word's place, wavelengths from 4 words up."""
+    """Sines and cosines of a word's position in the caption, with wavelengths of 4, 8, 16, ... words."""
     rates = 2 * torch.pi / 4 / 2.0 ** torch.arange(channels // 2)
     angles = torch.arange(count)[:, None] * rates
     return torch.cat((angles.sin(), angles.cos()), dim=1) * 0.1

@@ -1,1 +1,1 @@
-"""Image tokenizers: codes to pixels, and pixels to codes."""
+"""Image tokenizers: they decode codes to pixels, and the bundled one also encodes pixels to codes."""

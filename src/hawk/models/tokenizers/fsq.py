@@ -1,7 +1,7 @@
-"""Image tokenizers behind one interface: `decode` (codes to pixels) to draw with, and `encode` to train on images.
+"""The interface of image tokenizers (`decode` to draw, `encode` to train), and the bundled model's tokenizer.
 
-`FSQTokenizer` is the bundled one: a *local* encoder (a cell sees 12x12 pixels), so that a flat background is one
-code wherever it lies, and a wide decoder. Published ones, which only decode, are in `vqgan.py`.
+`FSQTokenizer` has a *local* encoder, in which a cell sees 12x12 pixels, so that a flat background is the same code
+everywhere; its decoder is wide. Published tokenizers, which only decode here, are in `vqgan.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 @runtime_checkable
 class PixelDecoder(Protocol):
-    """Codes `[batch, rows, cols]` to images `[batch, 3, height, width]` in about [-1, 1]."""
+    """Turns codes `[batch, rows, cols]` into images `[batch, 3, height, width]` with pixels about in [-1, 1]."""
 
     @property
     def codebook_size(self) -> int: ...
@@ -30,7 +30,7 @@ class PixelDecoder(Protocol):
 
 @runtime_checkable
 class ImageTokenizer(PixelDecoder, Protocol):
-    """A `PixelDecoder` that also gives the codes of images in [-1, 1]."""
+    """A `PixelDecoder` that can also encode images in [-1, 1] to codes."""
 
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b rows cols"]: ...
 
@@ -40,7 +40,7 @@ class ImageTokenizer(PixelDecoder, Protocol):
 
 @dataclass(frozen=True)
 class FSQConfig:
-    """Shape of an `FSQTokenizer`: quantiser levels per latent channel, widths and depths at 1/2, 1/4 and 1/8 size."""
+    """The shape of an `FSQTokenizer`: levels of each latent channel; widths and depths at 1/2, 1/4 and 1/8 size."""
 
     levels: tuple[int, ...] = (8, 8, 8, 4)
     encoder_widths: tuple[int, ...] = (64, 128, 256)
@@ -58,7 +58,7 @@ class FSQConfig:
 class FSQ(nn.Module):
     """Finite scalar quantisation (arXiv 2309.15505): each latent channel is rounded to `levels[i]` values.
 
-    No codebook is learned, so none can collapse. Code = mixed-radix number of the channel levels.
+    No codebook is learned, so none can collapse. The channels' levels are the digits of a code in a mixed radix.
     """
 
     sizes: Tensor
@@ -79,7 +79,7 @@ class FSQ(nn.Module):
         return rounded / (self.sizes // 2)
 
     def codes(self, z: Float[Tensor, "*b c"]) -> Int[Tensor, "*b"]:
-        """Code of each latent vector."""
+        """The code of each latent vector."""
         digits = self._bound(z).round().long() + self.sizes // 2
         return (digits * self.radix).sum(-1)
 
@@ -89,14 +89,14 @@ class FSQ(nn.Module):
         return (digits - self.sizes // 2).float() / (self.sizes // 2)
 
     def _bound(self, z: Tensor) -> Tensor:
-        """Squash so that rounding yields exactly `levels` integers (even counts lie half a step off centre)."""
+        """Squash latents so that rounding gives exactly `levels` integers; an even count is half a step off centre."""
         half = (self.sizes - 1) * (1 + 1e-3) / 2
         offset = (1 - self.sizes % 2).to(z.dtype) / 2
         return torch.tanh(z + torch.atanh(offset / half)) * half - offset
 
 
 class PixelNorm(nn.Module):
-    """RMS norm over the channels of each pixel: no statistics leave the cell."""
+    """RMS norm over the channels of each pixel, so that a cell's code does not depend on distant pixels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class PixelNorm(nn.Module):
 
 
 class Conv3x3(nn.Conv2d):
-    """3x3 convolution with replicate padding: zeros at the border would make a flat background vary by position."""
+    """3x3 convolution with replicate padding: zero padding would change a flat background's code at the border."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, 3)
@@ -118,13 +118,13 @@ class Conv3x3(nn.Conv2d):
 
 
 def _replicate_border(x: Tensor) -> Tensor:
-    """One replicated pixel on each side (by concatenation: `F.pad` leaves channels-last memory and is slower)."""
+    """Replicate the border by one pixel on each side; `F.pad` would give up the channels-last layout and be slower."""
     x = torch.cat((x[:, :, :1], x, x[:, :, -1:]), 2)
     return torch.cat((x[..., :1], x, x[..., -1:]), 3)
 
 
 class PixelResidual(nn.Module):
-    """Residual block; `spatial=False` uses 1x1 convolutions only and so leaves the receptive field alone."""
+    """A residual block; with `spatial=False` all convolutions are 1x1, so that a pixel sees no neighbour."""
 
     def __init__(self, channels: int, spatial: bool) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class PixelResidual(nn.Module):
 class Upsample2x(nn.Module):
     """Nearest-neighbour doubling, then a 3x3 convolution.
 
-    The doubling is an expand: torch 2.13's compiler loses the gradient of `F.interpolate` in channels-last bfloat16.
+    `expand` does the doubling: torch 2.13's compiler loses the gradient of `F.interpolate` in channels-last bfloat16.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -153,7 +153,7 @@ class Upsample2x(nn.Module):
 
 
 class FSQTokenizer(nn.Module):
-    """The bundled tokenizer: 8x downsampling, `prod(levels)` codes."""
+    """The bundled model's image tokenizer: a token is 8x8 pixels, and there are `prod(levels)` codes."""
 
     downsample = 8
 
@@ -184,7 +184,7 @@ class FSQTokenizer(nn.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        """Keep the variance of activations, and let the latents span the quantiser's levels from the start."""
+        """Draw weights that keep the variance of activations and spread the latents over all levels."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.weight.any():
                 nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
@@ -194,20 +194,20 @@ class FSQTokenizer(nn.Module):
 
     @property
     def codebook_size(self) -> int:
-        """Number of distinct codes."""
+        """The number of codes."""
         return self.quantizer.codebook_size
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """Reconstruction with straight-through gradients (training)."""
+        """Reconstruct images in [-1, 1] with straight-through gradients, for training."""
         latents = self.quantizer(self._latents(images))
         return self.decoder(latents.permute(0, 3, 1, 2).to(images.dtype)).float()
 
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b rows cols"]:
-        """Codes of images in [-1, 1]; height and width must be multiples of 8."""
+        """The codes of images in [-1, 1]; height and width must be multiples of 8."""
         return self.quantizer.codes(self._latents(images))
 
     def decode(self, codes: Int[Tensor, "b rows cols"]) -> Float[Tensor, "b 3 h w"]:
-        """Pixels in [-1, 1] of a grid of codes, any height x width."""
+        """The pixels, in [-1, 1], of a grid of codes of any height and width."""
         latents = self.quantizer.latents(codes).to(next(self.decoder.parameters()).dtype)
         return self.decoder(latents.permute(0, 3, 1, 2)).float().clamp(-1, 1)
 

@@ -1,7 +1,7 @@
-"""The decoding half of VQGAN tokenizers (arXiv 2012.09841): codes to pixels, for published checkpoints.
+"""The decoders of published VQGAN tokenizers (arXiv 2012.09841), which turn codes into pixels.
 
-One class serves LlamaGen's VQ-16 and VQ-8 (unit codes, attention at the coarsest level; arXiv 2406.06525) and
-Chameleon's tokenizer, which Anole and Lumina-mGPT share. `own_key` maps the names of both kinds of files to ours.
+One class serves LlamaGen's VQ-16 and VQ-8 (unit codes, attention at the coarsest level; arXiv 2406.06525) and the
+tokenizer that Chameleon, Anole and Lumina-mGPT share. `own_key` translates the weight names of both kinds of files.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from hawk.nn.layers import at_least_float32
+
 
 @dataclass(frozen=True)
 class VQGANConfig:
-    """Shape of a `VQGAN`; the default is LlamaGen's VQ-16, and (1, 2, 2, 4) with attention at level 3 its VQ-8.
+    """The shape of a `VQGAN`. The default is LlamaGen's VQ-16; VQ-8 has multipliers (1, 2, 2, 4), attention at level 3.
 
-    `multipliers` of `channels` are given from the finest level to the coarsest, each half the size of the one before;
-    `attention_levels` index them. A level has `blocks + 1` residual blocks (an encoder's would have `blocks`). With
-    `unit_codes` codebook vectors are scaled to length one.
+    Level i has `channels * multipliers[i]` channels; level 0 is the finest, and each next level has half the height
+    and width. `attention_levels` are the levels with attention. A level has `blocks + 1` residual blocks (in the
+    published configs, `blocks` counts those of the encoder). `unit_codes` scales codebook vectors to length one.
     """
 
     codebook_size: int = 16384
@@ -36,12 +38,12 @@ class VQGANConfig:
 
     @classmethod
     def chameleon(cls) -> VQGANConfig:
-        """The tokenizer of Chameleon, Anole and Lumina-mGPT (`vqgan.ckpt`)."""
+        """The shape of the tokenizer of Chameleon, Anole and Lumina-mGPT (`vqgan.ckpt`)."""
         return cls(codebook_size=8192, codebook_dim=256, attention_levels=(), unit_codes=False)
 
 
 class VQGAN(nn.Module):
-    """A codebook and its decoder; a `fsq.PixelDecoder`. Parameters are named as in LlamaGen's files."""
+    """A codebook and its decoder: a `fsq.PixelDecoder` whose parameters are named as in LlamaGen's files."""
 
     def __init__(self, config: VQGANConfig | None = None) -> None:
         super().__init__()
@@ -52,25 +54,30 @@ class VQGAN(nn.Module):
 
     @property
     def codebook_size(self) -> int:
-        """Number of distinct codes."""
+        """The number of codes."""
         return self.config.codebook_size
 
     @property
     def downsample(self) -> int:
-        """Pixels along the side of a token."""
+        """The side of a token in pixels."""
         return 2 ** (len(self.config.multipliers) - 1)
 
     def decode(self, codes: Int[Tensor, "b rows cols"]) -> Float[Tensor, "b 3 h w"]:
-        """Pixels, about [-1, 1] (not clamped, as in the public decoders), of any height x width; float32 or wider."""
+        """The pixels of a grid of codes of any height and width, in float32 or float64.
+
+        Pixels are about in [-1, 1]: like the public decoders, this one does not clamp them.
+        """
         vectors = self.quantize["embedding"](codes)
         if self.config.unit_codes:
             vectors = F.normalize(vectors, dim=-1)
-        pixels = self.decoder(self.post_quant_conv(vectors.permute(0, 3, 1, 2)))
-        return pixels.float() if pixels.itemsize < 4 else pixels
+        return at_least_float32(self.decoder(self.post_quant_conv(vectors.permute(0, 3, 1, 2))))
 
 
 class Decoder(nn.Module):
-    """Convolution in; residual, attention, residual; the levels from coarsest to finest; norm and convolution out."""
+    """The decoder: a convolution, a middle part (residual, attention, residual), the levels, a norm, a convolution.
+
+    Levels run from the coarsest to the finest.
+    """
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
@@ -99,7 +106,7 @@ class Decoder(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, then (but at the finest) nearest-neighbour doubling and a convolution."""
+    """The blocks of one resolution; all levels but the finest end with a `Doubling`."""
 
     def __init__(self, inputs: int, outputs: int, blocks: int, attention: bool, finest: bool) -> None:
         super().__init__()
@@ -125,7 +132,7 @@ class Doubling(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Norm, SiLU and convolution, twice; a 1x1 convolution on the shortcut where the width changes."""
+    """A residual block of two convolutions; its shortcut has a 1x1 convolution if the width changes."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -139,7 +146,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Single-head attention over all cells, with 1x1 convolutions as projections."""
+    """Residual single-head attention over all cells, with 1x1 convolutions as projections."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -154,7 +161,7 @@ class AttentionBlock(nn.Module):
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """The normalisation of this family: 32 groups."""
+    """Group normalisation with 32 groups, as all published VQGANs have it."""
     return nn.GroupNorm(32, channels, eps=1e-6)
 
 
@@ -165,10 +172,10 @@ _MIDDLE = {"block_1": "0", "attn_1": "1", "block_2": "2"}
 
 
 def own_key(name: str, levels: int) -> str | None:
-    """The name in a `VQGAN` of a tensor in a published file of `levels` levels; None for what decoding does not need.
+    """The name in a `VQGAN` of a tensor in a published file; None for a tensor that decoding does not need.
 
-    Takes LlamaGen's names (which are ours) and those of taming-transformers, Chameleon and Lumina-mGPT, which count
-    levels from the finest. An unknown name is returned as it is, so that whoever loads the tensor can refuse it.
+    LlamaGen's names are those of `VQGAN`. The names of taming-transformers, Chameleon and Lumina-mGPT are translated;
+    they count a decoder's `levels` from the finest. An unknown name is returned unchanged: the loader refuses it.
     """
     if _NOT_FOR_DECODING.match(name):
         return None
@@ -181,7 +188,7 @@ def own_key(name: str, levels: int) -> str | None:
 
 
 def decoding_weights(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a published file that a `VQGAN` has, under its names; unknown ones stay."""
+    """The tensors of a published file, renamed for a `VQGAN`; those that only an encoder needs are left out."""
     found = (re.match(r"decoder\.(?:conv_blocks|up)\.(\d+)\.", name) for name in published)
     levels = 1 + max((int(level[1]) for level in found if level), default=0)
     renamed = {name: own_key(name, levels) for name in published}
@@ -189,7 +196,7 @@ def decoding_weights(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def shape_of(weights: Mapping[str, Tensor], unit_codes: bool) -> VQGANConfig:
-    """The shape of the `VQGAN` that has these weights (under its names); KeyError with the name of a missing one."""
+    """The shape of the `VQGAN` with these weights; raises KeyError with the name of a weight that is missing."""
     codes, dim = weights["quantize.embedding.weight"].shape
     blocks = {
         (int(found[1]), int(found[2]), found[3])

@@ -24,7 +24,7 @@ from hawk.drafters.settings import FusedSettings
 from hawk.drafters.spatial import SpatialConfig
 from hawk.errors import HawkError
 from hawk.files import write_bytes, write_json
-from hawk.models.loading import DTYPES, laid_out, load_on
+from hawk.models.loading import DTYPES, load_on, packed_copy
 from hawk.models.protocol import ImageTarget, Model
 from hawk.training.drafters.feature import feature_shape, train_feature
 from hawk.training.drafters.grids import Drawing, OnPolicy, draw_on_policy, hidden_states, origin_of
@@ -80,7 +80,7 @@ class FrozenModel:
         bare = load_on(folder, device, dtype, None, pack=False, with_drafter=False)
         for module in bare.modules:
             module.requires_grad_(False)
-        return cls(bare, laid_out(bare.target, device, dtype), device, dtype)
+        return cls(bare, packed_copy(bare.target, device, dtype), device, dtype)
 
     def running_parts(self, parts: DraftParts) -> DraftParts:
         """A copy of a drafter's parts, laid out as they will run beside the target."""

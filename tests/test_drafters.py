@@ -17,7 +17,7 @@ from hawk.decoding.request import Request
 from hawk.decoding.sampling import SamplingParams, gumbel_argmax, log_probs
 from hawk.decoding.tree import TreeBuilder, Window, batch_trees
 from hawk.decoding.trees import NoDrafter
-from hawk.decoding.verify import Scored, Verdict, sample
+from hawk.decoding.verify import Verdict, Verified, sample
 from hawk.drafters.best_first import Candidates, grow_best_first
 from hawk.drafters.feature import FeatureConfig, FeatureDrafter
 from hawk.drafters.heads import DraftHeads, HeadsConfig, HorizontalSource, VerticalSource
@@ -37,7 +37,7 @@ from hawk.proofs.tiny import tiny_drafters, tiny_prompt, tiny_target
 F64 = torch.float64
 TWO = ("horizontal", "vertical-1")
 ROOTS = batch_trees([TreeBuilder.rooted(0)] * 2, ())
-UNSEEN = Scored(ROOTS, torch.zeros(2, 1, 3), [Verdict([0], 0)] * 2)  # a step that heads do not look at
+UNSEEN = Verified(ROOTS, torch.zeros(2, 1, 3), [Verdict([0], 0)] * 2)  # a step that heads do not look at
 FREE = SamplingParams()
 
 
@@ -169,9 +169,9 @@ def test_stale_scores_are_of_the_branch_that_broke_and_older_ones_wait_behind_th
             builder.add(parent, node, 0)
         root = canvas.committed[0] - 1
         says = torch.tensor([[[root + depth + 1 + step / 10] * vocab for depth in builder.depths]])
-        scored = Scored(batch_trees([builder], ()), says, [Verdict(path, 0)])
+        verified = Verified(batch_trees([builder], ()), says, [Verdict(path, 0)])
         canvas.commit(0, [0] * len(path), [0] * len(path))
-        source.see(memory, canvas, 0, scored)
+        source.see(memory, canvas, 0, verified)
 
     verified(1, [0, 0, 1, 3, 4], [0])  # a chain 1-3-4-5 and a sibling 2: all wrong; positions 3, 4, 5, 6 were scored
     assert source.draft(memory, 0, 3, 9).log_q[:, 0].tolist() == pytest.approx([3.1, 4.1, 5.1, 6.1])
@@ -191,9 +191,9 @@ def test_behind_the_broken_branch_stand_the_scores_of_the_trees_first_branch():
     for node, parent in enumerate([0, 1, 2, 3, 0, 5], start=1):  # first branch 1-2-3-4; beside it 5-6
         builder.add(parent, node, 0)
     says = torch.tensor([[[float(node)] * 3 for node in range(7)]])
-    scored = Scored(batch_trees([builder], ()), says, [Verdict([0, 5], 0)])  # 5 kept, 6 wrong
+    verified = Verified(batch_trees([builder], ()), says, [Verdict([0, 5], 0)])  # 5 kept, 6 wrong
     canvas.commit(0, [0, 0], [0, 0])
-    source.see(memory, canvas, 0, scored)
+    source.see(memory, canvas, 0, verified)
     assert source.draft(memory, 0, 4, 9).log_q[:, 0].tolist() == [6, 3, 4]  # depths 2, 3, 4
 
 

@@ -25,7 +25,7 @@ from hawk.decoding.request import Request
 from hawk.decoding.sampling import SamplingParams
 from hawk.decoding.stats import Generation, OnStep, Stats
 from hawk.decoding.tree import DraftTree, TreeBuilder, batch_trees
-from hawk.decoding.verify import LOSSLESS, Scored, Verdict, coupled, residual, traversal
+from hawk.decoding.verify import LOSSLESS, Verdict, Verified, coupled, residual, traversal
 
 
 @runtime_checkable
@@ -45,7 +45,7 @@ class Drafter(Protocol):
 
     def propose(self, memory: Any, canvas: Canvas) -> DraftTree: ...
 
-    def observe(self, memory: Any, canvas: Canvas, scored: Scored) -> None: ...
+    def observe(self, memory: Any, canvas: Canvas, verified: Verified) -> None: ...
 
 
 class NoDrafter:
@@ -61,7 +61,7 @@ class NoDrafter:
         """The root of each image."""
         return root_tree(canvas)
 
-    def observe(self, memory: None, canvas: Canvas, scored: Scored) -> None:
+    def observe(self, memory: None, canvas: Canvas, verified: Verified) -> None:
         """Plain AR learns nothing."""
 
 
@@ -108,7 +108,7 @@ def first_token(target: Target, request: Request, drafter: Drafter) -> TreeState
     state = TreeState(canvas, prefilled.cache, prefilled.padding, params, verify, memory, Stats(images=request.images))
     first = root_tree(canvas)
     verdicts = verify(first, first.ancestors(), scores, torch.zeros_like(first.tokens))
-    commit(state, drafter, Scored(first, scores.log_p, verdicts), [[0]] * canvas.batch)
+    commit(state, drafter, Verified(first, scores.log_p, verdicts), [[0]] * canvas.batch)
     return state
 
 
@@ -124,7 +124,7 @@ def step(state: TreeState, target: Target, drafter: Drafter) -> tuple[str, ...]:
     verdicts = state.verify(tree, ancestors, scores, positions + 1)
     keep(state, scores.states, verdicts)
     valid = [row[ok].tolist() for row, ok in zip(depths, tree.valid, strict=True)]
-    commit(state, drafter, Scored(tree, scores.log_p, verdicts), valid)
+    commit(state, drafter, Verified(tree, scores.log_p, verdicts), valid)
     return tree.source_names
 
 
@@ -140,9 +140,9 @@ def keep(state: TreeState, states: Float[Tensor, "b n d"], verdicts: list[Verdic
     state.cache.keep(paths * (2 if state.params.guided else 1))
 
 
-def commit(state: TreeState, drafter: Drafter, scored: Scored, depths: list[list[int]]) -> None:
+def commit(state: TreeState, drafter: Drafter, verified: Verified, depths: list[list[int]]) -> None:
     """Put the accepted drafts and the token after them on the canvas, count them, tell the drafter."""
-    canvas, tree, verdicts = state.canvas, scored.tree, scored.verdicts
+    canvas, tree, verdicts = state.canvas, verified.tree, verified.verdicts
     live = [bool(canvas.room(row)) for row in range(canvas.batch)]
     before = sum(canvas.committed)
     for row, verdict in enumerate(verdicts):
@@ -151,7 +151,7 @@ def commit(state: TreeState, drafter: Drafter, scored: Scored, depths: list[list
         canvas.commit(row, tokens, [*tree.sources[row, drafts].tolist(), RECOVERED])
     state.stats.record(tree, depths, verdicts, live)
     state.stats.committed += sum(canvas.committed) - before
-    drafter.observe(state.memory, canvas, scored)
+    drafter.observe(state.memory, canvas, verified)
 
 
 def root_tree(canvas: Canvas) -> DraftTree:

@@ -47,11 +47,11 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A verified batch of trees: log p of the token after each node (`scores`), and the verdicts."""
+class Verified:
+    """A verified batch of trees: log p of the token after each node, and the verdict on each tree."""
 
     tree: DraftTree
-    scores: Float[Tensor, "b n vocab"]
+    log_p: Float[Tensor, "b n vocab"]
     verdicts: list[Verdict]
 
 

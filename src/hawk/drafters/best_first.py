@@ -14,7 +14,7 @@ from hawk.decoding.tree import TreeBuilder
 from hawk.drafters.left import LeftFactor
 from hawk.drafters.settings import FusedSettings
 
-Scores = NDArray[np.floating[Any]]
+Values = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Shortlist:
     """
 
     tokens: NDArray[np.int64]
-    scores: Scores
-    noise: Scores
+    scores: Values
+    noise: Values
     beside_left: list[bool]
     factor: LeftFactor | None
     settings: FusedSettings

@@ -19,7 +19,7 @@ from hawk.decoding.canvas import Canvas
 from hawk.decoding.noise import Randomness
 from hawk.decoding.sampling import SamplingParams, draws, log_probs
 from hawk.decoding.tree import DraftTree, TreeBuilder, batch_trees
-from hawk.decoding.verify import Scored
+from hawk.decoding.verify import Verified
 from hawk.drafters.saved import load_part, save_part
 from hawk.drafters.source import Embeddings, OutputHead
 from hawk.nn.layers import RMSNorm, SwiGLU, additive_mask, attend, rotary_angles, rotated_heads, swiglu_width
@@ -132,7 +132,7 @@ class FeatureTree:
         entries = [Entries(nothing, nothing) for _ in range(canvas.batch)]
         return FeatureMemory(params, randomness, entries, [nothing] * canvas.batch)
 
-    def observe(self, memory: FeatureMemory, canvas: Canvas, scored: Scored) -> None:
+    def observe(self, memory: FeatureMemory, canvas: Canvas, verified: Verified) -> None:
         """Read the newly committed tokens with the target's true states before them."""
         for row in range(canvas.batch):
             seen, committed = memory.entries[row], canvas.committed[row]

@@ -18,7 +18,7 @@ from hawk.decoding.canvas import Canvas
 from hawk.decoding.noise import Randomness
 from hawk.decoding.sampling import SamplingParams
 from hawk.decoding.tree import DraftTree, TreeBuilder, batch_trees
-from hawk.decoding.verify import Scored, residual_distribution, sample, uniform
+from hawk.decoding.verify import Verified, residual_distribution, sample, uniform
 
 
 @dataclass
@@ -69,16 +69,16 @@ class JacobiTree:
         """A memory without drafts; `observe` fills it with uniform draws."""
         return JacobiMemory(randomness, [LiveDrafts() for _ in range(canvas.batch)])
 
-    def observe(self, memory: JacobiMemory, canvas: Canvas, scored: Scored) -> None:
+    def observe(self, memory: JacobiMemory, canvas: Canvas, verified: Verified) -> None:
         """Drop the committed drafts, couple the others to their new distribution, and append uniform draws."""
         for row, live in enumerate(memory.drafts):
-            generator, passed = memory.randomness.generators[row], len(scored.verdicts[row].path)
+            generator, passed = memory.randomness.generators[row], len(verified.verdicts[row].path)
             fresh = LiveDrafts()
             for offset in range(passed, len(live.tokens)):
-                p = scored.scores[row, live.nodes[offset - 1]].exp()
+                p = verified.log_p[row, live.nodes[offset - 1]].exp()
                 fresh.tokens.append(coupled_draw(live.tokens[offset], live.q[offset], p, generator))
                 fresh.q.append(p)
-            flat = scored.scores.new_full((self.vocab,), 1.0 / self.vocab)
+            flat = verified.log_p.new_full((self.vocab,), 1.0 / self.vocab)
             while len(fresh.tokens) < min(self.window, canvas.room(row)):
                 fresh.tokens.append(sample(flat, generator))
                 fresh.q.append(flat)

@@ -22,7 +22,7 @@ from hawk.decoding.canvas import Canvas
 from hawk.decoding.noise import Randomness
 from hawk.decoding.sampling import SamplingParams, draws, log_probs
 from hawk.decoding.tree import DraftTree, TreeBuilder, Window, batch_trees, first_branch
-from hawk.decoding.verify import Scored
+from hawk.decoding.verify import Verified
 from hawk.drafters.best_first import Shortlist, grow_best_first
 from hawk.drafters.left import LeftFactor
 from hawk.drafters.settings import FusedSettings, pattern_key
@@ -72,15 +72,15 @@ class Pool:
         nothing: list[tuple[int, ...]] = [()] * canvas.batch
         return PoolMemory(params, randomness, [source.start(canvas) for source in self.sources], nothing)
 
-    def observe(self, memory: PoolMemory, canvas: Canvas, scored: Scored) -> None:
+    def observe(self, memory: PoolMemory, canvas: Canvas, verified: Verified) -> None:
         """Show the step to every source, and answer all their queries by one call of the output head."""
         asked: list[tuple[Callable[[Tensor], None], Tensor]] = []
         for row in range(canvas.batch):
-            memory.ahead[row] = scored.verdicts[row].ahead
+            memory.ahead[row] = verified.verdicts[row].ahead
             if not canvas.room(row):
                 continue
             for source, remembered in zip(self.sources, memory.sources, strict=True):
-                source.see(remembered, canvas, row, scored)
+                source.see(remembered, canvas, row, verified)
                 states = source.queries(remembered, canvas, row)
                 if len(states):
                     asked.append((partial(source.receive, remembered, row), states))

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hawk.decoding.canvas import Canvas
-from hawk.decoding.verify import Scored
+from hawk.decoding.verify import Verified
 
 OutputHead = Callable[[Tensor], Tensor]
 """The target's frozen output head: states `[*, dim]` to guided logits `[*, vocab]`."""
@@ -39,7 +39,7 @@ class Draft:
 class Source:
     """One source of a pool, which runs the target's output head once for all its sources.
 
-    After each step the pool shows a source the scored tree (`see`), collects its draft states (`queries`), and hands it
+    After each step the pool shows a source the verified tree (`see`), collects its draft states (`queries`), and hands it
     their log q (`receive`). `memory` is whatever `start` returned for the batch.
     """
 
@@ -51,7 +51,7 @@ class Source:
     def start(self, canvas: Canvas) -> Any:
         """An empty memory."""
 
-    def see(self, memory: Any, canvas: Canvas, row: int, scored: Scored) -> None:
+    def see(self, memory: Any, canvas: Canvas, row: int, verified: Verified) -> None:
         """Remember what the source needs of a verified tree, for one image."""
 
     def queries(self, memory: Any, canvas: Canvas, row: int) -> Float[Tensor, "n d"]:

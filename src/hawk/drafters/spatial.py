@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from hawk.decoding.canvas import Canvas
 from hawk.decoding.grid import Grid
-from hawk.decoding.verify import Scored
+from hawk.decoding.verify import Verified
 from hawk.drafters.saved import load_part, save_part
 from hawk.drafters.source import Draft, Embeddings, Source
 from hawk.nn.layers import RMSNorm, SwiGLU, additive_mask, attend, rotary_angles, rotate, rotated_heads, swiglu_width
@@ -208,9 +208,9 @@ class SpatialSource(Source):
             windows=[config.window] * canvas.batch,
         )
 
-    def see(self, memory: SpatialMemory, canvas: Canvas, row: int, scored: Scored) -> None:
+    def see(self, memory: SpatialMemory, canvas: Canvas, row: int, verified: Verified) -> None:
         """Set the next window by the number of drafts that the last step accepted."""
-        accepted = len(scored.verdicts[row].path)
+        accepted = len(verified.verdicts[row].path)
         memory.windows[row] = min(self.drafter.config.window, max(LEAST_WINDOW, 2 * accepted))
 
     def queries(self, memory: SpatialMemory, canvas: Canvas, row: int) -> Float[Tensor, "w dim"]:

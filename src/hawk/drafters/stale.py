@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hawk.decoding.canvas import Canvas
 from hawk.decoding.tree import first_branch
-from hawk.decoding.verify import Scored
+from hawk.decoding.verify import Verified
 from hawk.drafters.source import Draft, Source
 
 
@@ -45,13 +45,13 @@ class StaleSource(Source):
         nothing = torch.empty(0, self.vocab, dtype=wide, device=canvas.states.device)
         return StaleMemory([nothing] * canvas.batch, [0] * canvas.batch)
 
-    def see(self, memory: StaleMemory, canvas: Canvas, row: int, scored: Scored) -> None:
+    def see(self, memory: StaleMemory, canvas: Canvas, row: int, verified: Verified) -> None:
         """Keep the scores of the first rejected child of the last accepted node, and of its first children below.
 
         If a child holds the committed token, that child's scores are kept instead. After them come the scores of the
         tree's first branch.
         """
-        verdict, tree = scored.verdicts[row], scored.tree
+        verdict, tree = verified.verdicts[row], verified.tree
         valid = int(tree.valid[row].sum())
         parents, tokens = tree.parents[row, :valid].tolist(), tree.tokens[row, :valid].tolist()
         kept, first = verdict.path, first_branch(parents, 0)
@@ -61,7 +61,7 @@ class StaleSource(Source):
             if (parents[child], tokens[child]) == (kept[-1], verdict.token)
         ]
         rejected = [held[0], *first_branch(parents, held[0])] if held else first_branch(parents, kept[-1])
-        fresh = scored.scores[row, rejected + first[len(kept) - 1 + len(rejected) :]]
+        fresh = verified.log_p[row, rejected + first[len(kept) - 1 + len(rejected) :]]
         older = memory.ahead[row][canvas.committed[row] - memory.starts[row] + len(fresh) :]
         memory.ahead[row] = torch.cat((fresh, older)) if len(older) else fresh
         memory.starts[row] = canvas.committed[row]

@@ -13,7 +13,7 @@ from hawk.decoding.noise import Randomness
 from hawk.decoding.sampling import SamplingParams
 from hawk.decoding.tree import DraftTree, TreeBuilder, Window, batch_trees
 from hawk.decoding.trees import Drafter
-from hawk.decoding.verify import LOSSLESS, Scored
+from hawk.decoding.verify import LOSSLESS, Verified
 from hawk.drafters.feature import FeatureConfig, FeatureDrafter
 from hawk.drafters.heads import DraftHeads, HeadsConfig
 from hawk.drafters.left import LeftFactor
@@ -90,7 +90,7 @@ class RandomDrafter:
         grown = [self._grow(generator, canvas, row) for row, generator in enumerate(memory)]
         return batch_trees([builder for builder, _ in grown], ("random",), [q for _, q in grown])
 
-    def observe(self, memory: list[torch.Generator], canvas: Canvas, scored: Scored) -> None:
+    def observe(self, memory: list[torch.Generator], canvas: Canvas, verified: Verified) -> None:
         """Do nothing: the trees do not depend on what the target said."""
 
     def _grow(self, generator: torch.Generator, canvas: Canvas, row: int) -> tuple[TreeBuilder, Tensor]:

@@ -26,7 +26,7 @@ from hawk.decoding.request import Request
 from hawk.decoding.sampling import SamplingParams
 from hawk.decoding.stats import Stats
 from hawk.decoding.tree import DraftTree
-from hawk.decoding.verify import Scored
+from hawk.decoding.verify import Verified
 from hawk.drafters.left import LeftFactor
 from hawk.drafters.pool import LEAST_LOG_Q, Drafts, FusedPool, PoolMemory, fused_drafter
 from hawk.drafters.settings import FusedSettings, pattern_key
@@ -108,9 +108,9 @@ class Recorder:
                 self.kept.append(Recorded(row, canvas.committed[row], drafts))
         return self.pool.propose(memory, canvas)
 
-    def observe(self, memory: PoolMemory, canvas: Canvas, scored: Scored) -> None:
+    def observe(self, memory: PoolMemory, canvas: Canvas, verified: Verified) -> None:
         """Let the pool observe what the target scored."""
-        self.pool.observe(memory, canvas, scored)
+        self.pool.observe(memory, canvas, verified)
 
 
 def record_drafts(

@@ -13,12 +13,13 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
 MADE := $(VENV)/.made
 CORE := $(VENV)/.installed-core
 DEV := $(VENV)/.installed-dev
+DOCS := $(VENV)/.installed-docs
 PINS := pyproject.toml constraints.txt
 
 export PROMPT
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test slow lint format types wheel-check check hooks clean
+.PHONY: help demo test slow lint format types docs wheel-check check hooks clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1 \t\2/' | expand -t 22
@@ -43,6 +44,10 @@ format: $(DEV) ## let ruff mend what it can
 types: $(DEV) ## mypy on src/hawk
 	$(BIN)/mypy
 
+docs: $(DOCS) ## the documentation site, into site/; a warning, a broken link or a missing docstring fails it
+	$(BIN)/python -m pytest -q tests/test_docs.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 wheel-check: $(DEV) ## build sdist and wheel, install the wheel in a fresh environment, draw an image with it
 	$(BIN)/python scripts/wheel_check.py
 
@@ -54,8 +59,8 @@ hooks: $(DEV) ## install the pre-commit hooks
 	$(BIN)/pre-commit install
 
 clean: ## remove what make and the tools made, .venv too
-	rm -rf $(VENV) demo dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) demo dist build site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests scripts docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp, not bin/python: a venv cut short must not pass for a finished one.
 $(MADE):
@@ -71,3 +76,7 @@ $(CORE): $(PINS) | $(MADE)
 $(DEV): $(PINS) | $(MADE)
 	$(PIP) install $(QUIET) -c constraints.txt -e '.[dev,train]'
 	@touch $(CORE) $@
+
+$(DOCS): $(PINS) | $(MADE)
+	$(PIP) install $(QUIET) -c constraints.txt -e '.[dev,train,docs]'
+	@touch $(CORE) $(DEV) $@

@@ -12,7 +12,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
-GUIDES = ("docs/llamagen.md",)
+GUIDES = (
+    "benchmarks/README.md",
+    *(f"docs/{page}.md" for page in ("bundled", "chameleon", "command-line", "emu3", "gpu", "janus", "llamagen")),
+    *(f"docs/{page}.md" for page in ("lumina", "methods", "models", "train")),
+)
+PYTHON_GUIDES = ("README.md", "docs/python.md", *GUIDES)
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`(hawk [^`\n]+)`")
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)|(?:src|href)=\"([^\"#]+)")
@@ -94,8 +99,8 @@ def test_python_examples_use_real_names():
     import hawk
     from hawk.pipeline import HawkPipeline
 
-    examples = [block for document in ("README.md", *GUIDES) for block in fences(document, "python")]
-    assert len(examples) > len(GUIDES)
+    examples = [block for document in PYTHON_GUIDES for block in fences(document, "python")]
+    assert len(examples) > 8
     accepted = set(inspect.signature(HawkPipeline.__call__).parameters)
     calls = 0
     for node in ast.walk(ast.parse("\n".join(examples))):
@@ -104,7 +109,7 @@ def test_python_examples_use_real_names():
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "pipe":
             calls += 1
             assert {keyword.arg for keyword in node.keywords} <= accepted
-    assert calls >= 2
+    assert calls >= 8
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

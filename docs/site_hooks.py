@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import posixpath
 import re
 from pathlib import Path
@@ -95,7 +96,8 @@ def executed(notebook: Path) -> tuple[str, dict[str, bytes]]:
     document = nbformat.read(notebook, as_version=4)
     resources = {"metadata": {"path": str(ROOT)}}
     sockets = Config({"KernelManager": {"transport": "ipc"}})  # no port is opened
-    NotebookClient(document, timeout=300, kernel_name="python3", resources=resources, config=sockets).execute()
+    client = NotebookClient(document, timeout=900, kernel_name="python3", resources=resources, config=sockets)
+    client.execute(env={**os.environ, "OMP_NUM_THREADS": "1"})  # two threads wait for each other on a busy machine
     parts: list[str] = []
     pictures: dict[str, bytes] = {}
     for cell in document.cells:

@@ -178,6 +178,7 @@ class HawkPipeline:
         """Draw `num_images_per_prompt` images of each prompt.
 
         Args:
+            prompt: what to draw; a list draws images of each of its prompts.
             negative_prompt: replaces the null caption in guidance; one for all prompts, or one for each.
             guidance_scale, temperature, top_k, top_p: None takes the model's default.
             seed: image i of the call has the seed `seed + i`, so n images equal n single calls. A list holds one seed

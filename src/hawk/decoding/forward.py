@@ -31,7 +31,9 @@ class Target(Protocol):
     hidden_size: int
     linear_head: bool
 
-    def prefill(self, prompt: Any, guided: bool, capacity: int) -> Prefilled: ...
+    def prefill(self, prompt: Any, guided: bool, capacity: int) -> Prefilled:
+        """Read the prompts, into a KV cache with room for `capacity` more nodes in each row."""
+        ...
 
     def forward_nodes(
         self,
@@ -41,9 +43,16 @@ class Target(Protocol):
         padding: Int[Tensor, " rows"],
         cache: KVCache,
         grid: Grid,
-    ) -> Float[Tensor, "rows n d"]: ...
+    ) -> Float[Tensor, "rows n d"]:
+        """Append nodes to the cache without committing them, and return the last hidden state of each node.
 
-    def head(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b vocab"]: ...
+        A node sees its row's committed entries, its ancestors and itself; `padding` entries of a row are left padding.
+        """
+        ...
+
+    def head(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b vocab"]:
+        """The logits of hidden states, in float32 or float64."""
+        ...
 
 
 @dataclass(frozen=True)

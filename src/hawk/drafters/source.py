@@ -39,8 +39,8 @@ class Draft:
 class Source:
     """One source of a pool, which runs the target's output head once for all its sources.
 
-    After each step the pool shows a source the verified tree (`see`), collects its draft states (`queries`), and hands it
-    their log q (`receive`). `memory` is whatever `start` returned for the batch.
+    After each step the pool shows a source the verified tree (`see`), collects its draft states (`queries`), and hands
+    it their log q (`receive`). `memory` is whatever `start` returned for the batch.
     """
 
     @property

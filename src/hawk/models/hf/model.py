@@ -91,9 +91,9 @@ class TransformersModel:
             if not text.strip():
                 raise HawkError("the prompt is empty: describe the image, as in 'a red apple'")
         for text in (*prompts, *negatives):
-            for token in self.family.tokenizer.all_special_tokens:
-                if token in text:
-                    raise HawkError(f"the prompt {text!r} holds {token}, which the model reads as a special token")
+            token = self.family.control_token_in(text, grid) if text.strip() else None
+            if token is not None:
+                raise HawkError(f"the prompt {text!r} holds {token}, which the model reads as a special token")
         cond = tuple(self.family.prompt(text, grid) for text in prompts)
         uncond = tuple(
             self.family.prompt(negative, grid) if negative.strip() else self.family.unconditional(prompt, grid)

@@ -1,13 +1,18 @@
 """Nothing is drawn silently wrong: pixels that overflow, control words in prompts, folders that lack a part."""
 
+import json
+import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from fixtures.tiny_transformers import CODES, FAMILIES, PROMPTS, tiny
+from fixtures.tiny_transformers import CODES, FAMILIES, PROMPTS, save, tiny
 from hawk import HawkError, HawkPipeline
 from hawk.decoding.grid import Grid
+from hawk.models.checkpoint import read_checkpoint
 from hawk.models.folder import load_model
 from hawk.models.hf.control import added_tokens, is_text
 from hawk.models.hf.families import Lumina
@@ -125,3 +130,104 @@ def test_lumina_warns_once_about_a_size_that_it_was_not_trained_for():
     pipe = HawkPipeline(one.model, torch.device("cpu"), "float32")
     with pytest.warns(UserWarning, match="not trained"):
         assert pipe("a cat", seed=1, method="scd", height=8, width=8).images
+
+
+# --- folders -------------------------------------------------------------------------------------------------
+
+
+def loaded(folder: Path):
+    return HawkPipeline.from_pretrained(folder, "cpu", "float32").model
+
+
+def edit_json(path: Path, change) -> None:
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("name", ["chat_template.json", "processor_config.json"])
+def test_janus_reads_its_chat_template_from_the_processors_files(name, tmp_path):
+    one = tiny("janus")
+    folder = save(one, tmp_path / "janus")
+    (folder / "chat_template.jinja").unlink()
+    (folder / name).write_text(json.dumps({"chat_template": one.tokenizer.chat_template}))
+    wanted = one.model.condition(PROMPTS, [""] * 3, one.grid)
+    assert loaded(folder).condition(PROMPTS, [""] * 3, one.grid) == wanted
+
+
+def test_janus_draws_with_a_tokenizer_that_names_no_pad_token(tmp_path):
+    one = tiny("janus")
+    wanted = one.model.condition(PROMPTS, [""] * 3, one.grid)
+    folder = save(one, tmp_path / "janus")
+    edit_json(folder / "tokenizer_config.json", lambda config: config.pop("pad_token"))
+    assert loaded(folder).condition(PROMPTS, [""] * 3, one.grid) == wanted, "the model's own config names it, too"
+    (folder / "generation_config.json").unlink()
+    model = loaded(folder)
+    model.family.model.generation_config.pad_token_id = None
+    ended = model.condition(PROMPTS, [""] * 3, one.grid)
+    assert set(ended.negatives[0]) == {1, 2, 4}, "as in transformers, end-of-sequence pads then"
+    del model.family.padding
+    model.family.tokenizer.eos_token = None
+    with pytest.raises(HawkError, match="names no pad_token"):
+        model.condition(PROMPTS, [""] * 3, one.grid)
+
+
+@pytest.mark.parametrize("extra_file", [False, True])
+def test_anole_draws_with_the_pixel_decoder_inside_its_checkpoint(tmp_path, extra_file):
+    one = tiny("chameleon")
+    folder = tmp_path / "anole"
+    one.hf.save_pretrained(folder)
+    one.tokenizer.save_pretrained(folder)
+    decoder = one.model.family.decoder
+    path = folder / "model.safetensors"
+    save_file({**load_file(path), **as_anole(decoder.state_dict())}, path, {"format": "pt"})
+    if extra_file:
+        save_file({name: tensor.clone() for name, tensor in decoder.state_dict().items()}, folder / "vqgan.safetensors")
+    codes = torch.arange(CODES)[:9].view(1, 3, 3)
+    model = loaded(folder)
+    torch.testing.assert_close(model.pixels(codes), decoder.decode(codes))
+    assert model.fingerprint == one.model.fingerprint
+    assert HawkPipeline(model, torch.device("cpu"), "float32")("a cat", seed=1, method="scd").images
+
+
+def as_anole(weights):
+    """A decoder's weights under the names that Anole's checkpoint has for them."""
+    names = {"mid.0": "mid.block_1", "mid.1": "mid.attn_1", "mid.2": "mid.block_2", ".res.": ".block."}
+    names |= {f"conv_blocks.{level}": f"up.{1 - level}" for level in (0, 1)}
+    renamed = {}
+    for name, tensor in weights.items():
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        renamed[f"model.vqmodel.{name}"] = tensor.clone()
+    return renamed
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4665\nsize 1342\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "vqgan.ckpt"])
+def test_a_git_lfs_pointer_in_a_transformers_folder_is_named(name, tmp_path):
+    one = tiny("chameleon")
+    one.hf.save_pretrained(tmp_path)
+    one.tokenizer.save_pretrained(tmp_path)
+    save_file({n: t.clone() for n, t in one.model.family.decoder.state_dict().items()}, tmp_path / "vqgan.safetensors")
+    if name == "vqgan.ckpt":
+        (tmp_path / "vqgan.safetensors").unlink()
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(HawkError, match=f"{name} is a Git LFS pointer: run git lfs pull"):
+        loaded(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["target.safetensors", "tokenizer.safetensors", "words.safetensors"])
+def test_a_git_lfs_pointer_in_our_own_folder_is_named(name, saved_model, tmp_path):
+    folder = Path(shutil.copytree(saved_model, tmp_path / "model"))
+    (folder / name).write_text(POINTER)
+    with pytest.raises(HawkError, match=f"{name} is a Git LFS pointer: run git lfs pull"):
+        load_model(folder)
+
+
+def test_a_git_lfs_pointer_among_published_files_is_named(tmp_path):
+    for name in ("t2i_XL_stage1_256.pt", "model.safetensors"):
+        (tmp_path / name).write_text(POINTER)
+        with pytest.raises(HawkError, match=f"{name} is a Git LFS pointer"):
+            read_checkpoint(tmp_path / name)

@@ -25,9 +25,7 @@ def added_tokens(tokenizer: Any) -> dict[int, str]:
 
 def mapped_tokens(vocabulary: Mapping[str, int], image_ids: Container[int]) -> dict[int, str]:
     """The image tokens and the control tokens in a `vocabulary_map`, by id."""
-    return {
-        token_id: name for name, token_id in vocabulary.items() if token_id in image_ids or MARKUP.fullmatch(name)
-    }
+    return {token_id: name for name, token_id in vocabulary.items() if token_id in image_ids or MARKUP.fullmatch(name)}
 
 
 def is_text(token: str) -> bool:

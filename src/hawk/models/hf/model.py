@@ -1,8 +1,9 @@
 """Models around checkpoints in transformers' format: Janus, Emu3, Chameleon, Anole and Lumina-mGPT.
 
 A checkpoint's folder is used as it was published. The Chameleon family (Chameleon, Anole, Lumina-mGPT) needs one more
-file to draw pixels, `vqgan.ckpt` or `vqgan.safetensors`, in the folder or in its subfolder `tokenizer`. An optional
-file `hawk.json` tells what config.json does not: {"family": "lumina", "side": 48}, the side of an image in tokens.
+file to draw pixels, `vqgan.ckpt` or `vqgan.safetensors`, in the folder or in its subfolder `tokenizer`, unless the
+checkpoint itself holds the decoder (`model.vqmodel.decoder`, as Anole's does). An optional file `hawk.json` tells what
+config.json does not: {"family": "lumina", "side": 48}, the side of an image in tokens.
 
 This module imports transformers: import it only where such a checkpoint is at hand.
 """
@@ -24,15 +25,17 @@ from hawk.decoding.sampling import SamplingParams
 from hawk.drafters.parts import DraftParts, load_parts
 from hawk.errors import HawkError, one_line
 from hawk.files import read_json
-from hawk.models.checkpoint import read_checkpoint
+from hawk.models.checkpoint import read_checkpoint, read_safetensors, shapes_in
 from hawk.models.config import read_fields
 from hawk.models.fingerprint import fingerprint
 from hawk.models.hf.families import Chameleon, Emu3, Family, Janus, Lumina
-from hawk.models.hf.reading import read_model, read_tokenizer
+from hawk.models.hf.reading import read_model, read_tokenizer, weight_files
 from hawk.models.hf.target import TokenPrompt, TransformersTarget
 from hawk.models.tokenizers.vqgan import VQGAN, VQGANConfig, decoding_weights
 
 VQGAN_FILES = ("vqgan.safetensors", "vqgan.ckpt", "tokenizer/vqgan.safetensors", "tokenizer/vqgan.ckpt")
+VQ_MODEL = "model.vqmodel."
+"""The prefix of the image tokenizer's weights in a checkpoint; Anole's checkpoint has the pixel decoder among them."""
 ARCHITECTURES = {
     "janus": "JanusForConditionalGeneration",
     "emu3": "Emu3ForConditionalGeneration",
@@ -137,8 +140,9 @@ def load_transformers_model(
     if kind not in ARCHITECTURES:
         raise HawkError(f"{folder} is a {kind!r} model: Hawk draws with {', '.join(ARCHITECTURES)}")
     hint = read_hint(folder)
-    vqgan = vqgan_file(folder) if kind == "chameleon" else None  # refuses before gigabytes are read
-    model = read_model(folder, ARCHITECTURES[kind], dtype, device, ("model.vqmodel.",) if vqgan else ())
+    vqgan = vqgan_source(folder) if kind == "chameleon" else None  # refuses before gigabytes are read
+    may_lack, may_hold = ((VQ_MODEL,), (f"{VQ_MODEL}decoder.",)) if vqgan else ((), ())
+    model = read_model(folder, ARCHITECTURES[kind], dtype, device, may_lack, may_hold)
     if vqgan is None and dtype.itemsize < 4:
         model.model.vqmodel.float()
     decoder = None if vqgan is None else read_vqgan(vqgan, model.config.vq_config).to(device)
@@ -192,18 +196,27 @@ def read_hint(folder: Path) -> FamilyHint:
     return read_fields(FamilyHint, path) if path.is_file() else FamilyHint()
 
 
-def vqgan_file(folder: Path) -> Path:
-    """The file of the Chameleon family's pixel decoder; raises `HawkError` where there is none."""
+def vqgan_source(folder: Path) -> Path | list[Path]:
+    """The Chameleon family's pixel decoder: a file beside the checkpoint, or else the checkpoint's files that hold it.
+
+    Raises `HawkError` where there is no pixel decoder.
+    """
     for name in VQGAN_FILES:
         if (folder / name).is_file():
             return folder / name
+    inside = [path for path in weight_files(folder) if any(name.startswith(VQ_MODEL) for name in shapes_in(path, True))]
+    if any(name.startswith(f"{VQ_MODEL}decoder.") for path in inside for name in shapes_in(path, True)):
+        return inside
     raise HawkError(
         f"{folder} has no pixel decoder: put vqgan.ckpt of the Chameleon release (or vqgan.safetensors) there"
     )
 
 
-def read_vqgan(path: Path, config: Any) -> VQGAN:
-    """The pixel decoder in a published file; `HawkError` unless it has the shape in config.json's `vq_config`."""
+def read_vqgan(source: Path | list[Path], config: Any) -> VQGAN:
+    """The pixel decoder in a published file, or in the files of a checkpoint that holds it as `model.vqmodel`.
+
+    Raises `HawkError` unless it has the shape in config.json's `vq_config`.
+    """
     shape = VQGANConfig(
         codebook_size=config.num_embeddings,
         codebook_dim=config.embed_dim,
@@ -214,13 +227,19 @@ def read_vqgan(path: Path, config: Any) -> VQGAN:
         attention_levels=(),
         unit_codes=False,
     )
-    weights = decoding_weights(read_checkpoint(path))
+    if isinstance(source, Path):
+        files, held = [source], read_checkpoint(source)
+    else:
+        files = source
+        held = {name: tensor for path in files for name, tensor in read_safetensors(path, VQ_MODEL).items()}
+    own = {name.removeprefix(VQ_MODEL): tensor for name, tensor in held.items() if name.startswith(VQ_MODEL)}
+    weights = decoding_weights(own or held)
     with torch.device("meta"):
         decoder = VQGAN(shape)
     try:
         decoder.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
     except RuntimeError as error:
-        raise HawkError(f"{path} is no decoder of this checkpoint's shape ({one_line(error)})") from error
+        raise HawkError(f"{files[0]} is no decoder of this checkpoint's shape ({one_line(error)})") from error
     return decoder.eval().requires_grad_(False)
 
 

@@ -14,19 +14,28 @@ from transformers.utils import logging
 
 from hawk.errors import HawkError, one_line
 from hawk.files import read_json
-from hawk.models.checkpoint import indexed_files, shapes_in
+from hawk.models.checkpoint import indexed_files, refuse_pointers, shapes_in
+
+PROCESSOR_FILES = ("chat_template.json", "processor_config.json")
+"""Files in which releases of transformers have kept the chat template of a processor."""
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 def read_model(
-    folder: Path, architecture: str, dtype: torch.dtype, device: torch.device, may_lack: tuple[str, ...] = ()
+    folder: Path,
+    architecture: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    may_lack: tuple[str, ...] = (),
+    may_hold: tuple[str, ...] = (),
 ) -> Any:
     """A frozen transformers model with SDPA attention, whose weights are read straight to a device.
 
     Args:
         architecture: the name of the model's class in transformers.
         may_lack: prefixes of the names of weights that may be missing.
+        may_hold: prefixes of the names of weights that the class does not have and the files may hold.
 
     Raises:
         HawkError: one line on weights that are missing, pickled, cut short, of another model or of no float dtype.
@@ -50,20 +59,37 @@ def read_model(
     lacking = sorted(name for name in info["missing_keys"] if not name.startswith(may_lack))
     if lacking:
         raise HawkError(f"the weights in {folder} lack {len(lacking)} tensors, among them {lacking[0]}")
-    unknown = sorted(info["unexpected_keys"])
+    unknown = sorted(name for name in info["unexpected_keys"] if not name.startswith(may_hold))
     if unknown:
         raise HawkError(f"the weights in {folder} hold {unknown[0]}, which {architecture} does not have")
     return model.eval().requires_grad_(False)
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a checkpoint's folder; raises `HawkError` where there is none that can be read."""
+    """The tokenizer in a checkpoint's folder; raises `HawkError` where there is none that can be read.
+
+    A chat template that the folder keeps for its processor is given to the tokenizer, if that has none of its own.
+    """
+    if folder.is_dir():
+        refuse_pointers(folder)
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise HawkError(
             f"no tokenizer in {folder} (tokenizer.json and tokenizer_config.json, as published): {one_line(error)}"
         ) from error
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = processor_template(folder)
+    return tokenizer
+
+
+def processor_template(folder: Path) -> str | None:
+    """The chat template of a folder's processor, in a file of its own or in the processor's; None without one."""
+    for name in PROCESSOR_FILES:
+        template = read_json(folder / name).get("chat_template") if (folder / name).is_file() else None
+        if isinstance(template, str):
+            return template
+    return None
 
 
 def weight_files(folder: Path) -> list[Path]:

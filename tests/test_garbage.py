@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from fixtures.tiny_transformers import CODES, FAMILIES, PROMPTS, save, tiny
 from hawk import HawkError, HawkPipeline
+from hawk.cli.tables import model_facts
 from hawk.decoding.grid import Grid
+from hawk.models import checkpoint, loading
 from hawk.models.checkpoint import read_checkpoint
 from hawk.models.folder import load_model
 from hawk.models.hf.control import added_tokens, is_text
@@ -231,3 +234,69 @@ def test_a_git_lfs_pointer_among_published_files_is_named(tmp_path):
         (tmp_path / name).write_text(POINTER)
         with pytest.raises(HawkError, match=f"{name} is a Git LFS pointer"):
             read_checkpoint(tmp_path / name)
+
+
+# --- the default dtype ---------------------------------------------------------------------------------------
+
+
+def test_the_default_dtype_on_a_gpu_follows_the_size_wherever_the_model_comes_from(saved_model, tmp_path, monkeypatch):
+    folder = save(tiny("janus"), tmp_path / "janus")
+    parameters = sum(p.numel() for p in load_model(saved_model).target.parameters())
+    assert not loading.is_large(saved_model)
+    assert not loading.is_large(folder)
+    monkeypatch.setattr(loading, "LARGE", parameters - 1)
+    assert loading.is_large(saved_model)
+    assert loading.is_large(folder)
+    monkeypatch.setattr(loading, "LARGE", parameters)
+    assert not loading.is_large(saved_model)
+    cuda = torch.device("cuda")
+    assert [loading.dtype_named("auto", cuda, large) for large in (True, False)] == ["bfloat16", "float32"]
+
+
+# --- facts without weights -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def opened_tensors(monkeypatch) -> list[str]:
+    """The names of the tensors that are read from safetensors files through `checkpoint.opened`."""
+    read: list[str] = []
+    real = checkpoint.safe_open
+
+    class Watched:
+        def __init__(self, path: str, framework: str) -> None:
+            self.file = real(path, framework=framework)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self.file.__exit__(*error)
+
+        def __getattr__(self, name: str):
+            return getattr(self.file, name)
+
+        def get_tensor(self, name: str) -> torch.Tensor:
+            read.append(name)
+            return self.file.get_tensor(name)
+
+    monkeypatch.setattr(checkpoint, "safe_open", Watched)
+    return read
+
+
+@pytest.mark.parametrize("name", ["janus", "emu3", "chameleon"])
+def test_the_facts_of_a_checkpoint_are_told_without_its_weights(name, tmp_path, opened_tensors, monkeypatch):
+    folder = save(tiny(name), tmp_path / name)
+    whole = loaded(folder)
+    del opened_tensors[:]
+    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", None)
+    outline = loading.load_outline(folder)
+    assert model_facts(folder, outline) == model_facts(folder, whole)
+    assert opened_tensors
+    assert all("lm_head" in read or "generation_head" in read for read in opened_tensors)
+
+
+def test_the_facts_of_our_own_folder_are_told_without_its_weights(saved_model, opened_tensors):
+    whole = model_facts(saved_model, load_model(saved_model))
+    del opened_tensors[:]
+    assert model_facts(saved_model, loading.load_outline(saved_model)) == whole
+    assert set(opened_tensors) <= {"output.weight", "vectors", "scales"}

@@ -27,6 +27,9 @@ WRAPPERS = ("model", "module", "state_dict")
 FLOATS = ("BF16", "F16", "F32", "F64")
 """Dtypes that weights may have, as safetensors names them."""
 
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+"""The weight files of a checkpoint in transformers' format."""
+
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How a file begins that Git left in place of a large one, where Git LFS is not installed."""
 
@@ -105,6 +108,21 @@ def indexed_files(index: Path) -> list[Path]:
         if not (index.parent / name).is_file():
             raise HawkError(f"{index.parent / name} is missing, though {index.name} names it: fetch or make it again")
     return [index.parent / name for name in names]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers reads from a checkpoint: the single file, or else those in its index.
+
+    Raises `HawkError` where a file is missing.
+    """
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if not (folder / INDEX).is_file():
+        pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+        if pickled:
+            raise HawkError(f"{folder} holds pickled weights only ({pickled[0]}): convert them to safetensors first")
+        raise HawkError(f"{folder} has no weights: neither {SINGLE} nor {INDEX}")
+    return indexed_files(folder / INDEX)
 
 
 # --- checking ------------------------------------------------------------------------------------------------

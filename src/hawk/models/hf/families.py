@@ -209,7 +209,7 @@ class SharedVocabulary(Family):
         if sorted(id_of_code) != list(range(self.codes)):
             raise HawkError(f"vocabulary_map in config.json has {len(id_of_code)} image tokens, not {self.codes}")
         ids = [id_of_code[code] for code in range(self.codes)]
-        self.code_ids = torch.tensor(ids, device=self.text_embeddings.weight.device)
+        self.code_ids = torch.tensor(ids, device=model.lm_head.weight.device)
         weight, in_order = model.lm_head.weight.detach(), ids == list(range(ids[0], ids[0] + self.codes))
         rows = weight[ids[0] : ids[0] + self.codes] if in_order else weight[self.code_ids]  # a view, if possible
         self._head = nn.Linear(weight.shape[1], self.codes, bias=False, device="meta")

@@ -10,7 +10,7 @@ This module imports transformers: import it only where such a checkpoint is at h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,11 +25,11 @@ from hawk.decoding.sampling import SamplingParams
 from hawk.drafters.parts import DraftParts, load_parts
 from hawk.errors import HawkError, one_line
 from hawk.files import read_json
-from hawk.models.checkpoint import read_checkpoint, read_safetensors, shapes_in
+from hawk.models.checkpoint import read_checkpoint, read_safetensors, shapes_in, weight_files
 from hawk.models.config import read_fields
 from hawk.models.fingerprint import fingerprint
 from hawk.models.hf.families import Chameleon, Emu3, Family, Janus, Lumina
-from hawk.models.hf.reading import read_model, read_tokenizer, weight_files
+from hawk.models.hf.reading import outlined_model, read_model, read_tokenizer
 from hawk.models.hf.target import TokenPrompt, TransformersTarget
 from hawk.models.tokenizers.vqgan import VQGAN, VQGANConfig, decoding_weights
 
@@ -128,6 +128,24 @@ class TransformersModel:
         }
 
 
+def outline_transformers_model(folder: Path) -> TransformersModel:
+    """The model in a checkpoint's folder without its weights, except those of the head, which its fingerprint needs.
+
+    A checkpoint that is quantized or shares its head with the embeddings is read as a whole. Raises `HawkError` as
+    `load_transformers_model` does.
+    """
+    config = read_json(folder / "config.json")
+    kind = known_kind(folder, config)
+    shared_head = kind != "janus" and config.get("tie_word_embeddings")
+    if "quantization_config" in config or shared_head:
+        return load_transformers_model(folder, torch.device("cpu"), torch.bfloat16, None)
+    if kind == "chameleon":
+        vqgan_source(folder)  # refuses a folder that has no pixel decoder
+    head = "model.generation_head" if kind == "janus" else "lm_head"
+    model = outlined_model(folder, ARCHITECTURES[kind], head)
+    return as_model(name_of(folder), family_of(model, read_tokenizer(folder), None, read_hint(folder)))
+
+
 def load_transformers_model(
     folder: Path, device: torch.device, dtype: torch.dtype, drafter: Path | None
 ) -> TransformersModel:
@@ -136,9 +154,7 @@ def load_transformers_model(
     Raises:
         HawkError: one line on a kind of model that is unknown, a damaged file, or a drafter of another target.
     """
-    kind = read_json(folder / "config.json")["model_type"]
-    if kind not in ARCHITECTURES:
-        raise HawkError(f"{folder} is a {kind!r} model: Hawk draws with {', '.join(ARCHITECTURES)}")
+    kind = known_kind(folder, read_json(folder / "config.json"))
     hint = read_hint(folder)
     vqgan = vqgan_source(folder) if kind == "chameleon" else None  # refuses before gigabytes are read
     may_lack, may_hold = ((VQ_MODEL,), (f"{VQ_MODEL}decoder.",)) if vqgan else ((), ())
@@ -150,6 +166,14 @@ def load_transformers_model(
         decoder.double()
     family = family_of(model, read_tokenizer(folder), decoder, hint)
     return as_model(name_of(folder), family, drafter)
+
+
+def known_kind(folder: Path, config: Mapping[str, Any]) -> str:
+    """The `model_type` in config.json; raises `HawkError` for a kind of model that Hawk does not draw with."""
+    kind = str(config["model_type"])
+    if kind not in ARCHITECTURES:
+        raise HawkError(f"{folder} is a {kind!r} model: Hawk draws with {', '.join(ARCHITECTURES)}")
+    return kind
 
 
 def as_model(name: str, family: Family, drafter: Path | None = None) -> TransformersModel:

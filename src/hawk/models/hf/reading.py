@@ -9,17 +9,15 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging
 
 from hawk.errors import HawkError, one_line
 from hawk.files import read_json
-from hawk.models.checkpoint import indexed_files, refuse_pointers, shapes_in
+from hawk.models.checkpoint import read_safetensors, refuse_pointers, shapes_in, weight_files
 
 PROCESSOR_FILES = ("chat_template.json", "processor_config.json")
 """Files in which releases of transformers have kept the chat template of a processor."""
-
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 def read_model(
@@ -65,6 +63,34 @@ def read_model(
     return model.eval().requires_grad_(False)
 
 
+def outlined_model(folder: Path, architecture: str, head: str) -> Any:
+    """A transformers model without memory, of which only the module named `head` has its weights, on the CPU.
+
+    Raises `HawkError` for a damaged weight file, and where the head is missing or of another shape.
+    """
+    files = {path: shapes_in(path) for path in weight_files(folder)}
+    try:
+        with quiet(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            model = getattr(transformers, architecture)(config)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
+        raise HawkError(f"{folder} is no checkpoint that transformers can read: {one_line(error)}") from error
+    module, last = model.get_submodule(head), head.split(".")[-1]
+    wanted = {f"{last}.{name}": tuple(weight.shape) for name, weight in module.state_dict().items()}
+    read = {}
+    for name, shape in wanted.items():
+        # Older releases of transformers saved the same weights under other prefixes.
+        found = next(((p, key) for p, held in files.items() for key in held if f".{key}".endswith(f".{name}")), None)
+        if found is None:
+            raise HawkError(f"the weights in {folder} lack {head.removesuffix(last)}{name}")
+        path, key = found
+        if files[path][key] != shape:
+            raise HawkError(f"{path}: {key} has shape {files[path][key]}, config.json asks for {shape}")
+        read[name.removeprefix(f"{last}.")] = read_safetensors(path, key)[key]
+    module.load_state_dict(read, assign=True)
+    return model.eval().requires_grad_(False)
+
+
 def read_tokenizer(folder: Path) -> Any:
     """The tokenizer in a checkpoint's folder; raises `HawkError` where there is none that can be read.
 
@@ -90,21 +116,6 @@ def processor_template(folder: Path) -> str | None:
         if isinstance(template, str):
             return template
     return None
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers reads from a checkpoint: the single file, or else those in its index.
-
-    Raises `HawkError` where a file is missing.
-    """
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    if not (folder / INDEX).is_file():
-        pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-        if pickled:
-            raise HawkError(f"{folder} holds pickled weights only ({pickled[0]}): convert them to safetensors first")
-        raise HawkError(f"{folder} has no weights: neither {SINGLE} nor {INDEX}")
-    return indexed_files(folder / INDEX)
 
 
 @contextmanager

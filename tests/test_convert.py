@@ -248,6 +248,7 @@ def test_the_stage_is_chosen_where_there_are_two(published):
     ("arguments", "message"),
     [
         ({"stage": 3}, "stage is 1"),
+        ({"stage": 1, "target": Path("x/t2i_XL_stage2_512.pt")}, "is the transformer of stage 2, not of stage 1"),
         ({"stage": 2}, "there is no t2i_XL_stage2_512.pt in"),
         ({"folder": Path("/nowhere")}, "there is no folder /nowhere"),
         ({"folder": Path(__file__).parent}, "there is no t2i_XL_stage1_256.pt or _stage2_512.pt in"),

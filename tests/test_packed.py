@@ -7,11 +7,13 @@ import torch
 from torch import nn
 
 from hawk.nn import packed
+from hawk.nn.layers import RMSNorm
 from hawk.nn.packed import (
     FrozenLinear,
     can_pack,
     can_pack_bfloat16,
     has_onednn,
+    pack_after_norm,
     pack_linears,
     packed_linear,
     worth_packing,
@@ -54,6 +56,15 @@ def test_without_a_packed_product_the_layer_computes_the_same(
     plain = packed_linear(linear.weight, dtype, linear.bias)
     assert isinstance(plain, FrozenLinear)
     torch.testing.assert_close(plain(x), here(x), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_packing_after_a_norm_keeps_the_bias(biased: bool) -> None:
+    block = nn.ModuleDict({"norm": RMSNorm(64), "layer": nn.Linear(64, 32, bias=biased)}).requires_grad_(False)
+    x = torch.randn(3, 64)
+    before = block["layer"](block["norm"](x))
+    pack_after_norm(block, "norm", "layer", F32)
+    torch.testing.assert_close(block["layer"](block["norm"](x)), before)
 
 
 def test_packing_replaces_only_float32_layers() -> None:

@@ -16,12 +16,12 @@ def info(
     model: Annotated[str, typer.Argument(help="bundled, a model folder, or a hub id owner/name.")] = "bundled",
     as_json: JsonOption = False,
 ) -> None:
-    """Print what a model folder holds: sizes, grid, defaults, drafters."""
+    """Print what a model folder holds: sizes, grid, defaults, drafters. Large weights are not read."""
     from hawk.cli.tables import model_facts
-    from hawk.models.loading import device_named, load_on, model_folder
+    from hawk.models.loading import load_outline, model_folder
 
     folder = model_folder(model)
-    facts = model_facts(folder, load_on(folder, device_named("cpu"), "bfloat16", None, pack=False))
+    facts = model_facts(folder, load_outline(folder))
     table = Table(show_header=False, box=None)
     for name, value in facts.items():
         table.add_row(

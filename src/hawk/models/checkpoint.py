@@ -27,6 +27,12 @@ WRAPPERS = ("model", "module", "state_dict")
 FLOATS = ("BF16", "F16", "F32", "F64")
 """Dtypes that weights may have, as safetensors names them."""
 
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+"""The weight files of a checkpoint in transformers' format."""
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that Git left in place of a large one, where Git LFS is not installed."""
+
 Shapes = Mapping[str, tuple[int, ...]]
 """The shape of each weight, by the weight's name."""
 
@@ -45,6 +51,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise HawkError(f"there is no file {path}")
+    refuse_pointer(path)
     weights = read_safetensors(path) if path.suffix == ".safetensors" else _unwrapped(path, _unpickled(path))
     for name, tensor in weights.items():
         if tensor.ndim and not tensor.is_floating_point():  # a tensor of one number may be a counter
@@ -52,10 +59,14 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file; raises `HawkError` where the file is missing, damaged or cut short."""
+def read_safetensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of a safetensors file whose names begin with `prefix`.
+
+    Raises `HawkError` where the file is missing, damaged or cut short.
+    """
     with opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (the file is no mapping)
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (the file is no mapping)
+        return {name: file.get_tensor(name) for name in names}
 
 
 @contextmanager
@@ -63,11 +74,26 @@ def opened(path: Path) -> Iterator[Any]:
     """A safetensors file, open to be read; raises `HawkError` where it is missing, damaged or cut short."""
     if not path.is_file():
         raise HawkError(f"{path} is missing: the model folder is not complete")
+    refuse_pointer(path)
     try:
         with safe_open(str(path), framework="pt") as file:
             yield file
     except SafetensorError as error:
         raise HawkError(f"{path} is damaged or cut short ({one_line(error)}): fetch or make it again") from error
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise `HawkError` for a Git LFS pointer, a few lines of text in place of the file itself."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise HawkError(f"{path} is a Git LFS pointer: run git lfs pull in its folder")
+
+
+def refuse_pointers(folder: Path) -> None:
+    """Raise `HawkError` for a Git LFS pointer among the files of a folder."""
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            refuse_pointer(path)
 
 
 def indexed_files(index: Path) -> list[Path]:
@@ -82,6 +108,21 @@ def indexed_files(index: Path) -> list[Path]:
         if not (index.parent / name).is_file():
             raise HawkError(f"{index.parent / name} is missing, though {index.name} names it: fetch or make it again")
     return [index.parent / name for name in names]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers reads from a checkpoint: the single file, or else those in its index.
+
+    Raises `HawkError` where a file is missing.
+    """
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if not (folder / INDEX).is_file():
+        pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+        if pickled:
+            raise HawkError(f"{folder} holds pickled weights only ({pickled[0]}): convert them to safetensors first")
+        raise HawkError(f"{folder} has no weights: neither {SINGLE} nor {INDEX}")
+    return indexed_files(folder / INDEX)
 
 
 # --- checking ------------------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def find_published(
     """Find the parts of a LlamaGen model in a folder by their published file names; parts that are given are taken.
 
     Raises:
-        HawkError: a part is missing, or two files could be the transformer.
+        HawkError: a part is missing, two files could be the transformer, or `target` is named after another stage.
     """
     if not folder.is_dir():
         raise HawkError(f"there is no folder {folder}")
@@ -101,6 +101,8 @@ def find_published(
     elif Path(text).is_dir():
         text = str(Path(text).resolve())
     named = TARGET_NAME.fullmatch(target.name)
+    if stage and named and int(named[2]) != stage:
+        raise HawkError(f"{target.name} is the transformer of stage {named[2]}, not of stage {stage}: leave stage out")
     side = STAGE_PIXELS[stage] if stage else int(named[3]) if named else None
     height, width = height or width or side, width or height or side
     if height is None or width is None:

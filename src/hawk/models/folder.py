@@ -159,8 +159,8 @@ def load_model(
         HawkError: one line on what is missing, cut short, of the wrong shape, or made for another target.
     """
     config = read_config(folder)
-    target = _read_module(lambda: LlamaGen(config.target), _target_files(folder), dtype, on_meta=True)
-    tokenizer = _tokenizer(folder, config)
+    target = _read_module(lambda: LlamaGen(config.target), target_files(folder), dtype, on_meta=True)
+    tokenizer = _tokenizer(folder, config, torch.float32)  # it is small, and low precision shows in pixels
     text = load_text(folder, config.text, text_device)
     _check_parts(folder, config, tokenizer, text)
     # The hash is of bfloat16 weights, which float16 cannot hold: it is made from the file then.
@@ -169,6 +169,22 @@ def load_model(
     present = with_heads and (drafter is not None or heads_folder.is_dir())
     shape = config.target
     drafting = load_parts(heads_folder, shape.dim, shape.vocab_size, mark, dtype) if present else None
+    return FolderModel(config, target, tokenizer, text, drafting, mark)
+
+
+def outline_model(folder: Path) -> FolderModel:
+    """The model in a folder without the weights of target and image tokenizer: their shapes are checked by headers.
+
+    Raises `HawkError` as `load_model` does.
+    """
+    config = read_config(folder)
+    target = _read_module(lambda: LlamaGen(config.target), target_files(folder), None, on_meta=True)
+    tokenizer = _tokenizer(folder, config, None)
+    text = load_text(folder, config.text)
+    _check_parts(folder, config, tokenizer, text)
+    mark, heads_folder, shape = target_fingerprint(folder), folder / HEADS_FOLDER, config.target
+    present = heads_folder.is_dir()
+    drafting = load_parts(heads_folder, shape.dim, shape.vocab_size, mark, torch.bfloat16) if present else None
     return FolderModel(config, target, tokenizer, text, drafting, mark)
 
 
@@ -205,12 +221,12 @@ def _text_source(folder: Path, source: str) -> str:
     return source
 
 
-def _tokenizer(folder: Path, config: ModelConfig) -> FSQTokenizer | VQGAN:
-    """The image tokenizer of a model folder, always in float32: it is small, and low precision shows in pixels."""
+def _tokenizer(folder: Path, config: ModelConfig, dtype: torch.dtype | None) -> FSQTokenizer | VQGAN:
+    """The image tokenizer of a model folder in `dtype`, without its weights if that is None."""
     files, shape = [folder / "tokenizer.safetensors"], config.tokenizer
     if isinstance(shape, FSQFields):
-        return _read_module(lambda: FSQTokenizer(shape.shape()), files, torch.float32)
-    return _read_module(lambda: VQGAN(shape.shape()), files, torch.float32, on_meta=True)
+        return _read_module(lambda: FSQTokenizer(shape.shape()), files, dtype)
+    return _read_module(lambda: VQGAN(shape.shape()), files, dtype, on_meta=True)
 
 
 def _check_parts(folder: Path, config: ModelConfig, tokenizer: FSQTokenizer | VQGAN, text: TextEncoder) -> None:
@@ -227,20 +243,22 @@ def _check_parts(folder: Path, config: ModelConfig, tokenizer: FSQTokenizer | VQ
         )
 
 
-def _read_module(make: Callable[[], M], files: list[Path], dtype: torch.dtype, on_meta: bool = False) -> M:
+def _read_module(make: Callable[[], M], files: list[Path], dtype: torch.dtype | None, on_meta: bool = False) -> M:
     """A frozen module with the weights of safetensors files in `dtype`; names and shapes must be the module's own.
 
-    `on_meta` makes the module without memory, so that a large model is held only once; the files fill it.
+    `on_meta` makes the module without memory, so that a large model is held only once; the files fill it. If `dtype`
+    is None, the files' headers are checked and no weight is read.
     """
     with torch.device("meta") if on_meta else nullcontext():
         module = make()
     check_weights({path: shapes_in(path) for path in files}, shapes_of(module.state_dict()), "config.json asks")
-    weights = {name: tensor.to(dtype) for path in files for name, tensor in read_safetensors(path).items()}
-    module.load_state_dict(weights, assign=True)
+    if dtype is not None:
+        weights = {name: tensor.to(dtype) for path in files for name, tensor in read_safetensors(path).items()}
+        module.load_state_dict(weights, assign=True)
     return module.eval().requires_grad_(False)
 
 
-def _target_files(folder: Path) -> list[Path]:
+def target_files(folder: Path) -> list[Path]:
     """The target's weight files: those of the index where there is one, else the single file."""
     index = folder / "target.safetensors.index.json"
     return indexed_files(index) if index.is_file() else [folder / "target.safetensors"]
@@ -252,7 +270,7 @@ def target_fingerprint(source: Path | LlamaGen) -> str:
         config, head = source.config, source.output.weight
     else:
         config = read_config(source).target
-        head, wanted = _named_tensor(_target_files(source), "output.weight"), (config.vocab_size, config.dim)
+        head, wanted = _named_tensor(target_files(source), "output.weight"), (config.vocab_size, config.dim)
         if tuple(head.shape) != wanted:
             raise HawkError(f"{source}: output.weight has shape {tuple(head.shape)}, config.json asks for {wanted}")
     # A switch that is off is left out: a switch that is new must not change the fingerprints of older targets.

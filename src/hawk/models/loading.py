@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from math import prod
 from pathlib import Path
 from typing import cast, get_args
 
@@ -11,11 +12,15 @@ import torch
 from hawk.decoding.recording import Engine
 from hawk.errors import HawkError
 from hawk.files import read_json
-from hawk.models.folder import BUNDLED, load_model
+from hawk.models.checkpoint import shapes_in, weight_files
+from hawk.models.folder import BUNDLED, load_model, outline_model, target_files
 from hawk.models.hub import fetched, is_hub_id
 from hawk.models.llamagen.target import LlamaGen
 from hawk.models.protocol import ImageTarget, Model
 from hawk.nn.packed import fast_dtype, worth_packing
+
+LARGE = 200_000_000
+"""A model of more parameters is drawn in bfloat16 on a GPU, unless a dtype is named."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -73,14 +78,45 @@ def is_checkpoint(folder: Path) -> bool:
     return path.is_file() and "model_type" in read_json(path)
 
 
+def is_large(folder: Path) -> bool:
+    """Whether the model in a folder has more than `LARGE` parameters, by the headers of its weight files.
+
+    False for a folder whose files are missing or damaged: the loader says what is wrong with it.
+    """
+    try:
+        files = weight_files(folder) if is_checkpoint(folder) else target_files(folder)
+        return sum(prod(shape) for path in files for shape in shapes_in(path, any_dtype=True).values()) > LARGE
+    except HawkError:
+        return False
+
+
+def load_outline(folder: Path) -> Model:
+    """The model in a folder for `Model.facts`: no weights are read but those of output head, text encoder and drafters.
+
+    Its other modules have shapes alone, so it cannot draw. Raises `HawkError` as `load_on` does.
+    """
+    if not is_checkpoint(folder):
+        return outline_model(folder)
+    try:
+        from hawk.models.hf.model import outline_transformers_model
+    except ModuleNotFoundError as error:
+        raise _without_transformers(folder, error) from error
+    return outline_transformers_model(folder)
+
+
 def _load_checkpoint(folder: Path, device: torch.device, dtype: torch.dtype, drafter: Path | None) -> Model:
     try:
         from hawk.models.hf.model import load_transformers_model
     except ModuleNotFoundError as error:
-        if error.name != "transformers":
-            raise
-        raise HawkError(f"{folder} is a transformers checkpoint: pip install 'hawk-t2i[hf]' to draw with it") from error
+        raise _without_transformers(folder, error) from error
     return load_transformers_model(folder, device, dtype, drafter)
+
+
+def _without_transformers(folder: Path, error: ModuleNotFoundError) -> Exception:
+    """What to raise where a checkpoint cannot be read because a module is missing."""
+    if error.name != "transformers":
+        return error
+    return HawkError(f"{folder} is a transformers checkpoint: pip install 'hawk-t2i[hf]' to draw with it")
 
 
 # --- names ---------------------------------------------------------------------------------------------------
@@ -89,7 +125,7 @@ def _load_checkpoint(folder: Path, device: torch.device, dtype: torch.dtype, dra
 def dtype_named(dtype: str, device: torch.device, large: bool = False) -> str:
     """A name in `DTYPES`; "auto" becomes bfloat16 on a CPU with matrix units (AMX), and float32 elsewhere.
 
-    For a `large` model "auto" becomes bfloat16 on a GPU, too. Raises `HawkError` for an unknown name.
+    For a `large` model (`is_large`) "auto" becomes bfloat16 on a GPU, too. Raises `HawkError` for an unknown name.
     """
     if dtype not in ("auto", *DTYPES):
         raise HawkError(f"unknown dtype {dtype!r}: choose one of auto, {', '.join(DTYPES)}")

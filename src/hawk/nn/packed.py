@@ -137,10 +137,16 @@ def pack_linears(module: nn.Module, dtype: torch.dtype = torch.float32) -> int:
 class PackedNormLinear(nn.Module):
     """A frozen RMSNorm and the linear layer after it; the norm's weight is multiplied into the layer's."""
 
-    def __init__(self, norm: RMSNorm, weight: Float[Tensor, "o i"], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        norm: RMSNorm,
+        weight: Float[Tensor, "o i"],
+        dtype: torch.dtype,
+        bias: Float[Tensor, " o"] | None = None,
+    ) -> None:
         super().__init__()
         self.eps, self.dtype = norm.eps, dtype
-        self.linear = packed_linear(weight.detach() * norm.weight.detach(), dtype)
+        self.linear = packed_linear(weight.detach() * norm.weight.detach(), dtype, bias)
 
     def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
         x = x.float()
@@ -163,13 +169,16 @@ class PackedFeedForward(nn.Module):
 
 
 def pack_after_norm(block: nn.Module, norm: str, layer: str, dtype: torch.dtype) -> None:
-    """Pack the linear layer or SwiGLU block named `layer` together with the RMSNorm before it, named `norm`."""
+    """Pack the linear layer or SwiGLU block named `layer` together with the RMSNorm before it, named `norm`.
+
+    A linear layer keeps its bias; a SwiGLU block has none.
+    """
     before, after = block.get_submodule(norm), block.get_submodule(layer)
     assert isinstance(before, RMSNorm)
     if isinstance(after, SwiGLU):
         packed: nn.Module = PackedFeedForward(before, after, dtype)
     else:
         assert isinstance(after, nn.Linear)
-        packed = PackedNormLinear(before, after.weight, dtype)
+        packed = PackedNormLinear(before, after.weight, dtype, after.bias)
     block.set_submodule(layer, packed)
     block.set_submodule(norm, nn.Identity())

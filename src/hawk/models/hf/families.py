@@ -7,7 +7,9 @@ lumina.md.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -20,6 +22,8 @@ from hawk.decoding.grid import Grid
 from hawk.decoding.sampling import SamplingParams
 from hawk.decoding.structure import Structure
 from hawk.errors import HawkError
+from hawk.models.hf.control import added_tokens, mapped_tokens
+from hawk.models.pixels import decoded_wide
 from hawk.models.tokenizers.fsq import PixelDecoder
 
 
@@ -91,7 +95,21 @@ class Family(ABC):
 
     @abstractmethod
     def pixels(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]:
-        """Images of token grids; pixels are about in [-1, 1]."""
+        """Images of token grids; pixels are about in [-1, 1], in at least float32."""
+
+    @cached_property
+    def control_tokens(self) -> dict[int, str]:
+        """The names of special, added and image tokens, by id: only the family itself writes them."""
+        return added_tokens(self.tokenizer)
+
+    def control_token_in(self, text: str, grid: Grid) -> str | None:
+        """A control token that the model would read in a prompt's text, or that the text spells; None without one."""
+        spelled = [name for name in self.control_tokens.values() if name in text]
+        if spelled:
+            return max(spelled, key=len)
+        read = Counter(self.prompt(text, grid)) - Counter(self.prompt("a", grid))
+        unknown = self.tokenizer.unk_token_id  # stands for any word that the tokenizer does not know
+        return next((self.control_tokens[i] for i in read if i in self.control_tokens and i != unknown), None)
 
     @property
     def closing(self) -> tuple[int, ...]:
@@ -160,11 +178,26 @@ class Janus(Family):
         """The prompt with padding tokens in place of its text; attention sees these padding tokens."""
         begin = self.tokenizer.convert_tokens_to_ids(special(self.tokenizer, "boi_token"))
         kept = (self.tokenizer.bos_token_id, begin)
-        return tuple(token if token in kept else self.tokenizer.pad_token_id for token in prompt)
+        return tuple(token if token in kept else self.padding for token in prompt)
+
+    @cached_property
+    def padding(self) -> int:
+        """The id of the padding token: the tokenizer's, else the model's, else (as in transformers) end-of-sequence."""
+        tokenizer, of_model = self.tokenizer, self.model.generation_config
+        named = tokenizer.get_vocab().get(PADDING)
+        candidates = (tokenizer.pad_token_id, of_model.pad_token_id, named, tokenizer.eos_token_id)
+        found = next((candidate for candidate in candidates if candidate is not None), None)
+        if found is None:
+            raise HawkError("tokenizer_config.json names no pad_token, which Janus needs for guidance: add it there")
+        return int(found)
 
     def pixels(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]:
         """Images by the model's own decoder."""
-        return self.model.model.vqmodel.decode(codes.flatten(1))
+        return decoded_wide(self.model.model.vqmodel, codes.flatten(1))
+
+
+PADDING = "<｜▁pad▁｜>"
+"""The padding token in DeepSeek's vocabularies, which some tokenizer_config.json do not name."""
 
 
 class SharedVocabulary(Family):
@@ -176,7 +209,7 @@ class SharedVocabulary(Family):
         if sorted(id_of_code) != list(range(self.codes)):
             raise HawkError(f"vocabulary_map in config.json has {len(id_of_code)} image tokens, not {self.codes}")
         ids = [id_of_code[code] for code in range(self.codes)]
-        self.code_ids = torch.tensor(ids, device=self.text_embeddings.weight.device)
+        self.code_ids = torch.tensor(ids, device=model.lm_head.weight.device)
         weight, in_order = model.lm_head.weight.detach(), ids == list(range(ids[0], ids[0] + self.codes))
         rows = weight[ids[0] : ids[0] + self.codes] if in_order else weight[self.code_ids]  # a view, if possible
         self._head = nn.Linear(weight.shape[1], self.codes, bias=False, device="meta")
@@ -186,6 +219,12 @@ class SharedVocabulary(Family):
     def head(self) -> nn.Module:
         """The rows of `lm_head` for image codes; the logits of text tokens are never computed."""
         return self._head
+
+    @cached_property
+    def control_tokens(self) -> dict[int, str]:
+        """The tokenizer's special and added tokens, and those of image codes and control tokens in config.json."""
+        image_ids = frozenset(self.code_ids.tolist())
+        return {**mapped_tokens(self.model.config.vocabulary_map, image_ids), **added_tokens(self.tokenizer)}
 
     def embed(self, codes: Int[Tensor, "*b"]) -> Float[Tensor, "*b dim"]:
         """Embeddings of image codes, from the text vocabulary."""
@@ -256,7 +295,8 @@ class Emu3(SharedVocabulary):
     def prompt(self, text: str, grid: Grid) -> tuple[int, ...]:
         """Begin-of-sequence, the text, and the image's header: begin-of-image, height*width, begin-of-image-tokens."""
         begin, wrapper = special(self.tokenizer, "boi_token"), special(self.tokenizer, "image_wrapper_token")
-        return self.encode(f"{self.tokenizer.bos_token}{text}{begin}{grid.height}*{grid.width}{wrapper}")
+        start = special(self.tokenizer, "bos_token")
+        return self.encode(f"{start}{text}{begin}{grid.height}*{grid.width}{wrapper}")
 
     def unconditional(self, prompt: tuple[int, ...], grid: Grid) -> tuple[int, ...]:
         """The published negative prompt, with the header of the same grid."""
@@ -264,7 +304,7 @@ class Emu3(SharedVocabulary):
 
     def pixels(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]:
         """Images by the model's own decoder."""
-        return self.model.model.vqmodel.decode(codes)
+        return decoded_wide(self.model.model.vqmodel, codes)
 
 
 class Chameleon(SharedVocabulary):
@@ -315,7 +355,7 @@ class Chameleon(SharedVocabulary):
         """Images by the VQGAN decoder, which transformers' model lacks; raises `HawkError` without one."""
         if self.decoder is None:
             raise HawkError(f"{self.name} has no pixel decoder here: name the file of one (vqgan.ckpt)")
-        return self.decoder.decode(codes)
+        return decoded_wide(self.decoder, codes)
 
 
 BEGIN_IMAGE, END_IMAGE, NEW_LINE, SEPARATOR = "<racm3:break>", "<eoss>", "<reserved08799>", "<reserved08706>"
@@ -346,6 +386,22 @@ class Lumina(Chameleon):
         """Raise `HawkError` for odd sides: prompts give sizes in squares of 2x2 tokens."""
         if grid.height % 2 or grid.width % 2:
             raise HawkError(f"{self.name} draws sizes that are multiples of {2 * self.cell} pixels")
+        if not self.trained_for(grid):
+            size, own = f"{grid.height * self.cell}x{grid.width * self.cell}", self.side * self.cell
+            warnings.warn(
+                f"{self.name} was not trained for {size} pixels: it was tuned for {own}x{own} and for sizes of about "
+                "that area, with sides of at most 4:1",
+                stacklevel=2,
+            )
+
+    def trained_for(self, grid: Grid) -> bool:
+        """Whether the checkpoint was tuned on images of this grid.
+
+        In squares of 2x2 tokens, these are the sizes of at most the default grid's area to which no row and column
+        can be added, and whose longer side is at most 4 times the shorter one.
+        """
+        height, width, area = grid.height // 2, grid.width // 2, (self.side // 2) ** 2
+        return height * width <= area < (height + 1) * (width + 1) and max(height, width) <= 4 * min(height, width)
 
     def prompt(self, text: str, grid: Grid) -> tuple[int, ...]:
         """Begin-of-sequence, the instruction that the model was tuned on, end-of-turn, and the image's header."""

@@ -1,15 +1,16 @@
 """Models around checkpoints in transformers' format: Janus, Emu3, Chameleon, Anole and Lumina-mGPT.
 
 A checkpoint's folder is used as it was published. The Chameleon family (Chameleon, Anole, Lumina-mGPT) needs one more
-file to draw pixels, `vqgan.ckpt` or `vqgan.safetensors`, in the folder or in its subfolder `tokenizer`. An optional
-file `hawk.json` tells what config.json does not: {"family": "lumina", "side": 48}, the side of an image in tokens.
+file to draw pixels, `vqgan.ckpt` or `vqgan.safetensors`, in the folder or in its subfolder `tokenizer`, unless the
+checkpoint itself holds the decoder (`model.vqmodel.decoder`, as Anole's does). An optional file `hawk.json` tells what
+config.json does not: {"family": "lumina", "side": 48}, the side of an image in tokens.
 
 This module imports transformers: import it only where such a checkpoint is at hand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,15 +25,17 @@ from hawk.decoding.sampling import SamplingParams
 from hawk.drafters.parts import DraftParts, load_parts
 from hawk.errors import HawkError, one_line
 from hawk.files import read_json
-from hawk.models.checkpoint import read_checkpoint
+from hawk.models.checkpoint import read_checkpoint, read_safetensors, shapes_in, weight_files
 from hawk.models.config import read_fields
 from hawk.models.fingerprint import fingerprint
 from hawk.models.hf.families import Chameleon, Emu3, Family, Janus, Lumina
-from hawk.models.hf.reading import read_model, read_tokenizer
+from hawk.models.hf.reading import outlined_model, read_model, read_tokenizer
 from hawk.models.hf.target import TokenPrompt, TransformersTarget
 from hawk.models.tokenizers.vqgan import VQGAN, VQGANConfig, decoding_weights
 
 VQGAN_FILES = ("vqgan.safetensors", "vqgan.ckpt", "tokenizer/vqgan.safetensors", "tokenizer/vqgan.ckpt")
+VQ_MODEL = "model.vqmodel."
+"""The prefix of the image tokenizer's weights in a checkpoint; Anole's checkpoint has the pixel decoder among them."""
 ARCHITECTURES = {
     "janus": "JanusForConditionalGeneration",
     "emu3": "Emu3ForConditionalGeneration",
@@ -91,9 +94,9 @@ class TransformersModel:
             if not text.strip():
                 raise HawkError("the prompt is empty: describe the image, as in 'a red apple'")
         for text in (*prompts, *negatives):
-            for token in self.family.tokenizer.all_special_tokens:
-                if token in text:
-                    raise HawkError(f"the prompt {text!r} holds {token}, which the model reads as a special token")
+            token = self.family.control_token_in(text, grid) if text.strip() else None
+            if token is not None:
+                raise HawkError(f"the prompt {text!r} holds {token}, which the model reads as a special token")
         cond = tuple(self.family.prompt(text, grid) for text in prompts)
         uncond = tuple(
             self.family.prompt(negative, grid) if negative.strip() else self.family.unconditional(prompt, grid)
@@ -125,6 +128,24 @@ class TransformersModel:
         }
 
 
+def outline_transformers_model(folder: Path) -> TransformersModel:
+    """The model in a checkpoint's folder without its weights, except those of the head, which its fingerprint needs.
+
+    A checkpoint that is quantized or shares its head with the embeddings is read as a whole. Raises `HawkError` as
+    `load_transformers_model` does.
+    """
+    config = read_json(folder / "config.json")
+    kind = known_kind(folder, config)
+    shared_head = kind != "janus" and config.get("tie_word_embeddings")
+    if "quantization_config" in config or shared_head:
+        return load_transformers_model(folder, torch.device("cpu"), torch.bfloat16, None)
+    if kind == "chameleon":
+        vqgan_source(folder)  # refuses a folder that has no pixel decoder
+    head = "model.generation_head" if kind == "janus" else "lm_head"
+    model = outlined_model(folder, ARCHITECTURES[kind], head)
+    return as_model(name_of(folder), family_of(model, read_tokenizer(folder), None, read_hint(folder)))
+
+
 def load_transformers_model(
     folder: Path, device: torch.device, dtype: torch.dtype, drafter: Path | None
 ) -> TransformersModel:
@@ -133,12 +154,11 @@ def load_transformers_model(
     Raises:
         HawkError: one line on a kind of model that is unknown, a damaged file, or a drafter of another target.
     """
-    kind = read_json(folder / "config.json")["model_type"]
-    if kind not in ARCHITECTURES:
-        raise HawkError(f"{folder} is a {kind!r} model: Hawk draws with {', '.join(ARCHITECTURES)}")
+    kind = known_kind(folder, read_json(folder / "config.json"))
     hint = read_hint(folder)
-    vqgan = vqgan_file(folder) if kind == "chameleon" else None  # refuses before gigabytes are read
-    model = read_model(folder, ARCHITECTURES[kind], dtype, device, ("model.vqmodel.",) if vqgan else ())
+    vqgan = vqgan_source(folder) if kind == "chameleon" else None  # refuses before gigabytes are read
+    may_lack, may_hold = ((VQ_MODEL,), (f"{VQ_MODEL}decoder.",)) if vqgan else ((), ())
+    model = read_model(folder, ARCHITECTURES[kind], dtype, device, may_lack, may_hold)
     if vqgan is None and dtype.itemsize < 4:
         model.model.vqmodel.float()
     decoder = None if vqgan is None else read_vqgan(vqgan, model.config.vq_config).to(device)
@@ -146,6 +166,14 @@ def load_transformers_model(
         decoder.double()
     family = family_of(model, read_tokenizer(folder), decoder, hint)
     return as_model(name_of(folder), family, drafter)
+
+
+def known_kind(folder: Path, config: Mapping[str, Any]) -> str:
+    """The `model_type` in config.json; raises `HawkError` for a kind of model that Hawk does not draw with."""
+    kind = str(config["model_type"])
+    if kind not in ARCHITECTURES:
+        raise HawkError(f"{folder} is a {kind!r} model: Hawk draws with {', '.join(ARCHITECTURES)}")
+    return kind
 
 
 def as_model(name: str, family: Family, drafter: Path | None = None) -> TransformersModel:
@@ -192,18 +220,27 @@ def read_hint(folder: Path) -> FamilyHint:
     return read_fields(FamilyHint, path) if path.is_file() else FamilyHint()
 
 
-def vqgan_file(folder: Path) -> Path:
-    """The file of the Chameleon family's pixel decoder; raises `HawkError` where there is none."""
+def vqgan_source(folder: Path) -> Path | list[Path]:
+    """The Chameleon family's pixel decoder: a file beside the checkpoint, or else the checkpoint's files that hold it.
+
+    Raises `HawkError` where there is no pixel decoder.
+    """
     for name in VQGAN_FILES:
         if (folder / name).is_file():
             return folder / name
+    inside = [path for path in weight_files(folder) if any(name.startswith(VQ_MODEL) for name in shapes_in(path, True))]
+    if any(name.startswith(f"{VQ_MODEL}decoder.") for path in inside for name in shapes_in(path, True)):
+        return inside
     raise HawkError(
         f"{folder} has no pixel decoder: put vqgan.ckpt of the Chameleon release (or vqgan.safetensors) there"
     )
 
 
-def read_vqgan(path: Path, config: Any) -> VQGAN:
-    """The pixel decoder in a published file; `HawkError` unless it has the shape in config.json's `vq_config`."""
+def read_vqgan(source: Path | list[Path], config: Any) -> VQGAN:
+    """The pixel decoder in a published file, or in the files of a checkpoint that holds it as `model.vqmodel`.
+
+    Raises `HawkError` unless it has the shape in config.json's `vq_config`.
+    """
     shape = VQGANConfig(
         codebook_size=config.num_embeddings,
         codebook_dim=config.embed_dim,
@@ -214,13 +251,19 @@ def read_vqgan(path: Path, config: Any) -> VQGAN:
         attention_levels=(),
         unit_codes=False,
     )
-    weights = decoding_weights(read_checkpoint(path))
+    if isinstance(source, Path):
+        files, held = [source], read_checkpoint(source)
+    else:
+        files = source
+        held = {name: tensor for path in files for name, tensor in read_safetensors(path, VQ_MODEL).items()}
+    own = {name.removeprefix(VQ_MODEL): tensor for name, tensor in held.items() if name.startswith(VQ_MODEL)}
+    weights = decoding_weights(own or held)
     with torch.device("meta"):
         decoder = VQGAN(shape)
     try:
         decoder.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
     except RuntimeError as error:
-        raise HawkError(f"{path} is no decoder of this checkpoint's shape ({one_line(error)})") from error
+        raise HawkError(f"{files[0]} is no decoder of this checkpoint's shape ({one_line(error)})") from error
     return decoder.eval().requires_grad_(False)
 
 

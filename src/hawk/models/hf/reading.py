@@ -9,24 +9,31 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging
 
 from hawk.errors import HawkError, one_line
 from hawk.files import read_json
-from hawk.models.checkpoint import indexed_files, shapes_in
+from hawk.models.checkpoint import read_safetensors, refuse_pointers, shapes_in, weight_files
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+PROCESSOR_FILES = ("chat_template.json", "processor_config.json")
+"""Files in which releases of transformers have kept the chat template of a processor."""
 
 
 def read_model(
-    folder: Path, architecture: str, dtype: torch.dtype, device: torch.device, may_lack: tuple[str, ...] = ()
+    folder: Path,
+    architecture: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    may_lack: tuple[str, ...] = (),
+    may_hold: tuple[str, ...] = (),
 ) -> Any:
     """A frozen transformers model with SDPA attention, whose weights are read straight to a device.
 
     Args:
         architecture: the name of the model's class in transformers.
         may_lack: prefixes of the names of weights that may be missing.
+        may_hold: prefixes of the names of weights that the class does not have and the files may hold.
 
     Raises:
         HawkError: one line on weights that are missing, pickled, cut short, of another model or of no float dtype.
@@ -50,35 +57,65 @@ def read_model(
     lacking = sorted(name for name in info["missing_keys"] if not name.startswith(may_lack))
     if lacking:
         raise HawkError(f"the weights in {folder} lack {len(lacking)} tensors, among them {lacking[0]}")
-    unknown = sorted(info["unexpected_keys"])
+    unknown = sorted(name for name in info["unexpected_keys"] if not name.startswith(may_hold))
     if unknown:
         raise HawkError(f"the weights in {folder} hold {unknown[0]}, which {architecture} does not have")
     return model.eval().requires_grad_(False)
 
 
-def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a checkpoint's folder; raises `HawkError` where there is none that can be read."""
+def outlined_model(folder: Path, architecture: str, head: str) -> Any:
+    """A transformers model without memory, of which only the module named `head` has its weights, on the CPU.
+
+    Raises `HawkError` for a damaged weight file, and where the head is missing or of another shape.
+    """
+    files = {path: shapes_in(path) for path in weight_files(folder)}
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        with quiet(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            model = getattr(transformers, architecture)(config)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
+        raise HawkError(f"{folder} is no checkpoint that transformers can read: {one_line(error)}") from error
+    module, last = model.get_submodule(head), head.split(".")[-1]
+    wanted = {f"{last}.{name}": tuple(weight.shape) for name, weight in module.state_dict().items()}
+    read = {}
+    for name, shape in wanted.items():
+        # Older releases of transformers saved the same weights under other prefixes.
+        found = next(((p, key) for p, held in files.items() for key in held if f".{key}".endswith(f".{name}")), None)
+        if found is None:
+            raise HawkError(f"the weights in {folder} lack {head.removesuffix(last)}{name}")
+        path, key = found
+        if files[path][key] != shape:
+            raise HawkError(f"{path}: {key} has shape {files[path][key]}, config.json asks for {shape}")
+        read[name.removeprefix(f"{last}.")] = read_safetensors(path, key)[key]
+    module.load_state_dict(read, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a checkpoint's folder; raises `HawkError` where there is none that can be read.
+
+    A chat template that the folder keeps for its processor is given to the tokenizer, if that has none of its own.
+    """
+    if folder.is_dir():
+        refuse_pointers(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise HawkError(
             f"no tokenizer in {folder} (tokenizer.json and tokenizer_config.json, as published): {one_line(error)}"
         ) from error
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = processor_template(folder)
+    return tokenizer
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers reads from a checkpoint: the single file, or else those in its index.
-
-    Raises `HawkError` where a file is missing.
-    """
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    if not (folder / INDEX).is_file():
-        pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-        if pickled:
-            raise HawkError(f"{folder} holds pickled weights only ({pickled[0]}): convert them to safetensors first")
-        raise HawkError(f"{folder} has no weights: neither {SINGLE} nor {INDEX}")
-    return indexed_files(folder / INDEX)
+def processor_template(folder: Path) -> str | None:
+    """The chat template of a folder's processor, in a file of its own or in the processor's; None without one."""
+    for name in PROCESSOR_FILES:
+        template = read_json(folder / name).get("chat_template") if (folder / name).is_file() else None
+        if isinstance(template, str):
+            return template
+    return None
 
 
 @contextmanager

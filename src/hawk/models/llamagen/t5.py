@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from hawk.errors import HawkError, one_line
+from hawk.models.checkpoint import refuse_pointers
 from hawk.models.llamagen.cleaning import clean_caption
 from hawk.models.llamagen.words import TextFeatures, left_padded
 
@@ -64,6 +66,8 @@ class T5TextEncoder:
             from hawk.models.hf.reading import quiet
         except ImportError as error:
             raise HawkError("T5 text features need transformers: pip install 'hawk-t2i[hf]'") from error
+        if Path(self.source).is_dir():
+            refuse_pointers(Path(self.source))
         try:
             with quiet():
                 tokenizer = transformers.AutoTokenizer.from_pretrained(self.source)

@@ -17,10 +17,10 @@ from typing import Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from safetensors import safe_open
 from torch import Tensor
 
 from hawk.errors import HawkError
+from hawk.models.checkpoint import opened
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class StaticTextEncoder:
             if not path.is_file():
                 raise HawkError(f"the text encoder lacks {path}: give a folder that `hawk train target` wrote")
         words = words_file.read_text(encoding="utf-8").split("\n")
-        with safe_open(str(vectors_file), framework="pt") as tensors:
+        with opened(vectors_file) as tensors:
             vectors = tensors.get_tensor("vectors").float() * tensors.get_tensor("scales").float()[:, None]
         if len(words) != len(vectors):
             raise HawkError(f"{words_file} has {len(words)} words but {vectors_file} {len(vectors)} vectors")

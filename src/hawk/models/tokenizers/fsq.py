@@ -207,9 +207,10 @@ class FSQTokenizer(nn.Module):
         return self.quantizer.codes(self._latents(images))
 
     def decode(self, codes: Int[Tensor, "b rows cols"]) -> Float[Tensor, "b 3 h w"]:
-        """The pixels, in [-1, 1], of a grid of codes of any height and width."""
+        """The pixels, in [-1, 1], of a grid of codes of any height and width; an overflow stays infinite."""
         latents = self.quantizer.latents(codes).to(next(self.decoder.parameters()).dtype)
-        return self.decoder(latents.permute(0, 3, 1, 2)).float().clamp(-1, 1)
+        pixels = self.decoder(latents.permute(0, 3, 1, 2)).float()
+        return torch.where(pixels.isinf(), pixels, pixels.clamp(-1, 1))  # an infinity is kept, so that it is refused
 
     def _latents(self, images: Tensor) -> Tensor:
         return self.encoder(images).permute(0, 2, 3, 1).float()

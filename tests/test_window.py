@@ -24,10 +24,10 @@ from hawk.decoding.request import Request
 from hawk.decoding.sampling import SamplingParams
 from hawk.decoding.tree import Window
 from hawk.decoding.trees import NoDrafter
-from hawk.decoding.window import LAG, SOURCES, WindowState, advance, first_window
+from hawk.decoding.window import CHANGING, LAG, SOURCES, WindowState, advance, finish, first_window
 from hawk.errors import HawkError
 from hawk.proofs.losslessness import EXACT_SETTINGS
-from hawk.proofs.tiny import tiny_prompt, tiny_target
+from hawk.proofs.tiny import RandomDrafter, tiny_prompt, tiny_target
 
 SEEDS = [1, 2, 3]
 GUIDED = SamplingParams(temperature=0.7, top_k=5, top_p=0.9, cfg_scale=2.0)
@@ -44,10 +44,13 @@ def prompt(target):
     return tiny_prompt(target, len(SEEDS))
 
 
-def begun(target, prompt, window, params=GUIDED, grid=None) -> WindowState:
-    grid = grid or target.grid
+def begun_of(target, request, window) -> WindowState:
     with torch.inference_mode():
-        return first_window(target, Request(prompt, grid, params, SEEDS), window)
+        return first_window(target, request, window)
+
+
+def begun(target, prompt, window, params=GUIDED, grid=None) -> WindowState:
+    return begun_of(target, Request(prompt, grid or target.grid, params, SEEDS), window)
 
 
 def replayed(target, state: WindowState) -> WindowState:
@@ -124,6 +127,11 @@ class NothingOnTheHost(TorchDispatchMode):
         return result
 
 
+def on_meta(state: WindowState) -> dict[str, Tensor]:
+    """The tensors of a state beside its cache and noise, on PyTorch's meta device."""
+    return {name: getattr(state, name).to("meta") for name in (*CHANGING, "chain")}
+
+
 def without_numbers(state: WindowState) -> WindowState:
     """The same state on PyTorch's meta device, whose tensors have shapes and no numbers that a host could read."""
     cache = state.cache
@@ -131,8 +139,7 @@ def without_numbers(state: WindowState) -> WindowState:
     far = FixedCache(cache.keys.to("meta"), cache.values.to("meta"), cache.lengths, None, cache.ends.to("meta"))
     noise = copy.copy(state.noise)
     noise.held = noise.held.to("meta")
-    named = ("tokens", "origins", "committed", "history", "steps", "padding", "chain")
-    return replace(state, cache=far, noise=noise, **{name: getattr(state, name).to("meta") for name in named})
+    return replace(state, cache=far, noise=noise, **on_meta(state))
 
 
 @pytest.mark.parametrize("params", EXACT_SETTINGS)
@@ -149,8 +156,7 @@ def test_a_step_reads_nothing_of_the_device(window, params, target, prompt):
 
 def test_a_step_that_reads_the_device_would_be_noticed(target, prompt):
     state = begun(target, prompt, Window(5))  # its cache asks the host where a row ends
-    named = ("tokens", "origins", "committed", "history", "steps", "padding", "chain")
-    state = replace(state, **{name: getattr(state, name).to("meta") for name in named})
+    state = replace(state, **on_meta(state))
     far = copy.deepcopy(target).to("meta")
     with torch.no_grad(), pytest.raises((NotImplementedError, RuntimeError)):
         advance(far, state, 5)
@@ -187,6 +193,66 @@ def test_a_recording_serves_the_next_image_of_its_shape(target, prompt, monkeypa
             replay(known.state, known.step, None)
         assert torch.equal(known.state.tokens[:, : target.grid.size], plain.tokens)
     assert len(recorded) == 3  # the second image took the first one's
+
+
+# --- logits that are not finite
+
+
+def damaged(dtype: torch.dtype, scale: float):
+    """A tiny target one of whose weights is `scale` times as large, or NaN."""
+    target = tiny_target(0, dtype, grid=Grid(2, 4), dim=16)
+    target.layers[0].feed_forward.w2.weight *= scale
+    return target
+
+
+DAMAGES = {
+    "a NaN weight": (torch.float32, torch.nan, "not finite in float32: its weights are damaged"),
+    "float16 overflow": (torch.float16, 1e5, "not finite in float16, which overflows: use dtype bfloat16 or float32"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("way", ["window", "replayed", "coupled", "residual", "traversal"])
+def test_logits_that_are_not_finite_are_one_line(way, damage):
+    dtype, scale, line = DAMAGES[damage]
+    target = damaged(dtype, scale)
+    drafter = Window(3) if way in ("window", "replayed") else NoDrafter()
+    verifier = "coupled" if isinstance(drafter, Window) else way
+    request = Request(tiny_prompt(target, 2), target.grid, GUIDED, [1, 2], verifier)
+    with pytest.raises(HawkError, match=line):
+        if way == "replayed":
+            finish(replayed(target, begun_of(target, request, drafter)))
+        else:
+            generate(target, request, drafter)
+
+
+class LateNaN:
+    """A target whose logits are NaN at one position of the grid, as if its state had overflowed there."""
+
+    def __init__(self, target, position: int) -> None:
+        self.target, self.position = target, position
+
+    def __getattr__(self, name):
+        return getattr(self.target, name)
+
+    def forward_nodes(self, tokens, positions, ancestors, padding, cache, grid):
+        hidden = self.target.forward_nodes(tokens, positions, ancestors, padding, cache, grid)
+        return hidden.masked_fill((positions == self.position)[..., None], torch.nan)
+
+
+@pytest.mark.parametrize("drafter", [Window(3), RandomDrafter(12, carries_q=True)])
+@pytest.mark.parametrize("position", [4, 7])
+def test_a_nan_in_the_middle_counts_where_the_image_commits_its_node(drafter, position):
+    """The state of the last token, at position 7, is scored as a draft at most: nothing is drawn from it."""
+    target = tiny_target(0, grid=Grid(2, 4), dim=16)
+    verifier = drafter.lossless_with[-1]
+    request = Request(tiny_prompt(target, 2), target.grid, GUIDED, [1, 2], verifier)
+    late = LateNaN(target, position)
+    if position < target.grid.size - 1:
+        with pytest.raises(HawkError, match="not finite in float64"):
+            generate(late, request, drafter)
+    else:
+        assert torch.equal(generate(late, request, drafter).tokens, generate(target, request, drafter).tokens)
 
 
 # --- what is counted

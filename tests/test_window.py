@@ -3,7 +3,9 @@
 import copy
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -177,10 +179,10 @@ def test_a_recording_serves_the_next_image_of_its_shape(target, prompt, monkeypa
     """`Recordings` of steps that are not recorded: CUDA is not needed to tell whether states are mixed up."""
     recorded = []
 
-    def record(target, state, engine):
+    def record(target, state, engine, pool):
         fixed = on_device(state)
         recorded.append(fixed)
-        return Recording(fixed, lambda: advance(target, fixed, fixed.window.reach))
+        return Recording(target, fixed, lambda: advance(target, fixed, fixed.window.reach))
 
     monkeypatch.setattr(recording, "record", record)
     recordings = Recordings()
@@ -192,7 +194,149 @@ def test_a_recording_serves_the_next_image_of_its_shape(target, prompt, monkeypa
             known = recordings.of(target, first_window(target, request, Window(5)))
             replay(known.state, known.step, None)
         assert torch.equal(known.state.tokens[:, : target.grid.size], plain.tokens)
-    assert len(recorded) == 3  # the second image took the first one's
+    assert len(recorded) == len(recordings.kept) == 3  # the second image took the first one's
+
+
+def recordings_on_cpu(monkeypatch) -> list[WindowState]:
+    """Let the engine "graph" repeat a step as it is; returns the list of the states that it records."""
+    states, record = [], recording.record
+
+    def noted(*arguments):
+        made = record(*arguments)
+        states.append(made.state)
+        return made
+
+    monkeypatch.setattr(recording, "captured", lambda call, device, pool: call)
+    monkeypatch.setattr(recording, "record", noted)
+    return states
+
+
+def test_methods_by_turns_keep_their_recordings(monkeypatch):
+    """The recording that was used longest ago goes first, and no other target takes a recording over."""
+    states = recordings_on_cpu(monkeypatch)
+    monkeypatch.setattr(recording, "MOST_RECORDINGS", 3)
+    targets = [tiny_target(seed, grid=Grid(2, 4), dim=16) for seed in (0, 1)]
+    recordings = Recordings("graph")
+    for target, reach, made in ((0, 0, 1), (0, 3, 2), (0, 0, 2), (1, 0, 3), (0, 0, 3), (1, 3, 4), (0, 0, 4), (0, 3, 5)):
+        request = Request(tiny_prompt(targets[target], 1), Grid(2, 4), GUIDED, [5])
+        drawn = generate(targets[target], request, Window(reach), recordings=recordings)
+        assert torch.equal(drawn.tokens, generate(targets[target], request, NoDrafter()).tokens)
+        assert len(states) == made
+        assert len(recordings.kept) <= 3
+    assert all(key[0] == id(kept.target) for key, kept in recordings.kept.items())
+
+
+def test_prompts_of_other_lengths_take_the_same_recording(monkeypatch):
+    """The image and its window need 60 entries; a prompt adds 1 to 5, and attention reads keys in blocks of 64."""
+    states, target = recordings_on_cpu(monkeypatch), tiny_target(0, grid=Grid(5, 10), dim=16)
+    prompts, recordings = tiny_prompt(target, 5), Recordings("graph")
+    for row in range(5):
+        request = Request(prompts.rows(slice(row, row + 1)), target.grid, GUIDED, [row])
+        generate(target, request, Window(9), recordings=recordings)
+    assert len(states) == 1
+
+
+def test_an_image_draws_the_same_after_one_that_broke(monkeypatch):
+    """A NaN that the cache of a recording still holds must not reach the next image."""
+    states, target = recordings_on_cpu(monkeypatch), tiny_target(0, grid=Grid(2, 4), dim=16)
+    request, recordings = Request(tiny_prompt(target, 1), Grid(2, 4), GUIDED, [5]), Recordings("graph")
+    expected = generate(target, request, Window(3), recordings=recordings).tokens
+    with torch.inference_mode():
+        states[0].cache.keys[:, :, :, 3:] = torch.nan
+        states[0].cache.values[:, :, :, 3:] = torch.nan
+    assert torch.equal(generate(target, request, Window(3), recordings=recordings).tokens, expected)
+    assert len(states) == 1
+
+
+def test_the_cache_is_not_held_twice(monkeypatch):
+    """The first image's cache becomes that of the recording; later ones are freed before the first step."""
+    states, caches = recordings_on_cpu(monkeypatch), []
+    target = tiny_target(0, grid=Grid(2, 4), dim=16)
+    prefill, advanced = target.prefill, []
+
+    def noted(*arguments):
+        prefilled = prefill(*arguments)
+        caches.append(weakref.ref(prefilled.cache.keys))
+        return prefilled
+
+    def watched(*arguments):
+        advanced.append([cache() is not None for cache in caches])
+        return advance(*arguments)
+
+    monkeypatch.setattr(target, "prefill", noted)
+    monkeypatch.setattr(recording, "advance", watched)
+    recordings = Recordings("graph")
+    for seed in (1, 2):
+        request = Request(tiny_prompt(target, 1), Grid(2, 4), GUIDED, [seed])
+        generate(target, request, Window(3), recordings=recordings)
+    assert states[0].cache.keys is caches[0]()
+    assert advanced[0] == [True]
+    assert advanced[-1] == [True, False]
+
+
+# --- what a device may refuse
+
+
+def failing(error: Exception):
+    def captured(call, device, pool=None):
+        raise error
+
+    return captured
+
+
+FAILURES = [
+    ("graph", RuntimeError("operation not permitted when stream is capturing")),
+    ("compiled", torch._dynamo.exc.FailOnRecompileLimitHit("recompile_limit reached")),
+    ("compiled", torch._dynamo.exc.Unsupported("graph break")),
+    ("compiled", ValueError("no such kernel")),
+]
+
+
+@pytest.mark.parametrize(("engine", "error"), FAILURES, ids=lambda given: type(given).__name__)
+def test_what_cannot_be_recorded_is_one_line(engine, error, monkeypatch):
+    monkeypatch.setattr(recording, "captured", failing(error))
+    target = tiny_target(0, grid=Grid(1, 2), dim=16)
+    request = Request(tiny_prompt(target, 1), target.grid, GUIDED, [5])
+    with pytest.raises(HawkError, match="choose --engine eager"):
+        generate(target, request, Window(1), recordings=Recordings(engine))
+
+
+def test_many_shapes_may_be_compiled(monkeypatch):
+    """Pricing compiles a step at 13 widths; torch's own limit is 8 for one function."""
+    monkeypatch.setattr(recording, "captured", lambda call, device, pool: [call() for _ in range(2)])
+    counted, monkeypatch_compile = [], torch.compile
+
+    def compiled(call, **arguments):
+        return monkeypatch_compile(call, backend=lambda graph, inputs: counted.append(1) or graph, **arguments)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+
+    def step(width: int) -> Tensor:
+        return torch.zeros(width) + width
+
+    for width in range(2, 15):
+        recording.recorded(partial(step, width), "compiled", torch.device("cpu"))
+    assert len(counted) == 13
+
+
+def test_a_full_gpu_drops_other_recordings_and_then_says_what_to_lower(monkeypatch):
+    states, target = recordings_on_cpu(monkeypatch), tiny_target(0, grid=Grid(2, 4), dim=16)
+    request, recordings = Request(tiny_prompt(target, 1), target.grid, GUIDED, [5]), Recordings("graph")
+    expected = generate(target, request, Window(3), recordings=recordings).tokens
+    prefill = target.prefill
+
+    def full(*arguments):
+        if recordings.kept:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return prefill(*arguments)
+
+    monkeypatch.setattr(target, "prefill", full)
+    assert torch.equal(generate(target, request, Window(1), recordings=recordings).tokens, expected)
+    assert len(states) == 2
+    monkeypatch.setattr(target, "prefill", failing(torch.OutOfMemoryError("Tried to allocate 2 GiB")))
+    for each, drafter in ((recordings, Window(1)), (None, Window(1)), (None, NoDrafter())):
+        with pytest.raises(HawkError, match="draw smaller images, fewer of them at once"):
+            generate(target, request, drafter, recordings=each)
 
 
 # --- logits that are not finite
@@ -220,10 +364,13 @@ def test_logits_that_are_not_finite_are_one_line(way, damage):
     verifier = "coupled" if isinstance(drafter, Window) else way
     request = Request(tiny_prompt(target, 2), target.grid, GUIDED, [1, 2], verifier)
     with pytest.raises(HawkError, match=line):
-        if way == "replayed":
-            finish(replayed(target, begun_of(target, request, drafter)))
-        else:
-            generate(target, request, drafter)
+        drawn_in(way, target, request, drafter)
+
+
+def drawn_in(way, target, request, drafter):
+    if way == "replayed":
+        return finish(replayed(target, begun_of(target, request, drafter)))
+    return generate(target, request, drafter)
 
 
 class LateNaN:

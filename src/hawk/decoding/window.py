@@ -159,8 +159,8 @@ def enter(state: WindowState, last: Int[Tensor, "b 1"], reach: int) -> None:
 
 def hold(state: WindowState, committed: list[int], late: int = 0) -> None:
     """Draw the noise that the next step and its first drafts read, and that of `late` further steps."""
-    for row, count in enumerate(committed):
-        state.noise.hold(row, count, count + (late + 2) * state.window.max_nodes)
+    ahead = (late + 2) * state.window.max_nodes
+    state.noise.hold_rows({row: (count, count + ahead) for row, count in enumerate(committed)})
 
 
 def follow(target: Target, state: WindowState, on_step: OnStep | None) -> None:

@@ -1,10 +1,13 @@
 """What a draft node costs: measured anew on another machine, taken as it is on this one."""
 
+import io
+import sys
 from dataclasses import replace
 
 import torch
 
 import hawk.drafters.settings
+from hawk.decoding.grid import Grid
 from hawk.decoding.planning import costs_file, known_seconds, step_seconds
 from hawk.drafters.settings import FusedSettings, settings_for
 from hawk.machine import machine_name
@@ -16,6 +19,32 @@ def test_costs_of_this_machine_or_of_none_are_taken_as_they_are():
     here = replace(fitted, measured_on=machine_name(torch.device("cpu"), torch.float32))
     assert settings_for(fitted, target, "m") is fitted
     assert settings_for(here, target, "m") is here
+
+
+def test_costs_of_another_engine_are_measured(monkeypatch):
+    """A step of a recorded engine takes another time, so that another window may pay."""
+    monkeypatch.setattr(
+        hawk.drafters.settings, "step_seconds", lambda target, widths, repeats, engine: dict.fromkeys(widths, 1.0)
+    )
+    target = tiny_target(0, torch.float32)
+    here = replace(FusedSettings.unfitted(), measured_on=machine_name(torch.device("cpu"), torch.float32))
+    assert settings_for(here, target, "other engine", "eager") is here
+    priced = settings_for(here, target, "other engine", "graph")
+    assert priced.measured_on == f"{here.measured_on}, graph"
+    assert settings_for(priced, target, "other engine", "graph") is priced
+
+
+def test_pricing_shows_a_bar_on_a_terminal_only(monkeypatch, capsys):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    step_seconds(tiny_target(0, grid=Grid(1, 2), dim=16), [1, 2], 1)
+    assert capsys.readouterr().err == ""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    step_seconds(tiny_target(0, grid=Grid(1, 2), dim=16), [1, 2], 1)
+    assert "timing steps" in terminal.getvalue()
 
 
 def test_costs_of_another_machine_are_measured_here():

@@ -22,6 +22,8 @@ from hawk.decoding.sampling import SamplingParams
 from hawk.decoding.trees import NoDrafter
 from hawk.drafters import feature, jacobi, pool
 from hawk.drafters.jacobi import JacobiTree
+from hawk.errors import HawkError
+from hawk.models.llamagen.target import LlamaGen
 from hawk.proofs.losslessness import Check, check_all, check_law, check_tree_law, law_cases
 from hawk.proofs.tiny import tiny_drafters, tiny_prompt, tiny_target
 from hawk.proofs.tree_law import tree_cases
@@ -76,6 +78,43 @@ def windows():
     return checks
 
 
+def recordings():
+    """Images with other seeds and settings, drawn in turns from one set of recordings, are those of plain AR."""
+    target = tiny_target(0, grid=Grid(2, 4), dim=16)
+    kept, checks = recording.Recordings("graph"), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recording, "captured", lambda call, device, pool: call)
+        for seed, temperature in ((1, 0.2), (2, 0.2), (1, 2.0), (2, 0.2)):
+            params = SamplingParams(temperature=temperature, cfg_scale=2.0)
+            request = Request(tiny_prompt(target, 1, seed), target.grid, params, [seed])
+            plain = generate(target, request, NoDrafter()).tokens
+            drawn = generate(target, request, tree.Window(3), recordings=kept).tokens
+            checks.append(Check("recorded", "hawk", "coupled", "", "", torch.equal(drawn, plain)))
+    return checks
+
+
+def finite():
+    """Logits that are not finite at a committed node are refused, in windows and in trees."""
+    target, forward = tiny_target(0, grid=Grid(2, 4), dim=16), LlamaGen.forward_nodes
+
+    def overflown(self, tokens, positions, *rest):
+        return forward(self, tokens, positions, *rest).masked_fill((positions == 4)[..., None], torch.nan)
+
+    drafters = tiny_drafters(target)
+    checks = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LlamaGen, "forward_nodes", overflown)
+        for name, verifier in (("hawk, untrained", "coupled"), ("random", "coupled"), ("random-q", "residual")):
+            request = Request(tiny_prompt(target, 2), target.grid, SamplingParams(cfg_scale=2.0), [1, 2], verifier)
+            try:
+                generate(target, request, drafters[name][0])
+                refused = False
+            except HawkError:
+                refused = True
+            checks.append(Check("finite", name, verifier, "", "", refused))
+    return checks
+
+
 def joint():
     """Residual verification keeps the joint distribution, for the paper's method, EAGLE and random trees."""
     target = tiny_target(3, vocab=3, grid=Grid(3, 2), dim=16)
@@ -119,7 +158,9 @@ def half_precision():
     return [Check("kept nodes", "random", "coupled", "bfloat16", f"{len(kept)} paths", straight)]
 
 
-@pytest.mark.parametrize("proof", [seed_exact, windows, joint, stale_joint, law, tree_law, half_precision])
+@pytest.mark.parametrize(
+    "proof", [seed_exact, windows, recordings, finite, joint, stale_joint, law, tree_law, half_precision]
+)
 def test_proofs_pass_without_a_mutant(proof):
     assert [check for check in proof() if not check.passed] == []
 
@@ -226,6 +267,23 @@ MUTANTS = {
     ),
     "frees noise that a late host still needs": Mutant(
         recording, "replay", "hold(state, known, LAG)", "hold(state, [0, 0, 0])", (windows,)
+    ),
+    # recordings
+    "replays a recording with the noise of its last image": Mutant(
+        window.WindowState, "load", "self.noise.restart(state.noise.seeds)", "pass", (recordings,)
+    ),
+    "replays a recording with the prompt of its last image": Mutant(
+        cache.FixedCache, "load", "mine[:, :, :, :filled] = others[:, :, :, :filled]", "pass", (recordings,)
+    ),
+    "takes the recording of other sampling parameters": Mutant(
+        recording.Recordings, "of", "state.grid, state.params, state.window", "state.grid, state.window", (recordings,)
+    ),
+    # logits that are not finite
+    "does not look at the logits of a window": Mutant(
+        window, "advance", "state.broken |= (scores.broken & (offsets < count[:, None])).any()", "pass", (finite,)
+    ),
+    "does not look at the logits of a tree": Mutant(
+        trees, "step", "refuse_broken(state, scores, verdicts)", "pass", (finite,)
     ),
     "lets nodes attend to the nodes after them": Mutant(window, "first_window", ".tril()", "", (windows,)),
     # what a node attends to, and its position

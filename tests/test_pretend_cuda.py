@@ -4,15 +4,21 @@ import pytest
 import torch
 from torch import nn
 
-from fixtures.pretend_cuda import DEVICE, moved, pretend_cuda
+from fixtures.pretend_cuda import DEVICE, moved, pretend_cuda, rehearsed
+from hawk.decoding import noise, recording
 from hawk.decoding.generate import generate
+from hawk.decoding.grid import Grid
+from hawk.decoding.noise import GumbelNoise
+from hawk.decoding.recording import Recordings
 from hawk.decoding.request import Request
 from hawk.decoding.sampling import SamplingParams
+from hawk.decoding.tree import Window
 from hawk.drafters.methods import METHODS
 from hawk.proofs.tiny import tiny_drafters, tiny_prompt, tiny_target
 
 PARAMS = SamplingParams(temperature=0.9, top_k=8, top_p=0.95, cfg_scale=2.0)
-SEEDS = [1, 2, 3]
+SEEDS = [1, 2]
+GRID = Grid(2, 4)
 
 
 def modules_of(drafter) -> list[nn.Module]:
@@ -21,16 +27,79 @@ def modules_of(drafter) -> list[nn.Module]:
     return [each for holder in holders for each in vars(holder).values() if isinstance(each, nn.Module)]
 
 
+def small_target():
+    return tiny_target(0, grid=GRID, dim=16)
+
+
+def request_of(target, verifier="coupled", seeds=SEEDS) -> Request:
+    return Request(tiny_prompt(target, len(seeds)), target.grid, PARAMS, seeds, verifier)
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "lantern"])
 def test_a_method_draws_on_cuda_what_it_draws_on_the_cpu(name):
-    target = tiny_target(0)
+    target = small_target()
     drafter, verifier = tiny_drafters(target)[name]
-    prompt = tiny_prompt(target, len(SEEDS))
-    expected = generate(target, Request(prompt, target.grid, PARAMS, SEEDS, verifier), drafter).tokens
+    expected = generate(target, request_of(target, verifier), drafter).tokens
     moved(target)
     for module in modules_of(drafter):
         moved(module)
     with pretend_cuda():
-        drawn = generate(target, Request(tiny_prompt(target, 3), target.grid, PARAMS, SEEDS, verifier), drafter)
+        drawn = generate(target, request_of(target, verifier), drafter)
         assert drawn.tokens.device == DEVICE
         assert torch.equal(drawn.tokens.cpu(), expected)
+
+
+@pytest.mark.parametrize(
+    ("window", "engine"),
+    [(Window(0), "graph"), (Window(3), "graph"), (Window(3), "compiled"), (Window(3, above=False), "graph")],
+)
+def test_a_recorded_step_reads_nothing_of_the_device(window, engine, monkeypatch):
+    target, others = small_target(), [7, 8]
+    expected = [generate(target, request_of(target, seeds=seeds), window).tokens for seeds in (SEEDS, others)]
+    moved(target)
+    with pretend_cuda() as mode:
+        monkeypatch.setattr(recording, "compiled", lambda call: call)
+        monkeypatch.setattr(recording, "captured", rehearsed(mode))
+        recordings = Recordings(engine)
+        for seeds, tokens in zip((SEEDS, others), expected, strict=True):
+            drawn = generate(target, request_of(target, seeds=seeds), window, recordings=recordings)
+            assert torch.equal(drawn.tokens.cpu(), tokens)
+        assert len(recordings.kept) == 1
+
+
+def test_a_recorded_step_that_reads_the_device_is_noticed(monkeypatch):
+    target = moved(small_target())
+    forward = target.forward_nodes
+
+    def reading(tokens, *rest):
+        assert int(tokens.max()) < target.vocab_size
+        return forward(tokens, *rest)
+
+    monkeypatch.setattr(target, "forward_nodes", reading)
+    with pretend_cuda() as mode:
+        monkeypatch.setattr(recording, "captured", rehearsed(mode))
+        with pytest.raises(RuntimeError, match="the host reads a value of the device while a step is recorded"):
+            generate(target, request_of(target), Window(3), recordings=Recordings("graph"))
+
+
+def test_one_call_draws_the_noise_of_all_rows(monkeypatch):
+    """The same numbers as on a CPU, for rows whose frontiers differ, in a few calls for the whole image."""
+    seeds, positions, vocab = [3, 9, 2**62], 200, 7
+    whole = GumbelNoise(seeds, positions, vocab, torch.zeros(0)).rows(torch.arange(positions).expand(3, positions))
+    calls, blocks = [], noise.uniform_blocks
+
+    def counted(seeds, *rest):
+        calls.append(len(seeds))
+        return blocks(seeds, *rest)
+
+    monkeypatch.setattr(noise, "uniform_blocks", counted)
+    with pretend_cuda():
+        held = GumbelNoise(seeds, positions, vocab, torch.zeros(0, device="cuda"), ring=96)
+        for start in range(0, positions - 30, 5):
+            asked = torch.tensor([[start, start + 9], [start + 17, start + 20], [start // 2, start // 2 + 4]])
+            drawn = held.rows(asked.to("cuda")).cpu()
+            torch.testing.assert_close(
+                drawn, torch.stack([whole[row, asked[row]] for row in range(3)]), rtol=1e-6, atol=0
+            )
+    assert len(calls) <= 3 * positions / (4 * 16) + 1
+    assert sum(calls) <= 3 * (positions // 16 + 1) + 3 * 3

@@ -3,7 +3,9 @@
 import copy
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,10 +26,10 @@ from hawk.decoding.request import Request
 from hawk.decoding.sampling import SamplingParams
 from hawk.decoding.tree import Window
 from hawk.decoding.trees import NoDrafter
-from hawk.decoding.window import LAG, SOURCES, WindowState, advance, first_window
+from hawk.decoding.window import CHANGING, LAG, SOURCES, WindowState, advance, finish, first_window
 from hawk.errors import HawkError
 from hawk.proofs.losslessness import EXACT_SETTINGS
-from hawk.proofs.tiny import tiny_prompt, tiny_target
+from hawk.proofs.tiny import RandomDrafter, tiny_prompt, tiny_target
 
 SEEDS = [1, 2, 3]
 GUIDED = SamplingParams(temperature=0.7, top_k=5, top_p=0.9, cfg_scale=2.0)
@@ -44,10 +46,13 @@ def prompt(target):
     return tiny_prompt(target, len(SEEDS))
 
 
-def begun(target, prompt, window, params=GUIDED, grid=None) -> WindowState:
-    grid = grid or target.grid
+def begun_of(target, request, window) -> WindowState:
     with torch.inference_mode():
-        return first_window(target, Request(prompt, grid, params, SEEDS), window)
+        return first_window(target, request, window)
+
+
+def begun(target, prompt, window, params=GUIDED, grid=None) -> WindowState:
+    return begun_of(target, Request(prompt, grid or target.grid, params, SEEDS), window)
 
 
 def replayed(target, state: WindowState) -> WindowState:
@@ -124,6 +129,11 @@ class NothingOnTheHost(TorchDispatchMode):
         return result
 
 
+def on_meta(state: WindowState) -> dict[str, Tensor]:
+    """The tensors of a state beside its cache and noise, on PyTorch's meta device."""
+    return {name: getattr(state, name).to("meta") for name in (*CHANGING, "chain")}
+
+
 def without_numbers(state: WindowState) -> WindowState:
     """The same state on PyTorch's meta device, whose tensors have shapes and no numbers that a host could read."""
     cache = state.cache
@@ -131,8 +141,7 @@ def without_numbers(state: WindowState) -> WindowState:
     far = FixedCache(cache.keys.to("meta"), cache.values.to("meta"), cache.lengths, None, cache.ends.to("meta"))
     noise = copy.copy(state.noise)
     noise.held = noise.held.to("meta")
-    named = ("tokens", "origins", "committed", "history", "steps", "padding", "chain")
-    return replace(state, cache=far, noise=noise, **{name: getattr(state, name).to("meta") for name in named})
+    return replace(state, cache=far, noise=noise, **on_meta(state))
 
 
 @pytest.mark.parametrize("params", EXACT_SETTINGS)
@@ -149,8 +158,7 @@ def test_a_step_reads_nothing_of_the_device(window, params, target, prompt):
 
 def test_a_step_that_reads_the_device_would_be_noticed(target, prompt):
     state = begun(target, prompt, Window(5))  # its cache asks the host where a row ends
-    named = ("tokens", "origins", "committed", "history", "steps", "padding", "chain")
-    state = replace(state, **{name: getattr(state, name).to("meta") for name in named})
+    state = replace(state, **on_meta(state))
     far = copy.deepcopy(target).to("meta")
     with torch.no_grad(), pytest.raises((NotImplementedError, RuntimeError)):
         advance(far, state, 5)
@@ -171,10 +179,10 @@ def test_a_recording_serves_the_next_image_of_its_shape(target, prompt, monkeypa
     """`Recordings` of steps that are not recorded: CUDA is not needed to tell whether states are mixed up."""
     recorded = []
 
-    def record(target, state, engine):
+    def record(target, state, engine, pool):
         fixed = on_device(state)
         recorded.append(fixed)
-        return Recording(fixed, lambda: advance(target, fixed, fixed.window.reach))
+        return Recording(target, fixed, lambda: advance(target, fixed, fixed.window.reach))
 
     monkeypatch.setattr(recording, "record", record)
     recordings = Recordings()
@@ -186,7 +194,212 @@ def test_a_recording_serves_the_next_image_of_its_shape(target, prompt, monkeypa
             known = recordings.of(target, first_window(target, request, Window(5)))
             replay(known.state, known.step, None)
         assert torch.equal(known.state.tokens[:, : target.grid.size], plain.tokens)
-    assert len(recorded) == 3  # the second image took the first one's
+    assert len(recorded) == len(recordings.kept) == 3  # the second image took the first one's
+
+
+def recordings_on_cpu(monkeypatch) -> list[WindowState]:
+    """Let the engine "graph" repeat a step as it is; returns the list of the states that it records."""
+    states, record = [], recording.record
+
+    def noted(*arguments):
+        made = record(*arguments)
+        states.append(made.state)
+        return made
+
+    monkeypatch.setattr(recording, "captured", lambda call, device, pool: call)
+    monkeypatch.setattr(recording, "record", noted)
+    return states
+
+
+def test_methods_by_turns_keep_their_recordings(monkeypatch):
+    """The recording that was used longest ago goes first, and no other target takes a recording over."""
+    states = recordings_on_cpu(monkeypatch)
+    monkeypatch.setattr(recording, "MOST_RECORDINGS", 3)
+    targets = [tiny_target(seed, grid=Grid(2, 4), dim=16) for seed in (0, 1)]
+    recordings = Recordings("graph")
+    for target, reach, made in ((0, 0, 1), (0, 3, 2), (0, 0, 2), (1, 0, 3), (0, 0, 3), (1, 3, 4), (0, 0, 4), (0, 3, 5)):
+        request = Request(tiny_prompt(targets[target], 1), Grid(2, 4), GUIDED, [5])
+        drawn = generate(targets[target], request, Window(reach), recordings=recordings)
+        assert torch.equal(drawn.tokens, generate(targets[target], request, NoDrafter()).tokens)
+        assert len(states) == made
+        assert len(recordings.kept) <= 3
+    assert all(key[0] == id(kept.target) for key, kept in recordings.kept.items())
+
+
+def test_prompts_of_other_lengths_take_the_same_recording(monkeypatch):
+    """The image and its window need 60 entries; a prompt adds 1 to 5, and attention reads keys in blocks of 64."""
+    states, target = recordings_on_cpu(monkeypatch), tiny_target(0, grid=Grid(5, 10), dim=16)
+    prompts, recordings = tiny_prompt(target, 5), Recordings("graph")
+    for row in range(5):
+        request = Request(prompts.rows(slice(row, row + 1)), target.grid, GUIDED, [row])
+        generate(target, request, Window(9), recordings=recordings)
+    assert len(states) == 1
+
+
+def test_an_image_draws_the_same_after_one_that_broke(monkeypatch):
+    """A NaN that the cache of a recording still holds must not reach the next image."""
+    states, target = recordings_on_cpu(monkeypatch), tiny_target(0, grid=Grid(2, 4), dim=16)
+    request, recordings = Request(tiny_prompt(target, 1), Grid(2, 4), GUIDED, [5]), Recordings("graph")
+    expected = generate(target, request, Window(3), recordings=recordings).tokens
+    with torch.inference_mode():
+        states[0].cache.keys[:, :, :, 3:] = torch.nan
+        states[0].cache.values[:, :, :, 3:] = torch.nan
+    assert torch.equal(generate(target, request, Window(3), recordings=recordings).tokens, expected)
+    assert len(states) == 1
+
+
+def test_the_cache_is_not_held_twice(monkeypatch):
+    """The first image's cache becomes that of the recording; later ones are freed before the first step."""
+    states, caches = recordings_on_cpu(monkeypatch), []
+    target = tiny_target(0, grid=Grid(2, 4), dim=16)
+    prefill, advanced = target.prefill, []
+
+    def noted(*arguments):
+        prefilled = prefill(*arguments)
+        caches.append(weakref.ref(prefilled.cache.keys))
+        return prefilled
+
+    def watched(*arguments):
+        advanced.append([cache() is not None for cache in caches])
+        return advance(*arguments)
+
+    monkeypatch.setattr(target, "prefill", noted)
+    monkeypatch.setattr(recording, "advance", watched)
+    recordings = Recordings("graph")
+    for seed in (1, 2):
+        request = Request(tiny_prompt(target, 1), Grid(2, 4), GUIDED, [seed])
+        generate(target, request, Window(3), recordings=recordings)
+    assert states[0].cache.keys is caches[0]()
+    assert advanced[0] == [True]
+    assert advanced[-1] == [True, False]
+
+
+# --- what a device may refuse
+
+
+def failing(error: Exception):
+    def captured(call, device, pool=None):
+        raise error
+
+    return captured
+
+
+FAILURES = [
+    ("graph", RuntimeError("operation not permitted when stream is capturing")),
+    ("compiled", torch._dynamo.exc.FailOnRecompileLimitHit("recompile_limit reached")),
+    ("compiled", torch._dynamo.exc.Unsupported("graph break")),
+    ("compiled", ValueError("no such kernel")),
+]
+
+
+@pytest.mark.parametrize(("engine", "error"), FAILURES, ids=lambda given: type(given).__name__)
+def test_what_cannot_be_recorded_is_one_line(engine, error, monkeypatch):
+    monkeypatch.setattr(recording, "captured", failing(error))
+    target = tiny_target(0, grid=Grid(1, 2), dim=16)
+    request = Request(tiny_prompt(target, 1), target.grid, GUIDED, [5])
+    with pytest.raises(HawkError, match="choose --engine eager"):
+        generate(target, request, Window(1), recordings=Recordings(engine))
+
+
+def test_many_shapes_may_be_compiled(monkeypatch):
+    """Pricing compiles a step at 13 widths; torch's own limit is 8 for one function."""
+    monkeypatch.setattr(recording, "captured", lambda call, device, pool: [call() for _ in range(2)])
+    counted, monkeypatch_compile = [], torch.compile
+
+    def compiled(call, **arguments):
+        return monkeypatch_compile(call, backend=lambda graph, inputs: counted.append(1) or graph, **arguments)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+
+    def step(width: int) -> Tensor:
+        return torch.zeros(width) + width
+
+    for width in range(2, 15):
+        recording.recorded(partial(step, width), "compiled", torch.device("cpu"))
+    assert len(counted) == 13
+
+
+def test_a_full_gpu_drops_other_recordings_and_then_says_what_to_lower(monkeypatch):
+    states, target = recordings_on_cpu(monkeypatch), tiny_target(0, grid=Grid(2, 4), dim=16)
+    request, recordings = Request(tiny_prompt(target, 1), target.grid, GUIDED, [5]), Recordings("graph")
+    expected = generate(target, request, Window(3), recordings=recordings).tokens
+    prefill = target.prefill
+
+    def full(*arguments):
+        if recordings.kept:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return prefill(*arguments)
+
+    monkeypatch.setattr(target, "prefill", full)
+    assert torch.equal(generate(target, request, Window(1), recordings=recordings).tokens, expected)
+    assert len(states) == 2
+    monkeypatch.setattr(target, "prefill", failing(torch.OutOfMemoryError("Tried to allocate 2 GiB")))
+    for each, drafter in ((recordings, Window(1)), (None, Window(1)), (None, NoDrafter())):
+        with pytest.raises(HawkError, match="draw smaller images, fewer of them at once"):
+            generate(target, request, drafter, recordings=each)
+
+
+# --- logits that are not finite
+
+
+def damaged(dtype: torch.dtype, scale: float):
+    """A tiny target one of whose weights is `scale` times as large, or NaN."""
+    target = tiny_target(0, dtype, grid=Grid(2, 4), dim=16)
+    target.layers[0].feed_forward.w2.weight *= scale
+    return target
+
+
+DAMAGES = {
+    "a NaN weight": (torch.float32, torch.nan, "not finite in float32: its weights are damaged"),
+    "float16 overflow": (torch.float16, 1e5, "not finite in float16, which overflows: use dtype bfloat16 or float32"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("way", ["window", "replayed", "coupled", "residual", "traversal"])
+def test_logits_that_are_not_finite_are_one_line(way, damage):
+    dtype, scale, line = DAMAGES[damage]
+    target = damaged(dtype, scale)
+    drafter = Window(3) if way in ("window", "replayed") else NoDrafter()
+    verifier = "coupled" if isinstance(drafter, Window) else way
+    request = Request(tiny_prompt(target, 2), target.grid, GUIDED, [1, 2], verifier)
+    with pytest.raises(HawkError, match=line):
+        drawn_in(way, target, request, drafter)
+
+
+def drawn_in(way, target, request, drafter):
+    if way == "replayed":
+        return finish(replayed(target, begun_of(target, request, drafter)))
+    return generate(target, request, drafter)
+
+
+class LateNaN:
+    """A target whose logits are NaN at one position of the grid, as if its state had overflowed there."""
+
+    def __init__(self, target, position: int) -> None:
+        self.target, self.position = target, position
+
+    def __getattr__(self, name):
+        return getattr(self.target, name)
+
+    def forward_nodes(self, tokens, positions, ancestors, padding, cache, grid):
+        hidden = self.target.forward_nodes(tokens, positions, ancestors, padding, cache, grid)
+        return hidden.masked_fill((positions == self.position)[..., None], torch.nan)
+
+
+@pytest.mark.parametrize("drafter", [Window(3), RandomDrafter(12, carries_q=True)])
+@pytest.mark.parametrize("position", [4, 7])
+def test_a_nan_in_the_middle_counts_where_the_image_commits_its_node(drafter, position):
+    """The state of the last token, at position 7, is scored as a draft at most: nothing is drawn from it."""
+    target = tiny_target(0, grid=Grid(2, 4), dim=16)
+    verifier = drafter.lossless_with[-1]
+    request = Request(tiny_prompt(target, 2), target.grid, GUIDED, [1, 2], verifier)
+    late = LateNaN(target, position)
+    if position < target.grid.size - 1:
+        with pytest.raises(HawkError, match="not finite in float64"):
+            generate(late, request, drafter)
+    else:
+        assert torch.equal(generate(late, request, drafter).tokens, generate(target, request, drafter).tokens)
 
 
 # --- what is counted

@@ -14,6 +14,11 @@ from hawk.nn.layers import additive_mask
 KEY_BLOCK = 64
 """Attention reads keys in whole blocks of so many."""
 
+PROMPT_BLOCK = 128
+"""A cache has room for whole blocks of so many entries of prompts, so that most prompts need a cache of one shape.
+
+A recorded step fits caches of its own shape only."""
+
 
 @dataclass
 class KVCache:
@@ -108,7 +113,17 @@ class KVCache:
 
 def whole_key_blocks(entries: int) -> int:
     """A number of entries, rounded up to whole blocks of keys."""
-    return -(-entries // KEY_BLOCK) * KEY_BLOCK
+    return rounded_up(entries, KEY_BLOCK)
+
+
+def cache_room(prompt: int, image: int) -> int:
+    """The entries of a row that a cache needs for the longest prompt of a batch and for an image, in whole blocks."""
+    return whole_key_blocks(rounded_up(prompt, PROMPT_BLOCK) + image)
+
+
+def rounded_up(number: int, multiple: int) -> int:
+    """The smallest multiple that is not below the number."""
+    return -(-number // multiple) * multiple
 
 
 @dataclass(frozen=True)
@@ -132,12 +147,23 @@ class FixedCache(KVCache):
     @classmethod
     def of(cls, cache: KVCache) -> FixedCache:
         """A copy of a cache in memory of its own."""
-        return cls(cache.keys.clone(), cache.values.clone(), list(cache.lengths), None, cache.committed())
+        return cls.around(KVCache(cache.keys.clone(), cache.values.clone(), cache.lengths))
+
+    @classmethod
+    def around(cls, cache: KVCache) -> FixedCache:
+        """A cache that takes over the memory of another cache, which must not be used any more."""
+        return cls(cache.keys, cache.values, list(cache.lengths), None, cache.committed())
 
     def load(self, cache: KVCache) -> None:
-        """Copy the entries and lengths of another cache of the same shape."""
-        self.keys.copy_(cache.keys)
-        self.values.copy_(cache.values)
+        """Copy the entries and lengths of another cache of the same shape.
+
+        The slots without entries become zero: a NaN that an earlier image left there would pass through the mask.
+        """
+        filled = max(cache.lengths)
+        for mine, others in ((self.keys, cache.keys), (self.values, cache.values)):
+            if mine is not others:
+                mine[:, :, :, :filled] = others[:, :, :, :filled]
+            mine[:, :, :, filled:] = 0
         self.lengths = list(cache.lengths)
         self.ends.copy_(cache.committed())
 

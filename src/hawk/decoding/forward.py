@@ -6,7 +6,7 @@ the rows are the images.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from hawk.decoding.cache import KVCache, Prefilled
 from hawk.decoding.grid import Grid
 from hawk.decoding.sampling import SamplingParams, filtered, guide
+from hawk.errors import HawkError
 
 
 @runtime_checkable
@@ -68,16 +69,22 @@ class Nodes:
 class Scores:
     """What the target says at each node: its guided hidden state, and of the token after the node the filtered logits.
 
-    The logits are log p up to a constant of each node, which is all that the coupled choice compares.
+    The logits are log p up to a constant of each node, which is all that the coupled choice compares. `broken` is true
+    where a node's guided logits hold a NaN or have no finite maximum: such a node has no distribution.
     """
 
     states: Float[Tensor, "b n d"]
     logits: Float[Tensor, "b n vocab"]
+    broken: Bool[Tensor, "b n"]
 
     @cached_property
     def log_p(self) -> Float[Tensor, "b n vocab"]:
         """log p of the token after each node; removed tokens are -inf."""
         return self.logits.log_softmax(-1)
+
+    def mended(self) -> Scores:
+        """The same scores with equal logits at the broken nodes, so that verifiers can run until one is committed."""
+        return replace(self, logits=self.logits.masked_fill(self.broken[..., None], 0.0))
 
 
 def score(
@@ -109,7 +116,16 @@ def score_prompt(target: Target, prefilled: Prefilled, params: SamplingParams) -
 def scores_of(target: Target, hidden: Float[Tensor, "rows n d"], params: SamplingParams) -> Scores:
     """Guidance, output head, temperature, top-k and top-p over hidden states."""
     states = guided_state(hidden, params)
-    return Scores(states, filtered(guided_logits(target, hidden, states, params), params))
+    logits = guided_logits(target, hidden, states, params)
+    return Scores(states, filtered(logits, params), ~logits.amax(-1).isfinite())
+
+
+def not_finite(dtype: torch.dtype) -> HawkError:
+    """The error for broken logits of a committed node, where the target computes in `dtype`."""
+    name = str(dtype).removeprefix("torch.")
+    if dtype == torch.float16:
+        return HawkError("the model's logits are not finite in float16, which overflows: use dtype bfloat16 or float32")
+    return HawkError(f"the model's logits are not finite in {name}: its weights are damaged, fetch or train them again")
 
 
 def guided_state(hidden: Float[Tensor, "rows *n d"], params: SamplingParams) -> Float[Tensor, "b *n d"]:

@@ -20,6 +20,9 @@ NOISE_BLOCK = 16
 HELD = 8 * NOISE_BLOCK
 """Number of positions of an image whose noise is held at a time, unless a caller needs more together."""
 
+AHEAD = 3 * NOISE_BLOCK
+"""Number of positions by which an accelerator draws ahead of need: one call then serves several steps."""
+
 SMALLEST, LARGEST = 1e-300, 1 - 1e-16
 """Bounds to which uniform numbers are clamped, so that their Gumbel numbers are finite."""
 
@@ -44,8 +47,7 @@ class GumbelNoise:
 
     def rows(self, positions: Int[Tensor, "b n"]) -> Float[Tensor, "b n vocab"]:
         """Noise of each image at its positions; positions past the end repeat the last (no token is chosen there)."""
-        for row, asked in enumerate(positions.tolist()):
-            self.hold(row, min(asked), max(asked) + 1)
+        self.hold_rows({row: (min(asked), max(asked) + 1) for row, asked in enumerate(positions.tolist())})
         return self.at(positions)
 
     def at(self, positions: Int[Tensor, "b n"]) -> Float[Tensor, "b n vocab"]:
@@ -59,25 +61,53 @@ class GumbelNoise:
         return self.held[row, torch.arange(start, start + count, device=self.held.device) % self.ring]
 
     def hold(self, row: int, start: int, until: int) -> None:
-        """Draw the noise of an image's positions `start` to `until - 1` that is not held yet.
+        """Draw the noise of an image's positions `start` to `until - 1` that is not held yet (`hold_rows`)."""
+        self.hold_rows({row: (start, until)})
 
-        Positions past the end count as the last one.
+    def hold_rows(self, asked: dict[int, tuple[int, int]]) -> None:
+        """Draw the noise that is not held yet of the positions `start` to `until - 1` of each row of `asked`.
+
+        Positions past the end count as the last one. An accelerator draws the missing blocks of all rows in one call,
+        and further blocks of these rows with them (`AHEAD`), since a call costs about the same for many blocks.
         """
+        asked = {row: self._within(*span) for row, span in asked.items()}
+        widest = whole_noise_blocks(max(until - start for start, until in asked.values()))
+        if widest > self.ring:
+            self._widen(widest)
+        for row, (start, _) in asked.items():
+            if not self._from[row] <= start <= self._until[row]:
+                self._from[row] = self._until[row] = start
+        if all(self._until[row] >= until for row, (_, until) in asked.items()):
+            return
+        ahead = AHEAD if self.held.is_cuda else 0
+        missing: list[tuple[int, int]] = []
+        for row, (start, until) in asked.items():
+            end = max(until, min(until + ahead, start + self.ring, self.positions))
+            firsts = range(self._until[row], end, NOISE_BLOCK)
+            missing += [(row, first) for first in firsts]
+            if firsts:
+                drawn = firsts[-1] + NOISE_BLOCK
+                self._until[row] = min(drawn, self.positions)
+                self._from[row] = max(self._from[row], drawn - self.ring)
+        self._draw(missing)
+
+    def _within(self, start: int, until: int) -> tuple[int, int]:
+        """Positions of the image, from the start of a block."""
         start = min(start, self.positions - 1)
-        start -= start % NOISE_BLOCK
-        until = min(until, self.positions)
-        if whole_noise_blocks(until - start) > self.ring:
-            self._widen(whole_noise_blocks(until - start))
-        if not self._from[row] <= start <= self._until[row]:
-            self._from[row] = self._until[row] = start
-        while self._until[row] < until:
-            first = self._until[row]
-            count = min(NOISE_BLOCK, self.positions - first)
-            at = first % self.ring
-            drawn = gumbel_rows(self.seeds[row], first, count, self.vocab, self.held.device)
-            self.held[row, at : at + count] = drawn
-            self._until[row] = first + count
-            self._from[row] = max(self._from[row], whole_noise_blocks(first + count) - self.ring)
+        return start - start % NOISE_BLOCK, min(until, self.positions)
+
+    def _draw(self, missing: list[tuple[int, int]]) -> None:
+        """Draw whole blocks, each given by its row and its first position."""
+        if self.held.device.type == "cpu":
+            for row, first in missing:
+                at = first % self.ring
+                self.held[row, at : at + NOISE_BLOCK] = gumbel_rows(self.seeds[row], first, NOISE_BLOCK, self.vocab)
+            return
+        seeds, firsts = [self.seeds[row] for row, _ in missing], [first for _, first in missing]
+        drawn = gumbel(uniform_blocks(seeds, firsts, NOISE_BLOCK, self.vocab, self.held.device))
+        where = torch.tensor([[row, first % self.ring] for row, first in missing], device=self.held.device)
+        slots = where[:, 1:] + torch.arange(NOISE_BLOCK, device=self.held.device)
+        self.held[where[:, :1], slots] = drawn.to(self.held.dtype)
 
     def restart(self, seeds: list[int]) -> None:
         """Drop all noise and hold that of other seeds, in the same memory."""
@@ -103,6 +133,11 @@ def gumbel_rows(
         uniform = torch.from_numpy(generator.random((count, 4 * blocks)))[:, :vocab]
     else:
         uniform = uniform_rows(seed, first, count, vocab, device)
+    return gumbel(uniform)
+
+
+def gumbel(uniform: Float[Tensor, "*b vocab"]) -> Float[Tensor, "*b vocab"]:
+    """Gumbel numbers from uniform numbers, in the memory of these."""
     return uniform.clamp_(SMALLEST, LARGEST).log_().neg_().log_().neg_()
 
 
@@ -120,29 +155,38 @@ LOW = 0xFFFFFFFF
 
 
 def uniform_rows(seed: int, first: int, count: int, vocab: int, device: torch.device) -> Float[Tensor, "count vocab"]:
+    """Uniform numbers in [0, 1) of the positions `first` to `first + count - 1` of one image (`uniform_blocks`)."""
+    return uniform_blocks([seed], [first], count, vocab, device)[0]
+
+
+def uniform_blocks(
+    seeds: list[int], firsts: list[int], count: int, vocab: int, device: torch.device
+) -> Float[Tensor, "k count vocab"]:
     """Uniform numbers in [0, 1) by Philox-4x64-10 in integer tensors, bit for bit those of numpy's generator.
 
-    The integers are signed and wrap at 64 bits; only a right shift depends on the sign, which `high` takes care of.
+    Block i holds the positions `firsts[i]` to `firsts[i] + count - 1` of the image with the seed `seeds[i]`. The
+    integers are signed and wrap at 64 bits; only a right shift depends on the sign, which `high` takes care of.
     numpy increments its counter before the first draw, hence the counter starts at 1.
     """
     blocks = counters(vocab)
-    start = torch.arange(first * blocks + 1, (first + count) * blocks + 1, device=device)
+    given = torch.tensor([seeds, firsts], device=device)[:, :, None]
+    start = given[1] * blocks + torch.arange(1, count * blocks + 1, device=device)
     zero = torch.zeros_like(start)
-    words, keys = [start, zero, zero, zero], [seed, 0]
+    words, keys = [start, zero, zero, zero], [given[0], torch.zeros_like(given[0])]
     for _ in range(ROUNDS):
         wide = [wide_product(word, factor) for word, factor in zip(words[::2], MULTIPLIERS, strict=True)]
         words = [
-            wide[1][0] ^ words[1] ^ signed(keys[0]),
+            wide[1][0] ^ words[1] ^ keys[0],
             wide[1][1],
-            wide[0][0] ^ words[3] ^ signed(keys[1]),
+            wide[0][0] ^ words[3] ^ keys[1],
             wide[0][1],
         ]
-        keys = [key + step for key, step in zip(keys, KEY_STEPS, strict=True)]
-    numbers = torch.stack(words, dim=-1).view(count, -1)[:, :vocab]
+        keys = [key + signed(step) for key, step in zip(keys, KEY_STEPS, strict=True)]
+    numbers = torch.stack(words, dim=-1).view(len(seeds), count, -1)[:, :, :vocab]
     return ((numbers >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
 
 
-def wide_product(word: Int[Tensor, " n"], factor: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+def wide_product(word: Int[Tensor, "k n"], factor: int) -> tuple[Int[Tensor, "k n"], Int[Tensor, "k n"]]:
     """The upper and lower 64 bits of an unsigned product of 64-bit numbers."""
     low, up = word & LOW, high(word)
     below, above = factor & LOW, factor >> 32
@@ -151,7 +195,7 @@ def wide_product(word: Int[Tensor, " n"], factor: int) -> tuple[Int[Tensor, " n"
     return up * above + high(second) + high(third) + high(middle), word * signed(factor)
 
 
-def high(word: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+def high(word: Int[Tensor, "k n"]) -> Int[Tensor, "k n"]:
     """The upper 32 bits, as a number without sign."""
     return (word >> 32) & LOW
 

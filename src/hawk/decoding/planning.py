@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from pydantic import TypeAdapter, ValidationError
+from tqdm import tqdm
 
 from hawk.decoding.forward import Target
 from hawk.decoding.grid import Grid
@@ -80,12 +81,21 @@ def step_seconds(target: TimedTarget, widths: list[int], repeats: int, engine: E
     start = MidImage.of(target, target.grid, SamplingParams(cfg_scale=2.0), max(widths) - 1, engine)
     seconds: dict[int, list[float]] = {nodes: [] for nodes in widths}
     steps = {nodes: partial(advance, target, start.state, nodes - 1) for nodes in widths}
-    calls = {nodes: recorded(step, engine) for nodes, step in steps.items()}
-    for turn in range(repeats + 1):
-        for nodes, call in calls.items():
-            taken = start.seconds(call)
-            if turn:  # the first turn is a warm-up
-                seconds[nodes].append(taken)
+    device, pool = start.state.tokens.device, None
+    if engine != "eager" and device.type == "cuda":
+        pool = torch.cuda.graph_pool_handle()
+    # The bar is on stderr, and only on a terminal. To record the steps of an engine may take minutes.
+    with tqdm(desc="timing steps", unit="step", total=(repeats + 2) * len(steps), disable=None, leave=False) as bar:
+        calls = {}
+        for nodes, step in steps.items():
+            calls[nodes] = recorded(step, engine, device, pool)
+            bar.update()
+        for turn in range(repeats + 1):
+            for nodes, call in calls.items():
+                taken = start.seconds(call)
+                bar.update()
+                if turn:  # the first turn is a warm-up
+                    seconds[nodes].append(taken)
     return {nodes: statistics.median(runs) for nodes, runs in seconds.items()}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -24,6 +25,12 @@ from hawk.errors import HawkError, one_line
 Engine = Literal["eager", "graph", "compiled"]
 """How steps are run: one by one by the host, as a CUDA graph, or as a CUDA graph of a step that was compiled first."""
 
+MOST_RECORDINGS = 8
+"""Number of recordings that are kept; the one that was used longest ago goes first."""
+
+MOST_COMPILED = 64
+"""Number of shapes for which the compiler may compile one function; torch's own limit is 8."""
+
 
 def draw(
     target: Target,
@@ -33,13 +40,25 @@ def draw(
     recordings: Recordings | None = None,
 ) -> Generation:
     """Draw the images of a request: `generate` for drafts that are a window."""
-    state = first_window(target, request, window)
     if recordings is None or recordings.engine == "eager":
+        state = first_window(target, request, window)
         follow(target, state, on_step)
         return finish(state)
-    recording = recordings.of(target, state)
+    recording = begun(target, request, window, recordings)
     replay(recording.state, recording.step, on_step)
     return finish(recording.state)
+
+
+def begun(target: Target, request: Request, window: Window, recordings: Recordings) -> Recording:
+    """The recording for a request, after its prompts and with its first drafts.
+
+    The prompts are read into a cache of their own, which is freed as soon as the recording holds its entries. Where
+    the device has no memory left, the recordings of other shapes are dropped, and the request begins once more.
+    """
+    with suppress(torch.OutOfMemoryError):
+        return recordings.of(target, first_window(target, request, window))
+    recordings.clear()
+    return recordings.of(target, first_window(target, request, window))
 
 
 def replay(state: WindowState, step: Callable[[], Any], on_step: OnStep | None) -> None:
@@ -70,9 +89,10 @@ class Counts:
         if not self.counts.is_cuda:
             self.sent.append((self.counts.clone(), None))
             return
-        copy, event = torch.empty_like(self.counts, device="cpu", pin_memory=True), torch.cuda.Event()
-        copy.copy_(self.counts, non_blocking=True)
-        event.record()
+        with torch.cuda.device(self.counts.device):
+            copy, event = torch.empty_like(self.counts, device="cpu", pin_memory=True), torch.cuda.Event()
+            copy.copy_(self.counts, non_blocking=True)
+            event.record()
         self.sent.append((copy, event))
 
     def receive(self, late: int) -> list[int] | None:
@@ -87,69 +107,115 @@ class Counts:
 
 @dataclass
 class Recording:
-    """A state whose memory stays where it is, and the step recorded on it."""
+    """A state whose memory stays where it is, and the step of the target that is recorded on it."""
 
+    target: Target
     state: WindowState
     step: Callable[[], Any]
 
 
 @dataclass
 class Recordings:
-    """How a model's steps are run, and the last recording of one, for further images of the same shape and settings."""
+    """How a model's steps are run, and the recordings of them that serve further images of the same shape and settings.
+
+    `kept` holds the recordings by key, the one that was used last at its end. A key names the target by its `id`, which
+    no other object can have while the recording holds the target. The recordings share one pool of memory for what
+    happens within a step, since only one of them is replayed at a time.
+    """
 
     engine: Engine = "eager"
-    key: tuple[Any, ...] = ()
-    last: Recording | None = field(default=None, repr=False)
+    kept: dict[tuple[Any, ...], Recording] = field(default_factory=dict, repr=False)
+    pool: Any = field(default=None, repr=False)
 
     def of(self, target: Target, state: WindowState) -> Recording:
-        """The recording for this state, made if need be, with the state loaded."""
+        """The recording for this state, made if need be, with the state loaded; the state must not be used any more."""
         shapes = tuple(tuple(tensor.shape) for tensor in (*state.tensors, state.cache.keys))
-        key = (id(target), state.grid, state.params, state.window, shapes)
-        if self.last is None or self.key != key:
-            self.last = None  # frees its memory before the next one is made
-            self.last, self.key = record(target, state, self.engine), key
-        self.last.state.load(state)
-        return self.last
+        key = (id(target), state.tokens.device, state.grid, state.params, state.window, shapes)
+        found = self.kept.pop(key, None)
+        if found is None:
+            while len(self.kept) >= MOST_RECORDINGS:
+                del self.kept[next(iter(self.kept))]
+            found = record(target, state, self.engine, self.shared_pool(state.tokens.device))
+        self.kept[key] = found
+        found.state.load(state)
+        return found
+
+    def shared_pool(self, device: torch.device) -> Any:
+        """The pool that all recordings allocate from; None on a CPU."""
+        if self.pool is None and device.type == "cuda":
+            self.pool = torch.cuda.graph_pool_handle()
+        return self.pool
+
+    def clear(self) -> None:
+        """Drop all recordings and their memory."""
+        self.kept.clear()
+        self.pool = None
 
 
-def record(target: Target, state: WindowState, engine: Engine) -> Recording:
-    """A step on a GPU, recorded in memory of its own."""
-    fixed = on_device(state)
+def record(target: Target, state: WindowState, engine: Engine, pool: Any = None) -> Recording:
+    """A step on a device, recorded on a state that takes over the cache of the given one."""
+    fixed = in_place(state, FixedCache.around(state.cache))
     hold(fixed, [1] * len(state.committed), LAG)
-    return Recording(fixed, recorded(partial(advance, target, fixed, state.window.reach), engine))
+    step = recorded(partial(advance, target, fixed, state.window.reach), engine, state.tokens.device, pool)
+    return Recording(target, fixed, step)
 
 
-def recorded(call: Callable[[], Any], engine: Engine) -> Callable[[], Any]:
-    """A call in the form in which the engine repeats it: unchanged, or as a CUDA graph.
+def recorded(call: Callable[[], Any], engine: Engine, device: torch.device, pool: Any = None) -> Callable[[], Any]:
+    """A call in the form in which the engine repeats it: unchanged, or as a CUDA graph on the device.
 
-    The call runs a few times before its capture, so that libraries allocate their workspaces outside the graph. Raises
-    `HawkError` where the call cannot be captured.
+    Raises `HawkError` where the call cannot be compiled or captured, except where memory runs out.
     """
     if engine == "eager":
         return call
-    if engine == "compiled":
-        call = torch.compile(call, fullgraph=True, dynamic=False)
+    # A compiler raises exceptions of many kinds, which have no other base class in common.
+    failures: type[Exception] = RuntimeError if engine == "graph" else Exception
     try:
+        if engine == "graph":
+            return captured(call, device, pool)
+        # One code object runs at several shapes: each number of nodes to be timed, and each shape of image.
+        with torch._dynamo.config.patch(recompile_limit=MOST_COMPILED, accumulated_recompile_limit=8 * MOST_COMPILED):
+            return captured(compiled(call), device, pool)
+    except torch.OutOfMemoryError:
+        raise
+    except failures as error:
+        how = "as a CUDA graph" if engine == "graph" else "with the compiler"
+        reason = one_line(error)
+        raise HawkError(f"cannot record this model's steps {how} ({reason}): choose --engine eager") from error
+
+
+def compiled(call: Callable[[], Any]) -> Callable[[], Any]:
+    """The call as one graph of the compiler, which compiles it when it is first called."""
+    return torch.compile(call, fullgraph=True, dynamic=False)
+
+
+def captured(call: Callable[[], Any], device: torch.device, pool: Any = None) -> Callable[[], Any]:
+    """The replay of a call that is captured as a CUDA graph on the device, with memory from `pool`.
+
+    The call runs a few times before its capture, so that libraries allocate their workspaces outside the graph.
+    """
+    with torch.cuda.device(device):
         aside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(3):
                 call()
         torch.cuda.current_stream().wait_stream(aside)
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=pool):
             call()
-    except RuntimeError as error:
-        reason = one_line(error)
-        raise HawkError(f"cannot record this model's steps as a CUDA graph ({reason}): use engine 'eager'") from error
     return graph.replay
 
 
 def on_device(state: WindowState) -> WindowState:
     """A copy of a state in memory of its own, with a cache whose row ends only the device knows."""
+    return in_place(state, FixedCache.of(state.cache))
+
+
+def in_place(state: WindowState, cache: FixedCache) -> WindowState:
+    """A copy of a state with another cache, in memory of its own."""
     noise = state.noise
     return replace(
         state,
         **{name: getattr(state, name).clone() for name in CHANGING},
-        cache=FixedCache.of(state.cache),
+        cache=cache,
         noise=GumbelNoise(noise.seeds, noise.positions, noise.vocab, noise.held, noise.ring),
     )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hawk.decoding.cache import KVCache
 from hawk.decoding.canvas import RECOVERED, Canvas
-from hawk.decoding.forward import Nodes, Scores, Target, score, score_prompt, wide
+from hawk.decoding.forward import Nodes, Scores, Target, not_finite, score, score_prompt, wide
 from hawk.decoding.noise import Randomness
 from hawk.decoding.relaxed import relaxed
 from hawk.decoding.request import Request
@@ -105,6 +105,8 @@ def first_token(target: Target, request: Request, drafter: Drafter) -> TreeState
     grid, params = request.grid, request.params
     prefilled = target.prefill(request.conditions, params.guided, grid.size + drafter.max_nodes)
     scores = score_prompt(target, prefilled, params)
+    if bool(scores.broken.any()):
+        raise not_finite(prefilled.cache.keys.dtype)
     like = scores.states.new_empty(0, dtype=wide(scores.states))
     randomness = Randomness.from_seeds(list(request.seeds), grid.size, target.vocab_size, like)
     canvas = Canvas.blank(grid, scores.states[:, 0])
@@ -127,11 +129,23 @@ def step(state: TreeState, target: Target, drafter: Drafter) -> tuple[str, ...]:
     positions = torch.tensor(canvas.roots(), device=depths.device)[:, None].clamp(min=0) + depths
     nodes = Nodes(tree.tokens, positions, ancestors)
     scores = score(target, nodes, state.padding, state.cache, canvas.grid, state.params)
+    broken = bool(scores.broken.any())  # the host waits for each step's verdicts anyway
+    if broken:
+        scores = scores.mended()
     verdicts = state.verify(tree, ancestors, scores, positions + 1)
+    if broken:
+        refuse_broken(state, scores, verdicts)
     keep(state, scores.states, verdicts)
     valid = [row[ok].tolist() for row, ok in zip(depths, tree.valid, strict=True)]
     commit(state, drafter, Verified(tree, scores.log_p, verdicts), valid)
     return tree.source_names
+
+
+def refuse_broken(state: TreeState, scores: Scores, verdicts: list[Verdict]) -> None:
+    """Raise `HawkError` where an unfinished image commits a node that has no distribution (`Scores.broken`)."""
+    for row, (verdict, broken) in enumerate(zip(verdicts, scores.broken.tolist(), strict=True)):
+        if state.canvas.room(row) and any(broken[node] for node in verdict.path):
+            raise not_finite(state.cache.keys.dtype)
 
 
 def keep(state: TreeState, states: Float[Tensor, "b n d"], verdicts: list[Verdict]) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hawk.decoding.cache import FixedCache, KVCache
 from hawk.decoding.canvas import RECOVERED, Canvas
-from hawk.decoding.forward import Nodes, Target, both, score, score_prompt, wide
+from hawk.decoding.forward import Nodes, Target, both, not_finite, score, score_prompt, wide
 from hawk.decoding.grid import Grid
 from hawk.decoding.noise import HELD, NOISE_BLOCK, GumbelNoise
 from hawk.decoding.request import Request
@@ -34,7 +34,7 @@ STALE, ABOVE = range(len(SOURCES))
 LAG = 2
 """Number of steps by which the host follows a GPU that replays recorded steps."""
 
-CHANGING = ("tokens", "origins", "committed", "history", "steps", "padding")
+CHANGING = ("tokens", "origins", "committed", "history", "steps", "broken", "padding")
 """The tensors of a state that a step changes or that differ between prompts, beside the cache and the noise."""
 
 
@@ -44,7 +44,8 @@ class WindowState:
 
     `tokens` holds the `committed` tokens of each image, followed by the drafts of the window; `tokens` and `origins`
     have room for a window past the image's end. `history[i]` is the number of tokens that step i committed, prefill
-    first; `steps` is the number of steps so far. `chain` is the ancestor matrix of the window's nodes.
+    first; `steps` is the number of steps so far. `broken` is whether any committed node had no distribution
+    (`Scores.broken`). `chain` is the ancestor matrix of the window's nodes.
     """
 
     grid: Grid
@@ -55,6 +56,7 @@ class WindowState:
     committed: Int[Tensor, " b"]
     history: Int[Tensor, "most b"]
     steps: Int[Tensor, " 1"]
+    broken: Bool[Tensor, " 1"]
     cache: KVCache
     padding: Int[Tensor, " rows"]
     chain: Bool[Tensor, "b n n"]
@@ -97,6 +99,7 @@ def first_window(target: Target, request: Request, window: Window) -> WindowStat
         committed=torch.ones(images, dtype=torch.long, device=device),
         history=history,
         steps=torch.ones(1, dtype=torch.long, device=device),
+        broken=scores.broken.any().view(1),
         cache=prefilled.cache,
         padding=prefilled.padding,
         chain=torch.ones(nodes, nodes, dtype=torch.bool, device=device).tril().expand(images, nodes, nodes),
@@ -128,6 +131,7 @@ def advance(target: Target, state: WindowState, reach: int) -> Int[Tensor, " b"]
     state.tokens.scatter_(1, positions + 1, chosen)
     state.origins.scatter_(1, positions + 1, origins)
     state.cache.advance(both(count, state.params))
+    state.broken |= (scores.broken & (offsets < count[:, None])).any()
     state.committed += count
     state.history.index_copy_(0, state.steps, count[None])
     state.steps += 1
@@ -155,8 +159,8 @@ def enter(state: WindowState, last: Int[Tensor, "b 1"], reach: int) -> None:
 
 def hold(state: WindowState, committed: list[int], late: int = 0) -> None:
     """Draw the noise that the next step and its first drafts read, and that of `late` further steps."""
-    for row, count in enumerate(committed):
-        state.noise.hold(row, count, count + (late + 2) * state.window.max_nodes)
+    ahead = (late + 2) * state.window.max_nodes
+    state.noise.hold_rows({row: (count, count + ahead) for row, count in enumerate(committed)})
 
 
 def follow(target: Target, state: WindowState, on_step: OnStep | None) -> None:
@@ -180,7 +184,9 @@ def tell(state: WindowState, committed: list[int], steps: int, on_step: OnStep |
 
 
 def finish(state: WindowState) -> Generation:
-    """The finished images and their counts."""
+    """The finished images and their counts; `HawkError` where the target's logits were not finite."""
+    if bool(state.broken):
+        raise not_finite(state.cache.keys.dtype)
     size, window = state.grid.size, state.window
     origins = state.origins[:, :size].clone()
     history = state.history[: int(state.steps)].tolist()

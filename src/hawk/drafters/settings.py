@@ -126,15 +126,16 @@ class FusedSettings:
 
 
 def settings_for(settings: FusedSettings, target: TimedTarget, model: str, engine: Engine = "eager") -> FusedSettings:
-    """The settings with this machine's node cost and window; settings that were measured on this machine stay.
+    """The settings with the node cost and window of this machine and engine; settings measured on both stay.
 
     Times a few steps once for a `model` (its fingerprint), device, dtype and engine (`planning.known_seconds`).
     """
-    here = machine_name(target.device, target.dtype)
+    machine = machine_name(target.device, target.dtype)
+    here = machine if engine == "eager" else f"{machine}, {engine}"
     if settings.measured_on in ("", here):
         return settings
     widths = sorted({*WIDTHS, *(reach + 1 for reach in settings.tokens_at)})
-    seconds = known_seconds(f"{model}, {here}, {engine}", widths, lambda: step_seconds(target, widths, 5, engine))
+    seconds = known_seconds(f"{model}, {machine}, {engine}", widths, lambda: step_seconds(target, widths, 5, engine))
     return settings.at_costs(seconds, here)
 
 

@@ -139,7 +139,8 @@ def run_benchmark(
 ) -> BenchResult:
     """Draw every prompt with the seeds 0 .. `seeds` - 1 by every method.
 
-    Every method draws the first batch once as a warm-up, which is not timed. Then the methods take turns on each batch.
+    Every method draws the first batch of each size once as a warm-up, which is not timed. Then the methods take turns
+    on each batch.
 
     Args:
         methods: method names; `ar` is always run, because the others are compared with it.
@@ -159,8 +160,11 @@ def run_benchmark(
     batches = [jobs[start : start + batch] for start in range(0, len(jobs), batch)]
     size = {side: settings[side] for side in ("height", "width") if side in settings}
     pipe.condition(prompts, **size)  # fail on a bad prompt before measuring, which may take an hour
+    # A GPU records the steps of a method once for each batch size. The last batch may be smaller than the others.
+    sizes = {len(pairs): pairs for pairs in reversed(batches)}
     for name in names:
-        time_batch(pipe, name, batches[0], settings)
+        for pairs in sizes.values():
+            time_batch(pipe, name, pairs, settings)
     timed: dict[str, list[TimedBatch]] = {name: [] for name in names}
     done, total = 0, len(jobs) * len(names)
     for turn, pairs in enumerate(batches):

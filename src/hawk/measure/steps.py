@@ -18,7 +18,7 @@ import torch
 from hawk.decoding.forward import Nodes, forward, guided_logits, guided_state
 from hawk.decoding.generate import generate
 from hawk.decoding.grid import Grid
-from hawk.decoding.noise import NOISE_BLOCK, GumbelNoise
+from hawk.decoding.noise import AHEAD, NOISE_BLOCK, GumbelNoise
 from hawk.decoding.planning import MidImage
 from hawk.decoding.recording import Engine, recorded
 from hawk.decoding.request import Request
@@ -229,15 +229,15 @@ def timed_calls(target: ImageTarget, start: MidImage, engine: Engine) -> list[Ca
         if reach:
             enter(state, last, reach)
 
-    return [recorded(call, engine) for call in (step, forward_alone, draft)]
+    return [recorded(call, engine, target.device) for call in (step, forward_alone, draft)]
 
 
 def noise_seconds(target: ImageTarget) -> float:
     """Seconds to draw the noise of one position; it is drawn in blocks of positions, as in decoding."""
-    like = torch.empty(0, device=target.device)
-    noise = GumbelNoise([0], 64 * NOISE_BLOCK, target.vocab_size, like)
-    ends = [(block * NOISE_BLOCK, (block + 1) * NOISE_BLOCK) for block in range(64)]
-    return statistics.median(seconds_of(partial(noise.hold, 0, *each), target.device) for each in ends) / NOISE_BLOCK
+    like, together = torch.empty(0, device=target.device), AHEAD + NOISE_BLOCK
+    noise = GumbelNoise([0], 16 * together, target.vocab_size, like)
+    ends = [(turn * together, (turn + 1) * together) for turn in range(16)]
+    return statistics.median(seconds_of(partial(noise.hold, 0, *each), target.device) for each in ends) / together
 
 
 def copy_bandwidth(device: torch.device, copied: int) -> float:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import Cache
 
-from hawk.decoding.cache import FixedCache, KVCache, Prefilled, whole_key_blocks
+from hawk.decoding.cache import FixedCache, KVCache, Prefilled, cache_room
 from hawk.decoding.grid import Grid
 from hawk.decoding.structure import lay_out
 from hawk.models.hf.families import Family
@@ -104,7 +104,7 @@ class TransformersTarget:
         offsets = torch.arange(longest, device=self.device) - padding[:, None]
         real = offsets >= 0
         shape, trees = self.family.shape, max(capacity - prompt.grid.size, 0)
-        room = whole_key_blocks(longest + capacity + self.family.structure.extra(prompt.grid, trees))
+        room = cache_room(longest, capacity + self.family.structure.extra(prompt.grid, trees))
         layers, heads = shape.num_hidden_layers, shape.num_key_value_heads
         width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
         like = torch.empty(0, dtype=self.dtype, device=self.device)

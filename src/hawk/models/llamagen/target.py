@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from hawk.decoding.cache import KVCache, Prefilled, whole_key_blocks
+from hawk.decoding.cache import KVCache, Prefilled, cache_room
 from hawk.decoding.grid import Grid
 from hawk.errors import HawkError
 from hawk.nn.layers import (
@@ -278,7 +278,7 @@ class LlamaGen(nn.Module):
         rows, t = real.shape
         x = self.cls_embedding(features.to(self.tok_embeddings.weight))
         real = real.to(x.device)
-        shape = (config.n_layer, rows, config.kv_heads, whole_key_blocks(t + capacity), config.head_dim)
+        shape = (config.n_layer, rows, config.kv_heads, cache_room(t, capacity), config.head_dim)
         cache = KVCache.empty(*shape, like=x.new_empty(0, dtype=self.dtype))
         none = torch.zeros(rows, dtype=torch.long, device=x.device)
         hidden = self._run(x, self._prefix_angles(t, x).unsqueeze(0), none, causal_visibility(real), cache)

@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import hawk.decoding.recording
 import hawk.models.loading
 from hawk import HawkError, HawkPipeline
 from hawk.decoding.request import Condition
 from hawk.drafters.methods import METHODS
 from hawk.models.folder import HEADS_FOLDER, load_model, read_config, save_model, target_fingerprint
 from hawk.models.protocol import ImageTarget, Model
-from hawk.pipeline import image_seeds, tokens_sha256
+from hawk.pipeline import StoppedError, image_seeds, tokens_sha256
 
 HEADS = HEADS_FOLDER.as_posix()
 
@@ -354,14 +355,14 @@ def test_callback_follows_every_forward(pipe):
         ({"prompt": ["a cat", "  "]}, "no word in it"),
         ({"negative_prompt": ["blue", "red"]}, "as many negative prompts"),
         ({"negative_prompt": "blue", "guidance_scale": 1.0}, "no effect"),
-        ({"guidance_scale": 0.5}, "cfg_scale must be 1"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number"),
         ({"temperature": -1.0}, "temperature must be"),
         ({"temperature": float("nan")}, "finite"),
         ({"top_k": -1}, "top_k must be"),
         ({"top_p": 0.0}, "top_p must be"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt must be 1"),
         ({"batch_size": 0}, "batch_size must be 1"),
-        ({"seed": -1}, "seed must be between"),
+        ({"seed": -1}, "seed must be between .* not -1: leave seed out for a random one"),
         ({"seed": 2**63}, "seed must be between"),
         ({"seed": [1, 2]}, "1 images need one seed"),
         ({"seed": 1, "generator": torch.Generator()}, "either seed or generator"),
@@ -471,3 +472,83 @@ def test_a_model_folder_is_what_the_pipeline_and_the_drafters_ask_for(saved_mode
 def test_image_seeds_are_in_range():
     assert image_seeds(2, 2**63 - 2) == [2**63 - 2, 2**63 - 1]
     assert all(0 <= seed < 2**63 for seed in image_seeds(50))
+
+
+# --- stopping
+
+
+def settings(method: str) -> dict[str, object]:
+    return {"seed": 3, "method": method, "num_images_per_prompt": 3}
+
+
+@pytest.mark.parametrize("method", ["ar", "scd", "hawk-paper"])
+def test_a_callback_stops_a_call_and_the_next_call_draws(pipe, method):
+    expected = pipe("a cat", **settings(method))
+    steps = []
+
+    def stop(pipe, step, committed, state):
+        steps.append(committed)
+        if committed > 24 + 6:  # in the middle of the second image
+            pipe._interrupt = True
+
+    with pytest.raises(StoppedError, match="stopped after 1 of 3 images") as caught:
+        pipe("a cat", **settings(method), callback_on_step_end=stop)
+    assert steps[-1] < 2 * 24
+    finished = caught.value.finished
+    assert torch.equal(finished.tokens, expected.tokens[:1])
+    assert finished.seeds == [3]
+    assert len(finished.images) == 1
+    assert torch.equal(pipe("a cat", **settings(method)).tokens, expected.tokens)
+
+
+def test_a_stop_before_the_first_image_is_finished_holds_none(pipe):
+    def stop(pipe, step, committed, state):
+        pipe._interrupt = True
+
+    with pytest.raises(StoppedError, match="stopped after 0 of 1 images") as caught:
+        pipe("a cat", seed=1, method="ar", callback_on_step_end=stop)
+    assert caught.value.finished is None
+
+
+def test_a_stop_after_the_last_token_returns_the_image(pipe):
+    def stop(pipe, step, committed, state):
+        pipe._interrupt = committed == 24
+
+    assert len(pipe("a cat", seed=1, method="ar", callback_on_step_end=stop).images) == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("method", ["scd", "hawk-paper"])
+@pytest.mark.parametrize("inside", ["callback", "forward"])
+def test_a_call_that_an_exception_ended_is_drawn_again(pipe, monkeypatch, method, error, inside):
+    expected, calls = pipe("a cat", seed=3, method=method).tokens, []
+    run = type(pipe.model.target).forward_nodes
+
+    def broken(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            raise error("in the middle")
+        return run(*args, **kwargs) if inside == "forward" else None
+
+    with monkeypatch.context() as patch:
+        if inside == "forward":
+            patch.setattr(type(pipe.model.target), "forward_nodes", broken)
+        with pytest.raises(error, match="in the middle"):
+            pipe("a cat", seed=3, method=method, callback_on_step_end=broken if inside == "callback" else None)
+    assert torch.equal(pipe("a cat", seed=3, method=method).tokens, expected)
+
+
+def test_ctrl_c_inside_a_replay_leaves_a_recording_that_draws(saved_model, monkeypatch):
+    monkeypatch.setattr(hawk.decoding.recording, "recorded", lambda call, engine: call)
+    pipe = HawkPipeline.from_pretrained(saved_model, device="cpu", dtype="float64")
+    expected = pipe("a cat", seed=3, method="scd").tokens
+    replayed = dataclasses.replace(pipe, engine="graph")
+
+    def interrupt(pipe, step, committed, state):
+        if step == 4:
+            raise KeyboardInterrupt
+
+    replayed("a blue cat", seed=1, method="scd")
+    with pytest.raises(KeyboardInterrupt):
+        replayed("a cat", seed=3, method="scd", callback_on_step_end=interrupt)
+    assert torch.equal(replayed("a cat", seed=3, method="scd").tokens, expected)

@@ -1,8 +1,14 @@
 """`model.generate(custom_generate=hawk_generate)` returns the tokens of `generate`, after fewer forwards."""
 
+import threading
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import TextIteratorStreamer, set_seed
+from transformers.generation import StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
 
 import hawk
 from fixtures.tiny_transformers import CODES, PROMPTS, Tiny, left_padded, tiny
@@ -114,3 +120,144 @@ def test_what_has_no_counterpart_is_refused():
         one.hf.generate(**arguments, repetition_penalty=1.2, **ours)
     with pytest.raises(HawkError, match="leave return_dict_in_generate out"):
         one.hf.generate(**arguments, return_dict_in_generate=True, **ours)
+
+
+class Seen(BaseStreamer):
+    """A streamer that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.parts, self.ends = [], 0
+
+    def put(self, value: Tensor) -> None:
+        self.parts.append(value)
+
+    def end(self) -> None:
+        self.ends += 1
+
+
+def ours(one: Tiny, **more: object) -> dict[str, object]:
+    """The arguments that make a call Hawk's."""
+    size = {"height": one.grid.height, "width": one.grid.width}
+    return {"do_sample": False, "custom_generate": hawk.hawk_generate, **size, **more}
+
+
+@pytest.mark.parametrize("method", ["ar", "scd", "sjd"])
+def test_a_streamer_gets_what_generate_streams(method):
+    one = tiny("emu3")
+    arguments, theirs, mine = call(one, [""] * 3), Seen(), Seen()
+    expected = one.hf.generate(**arguments, do_sample=False, streamer=theirs)
+    tokens = one.hf.generate(**arguments, **ours(one, streamer=mine, method=method))
+    assert mine.ends == theirs.ends == 1
+    assert len(mine.parts) == len(theirs.parts) == 1 + expected.shape[1] - arguments["inputs"].shape[1]
+    if method != "sjd":
+        assert all(torch.equal(a, b) for a, b in zip(mine.parts, theirs.parts, strict=True))
+    assert torch.equal(torch.stack(mine.parts[1:], 1), tokens[:, arguments["inputs"].shape[1] :])
+
+
+def test_the_reader_of_a_streamer_ends_also_after_a_refusal():
+    one = tiny("emu3")
+    arguments, streamer, errors = call(one, [""] * 3), TextIteratorStreamer(one.tokenizer, timeout=60), []
+    arguments = {name: value[:1] if isinstance(value, Tensor) else value for name, value in arguments.items()}
+
+    def draw() -> None:
+        try:
+            one.hf.generate(**arguments, **ours(one, streamer=streamer, max_time=9.0))
+        except HawkError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    list(streamer)
+    thread.join()
+    assert errors == ["hawk_generate draws whole images and cannot stop in between: leave max_time out"]
+
+
+class Never(StoppingCriteria):
+    """A criterion of a caller's own."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
+REFUSED = {
+    "a criterion": ({"stopping_criteria": StoppingCriteriaList([Never()])}, "leave Never out"),
+    "time": ({"max_time": 5.0}, "leave max_time out"),
+    "scores": ({"output_scores": True}, "leave output_scores out"),
+    "logits": ({"output_logits": True}, "leave output_logits out"),
+    "beams": ({"num_beams": 3}, "leave num_beams out"),
+    "lookup": ({"prompt_lookup_num_tokens": 3}, "leave prompt_lookup_num_tokens out"),
+    "short": ({"max_new_tokens": 13}, "the image has 18 tokens, and max_new_tokens or max_length allows 13"),
+    "an image's token as end": ({"eos_token_id": 50}, "leave eos_token_id out"),
+    "little guidance": ({"guidance_scale": 0.5}, "guidance_scale must be 1"),
+    "negatives": ({"negative_prompt_ids": torch.tensor([[5]] * 2)}, "3 sequences need one negative prompt or 3, not 2"),
+    "height": ({"height": 2.5}, "height must be a whole number"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_hawk_cannot_do_is_refused_in_one_line(case):
+    more, message = REFUSED[case]
+    one = tiny("emu3")
+    arguments = call(one, [""] * 3)
+    if "negative_prompt_ids" in more:
+        del arguments["negative_prompt_attention_mask"]
+    with pytest.raises(HawkError, match=message) as caught:
+        one.hf.generate(**{**arguments, **ours(one), **more})
+    assert "\n" not in str(caught.value)
+
+
+def test_lengths_and_ends_cut_the_closing_tokens_as_in_generate():
+    one = tiny("emu3")
+    arguments = call(one, [""] * 3)
+    whole = one.hf.generate(**arguments, **ours(one))
+    for more, cut in ({"max_new_tokens": 16}, 2), ({"eos_token_id": one.model.family.closing[1]}, 1):
+        expected = one.hf.generate(**{**arguments, **more}, do_sample=False)
+        assert torch.equal(one.hf.generate(**{**arguments, **more}, **ours(one)), expected)
+        assert torch.equal(expected, whole[:, :-cut])
+    del arguments["max_new_tokens"]  # transformers then allows 20 tokens, which nobody asked for
+    assert torch.equal(one.hf.generate(**arguments, **ours(one)), whole)
+
+
+def test_seeds_come_from_torch_unless_they_are_given():
+    one = tiny("emu3")
+    arguments = call(one, [""] * 3)
+
+    def drawn(torch_seed: int | None = None, **more: object) -> list[list[int]]:
+        if torch_seed is not None:
+            set_seed(torch_seed)
+        return one.hf.generate(**arguments, **{**ours(one, method="ar"), "do_sample": True, **more}).tolist()
+
+    assert drawn(1) == drawn(1) != drawn(2)
+    assert drawn() != drawn(), "the generator moves on"
+    assert drawn(1, seed=None) == drawn(1)
+    assert drawn(1, seed=4) == drawn(2, seed=np.int64(4)) == drawn(seed=[4, 5, 6])
+
+
+def test_one_negative_prompt_serves_all_sequences():
+    one = tiny("emu3")
+    each = call(one, ["a mat"] * 3)
+    one_row = {name: each[name][:1] for name in ("negative_prompt_ids", "negative_prompt_attention_mask")}
+    expected = one.hf.generate(**each, **ours(one)).tolist()
+    assert one.hf.generate(**{**each, **one_row}, **ours(one)).tolist() == expected
+    twice = one.hf.generate(**each, **{**ours(one), "do_sample": True, "temperature": 1e-4}, num_return_sequences=2)
+    assert twice.tolist() == [row for row in expected for _ in range(2)]
+
+
+def test_the_mode_of_the_callers_model_stays():
+    one = tiny("emu3")
+    arguments = call(one, [""] * 3)
+    expected = one.hf.generate(**arguments, **ours(one)).tolist()
+    one.hf.train()
+    one.hf.lm_head.eval()
+    for module in one.hf.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.9
+    pipe = hawk.accelerate(one.hf, one.tokenizer)
+    assert one.hf.training
+    side = one.grid.height * one.model.cell
+    images = [pipe("a cat", seed=1, height=side, width=side, temperature=0.0).tokens for _ in range(2)]
+    assert torch.equal(*images), "dropout would draw another image each time"
+    assert one.hf.generate(**arguments, **ours(one)).tolist() == expected
+    assert one.hf.training
+    assert one.hf.model.training
+    assert not one.hf.lm_head.training

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
+from hawk.decoding.arguments import Number, is_several, real_number, shown, texts_of, whole_number
+from hawk.decoding.canvas import Canvas
 from hawk.decoding.generate import generate
 from hawk.decoding.grid import Grid
 from hawk.decoding.recording import Engine, Recordings
@@ -46,7 +49,9 @@ OUTPUT_TYPES = ("pil", "np", "pt")
 
 OnStepEnd = Callable[["HawkPipeline", int, int, dict[str, Any]], Any]
 """Called after each target forward with (pipeline, forwards of this batch so far, tokens committed so far in the whole
-call, {"canvas": Canvas, "stats": Stats})."""
+call, {"canvas": Canvas, "stats": Stats}). What it returns has no effect. To stop the call, it may
+raise an exception of its own, or set `pipeline._interrupt = True` as in diffusers: the call then raises `StoppedError`.
+"""
 
 
 @dataclass(frozen=True)
@@ -85,14 +90,36 @@ class PipelineOutput:
         return self.grid.size / self.nfe
 
 
-@dataclass(frozen=True)
+class StoppedError(RuntimeError):
+    """A call was stopped by `pipe._interrupt = True`; `finished` is the output of the batches that were complete.
+
+    Where no batch was complete, `finished` is None.
+    """
+
+    def __init__(self, finished: PipelineOutput | None, images: int) -> None:
+        done = 0 if finished is None else len(finished.seeds)
+        super().__init__(f"the call was stopped after {done} of {images} images")
+        self.finished = finished
+
+
+class _StopError(Exception):
+    """Leaves the decoding of a batch, because `_interrupt` was set."""
+
+
+@dataclass(eq=False)
 class HawkPipeline:
-    """A loaded model on a device; call it with a prompt."""
+    """A loaded model on a device; call it with a prompt.
+
+    `borrowed` is a module that the caller goes on using: each call runs it in evaluation mode and then restores its
+    mode. A callback or another thread may set `_interrupt`, which stops the present call; the next call resets it.
+    """
 
     model: Model
     device: torch.device
     dtype: str
     engine: Engine = "eager"
+    borrowed: nn.Module | None = field(default=None, repr=False)
+    _interrupt: bool = field(default=False, init=False, repr=False)
 
     @classmethod
     def from_pretrained(
@@ -150,37 +177,41 @@ class HawkPipeline:
 
     def condition(self, prompts: Sequence[str], height: int | None = None, width: int | None = None) -> Condition:
         """Encode prompts for images of that size; `HawkError` for a prompt or a size that the model does not take."""
-        return self.model.condition(prompts, [""] * len(prompts), grid_of(self.model, height, width))
+        texts = texts_of(prompts)
+        return self.model.condition(texts, [""] * len(texts), grid_of(self.model, height, width))
 
     @torch.no_grad()
     def __call__(
         self,
         prompt: str | Sequence[str],
         negative_prompt: str | Sequence[str] | None = None,
-        guidance_scale: float | None = None,
-        num_images_per_prompt: int = 1,
-        seed: int | Sequence[int] | None = None,
+        guidance_scale: Number | None = None,
+        num_images_per_prompt: Number = 1,
+        seed: Number | Sequence[Number] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
+        temperature: Number | None = None,
+        top_k: Number | None = None,
+        top_p: Number | None = None,
         method: str = "hawk",
         verifier: str | None = None,
-        num_draft_tokens: int | None = None,
-        window: int | None = None,
-        height: int | None = None,
-        width: int | None = None,
+        num_draft_tokens: Number | None = None,
+        window: Number | None = None,
+        height: Number | None = None,
+        width: Number | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: OnStepEnd | None = None,
-        batch_size: int = 1,
+        batch_size: Number = 1,
     ) -> PipelineOutput | tuple[Any]:
         """Draw `num_images_per_prompt` images of each prompt.
+
+        Numbers may be those of Python, numpy or torch; a float that is whole, as 8.0, is a whole number.
 
         Args:
             prompt: what to draw; a list draws images of each of its prompts.
             negative_prompt: replaces the null caption in guidance; one for all prompts, or one for each.
-            guidance_scale, temperature, top_k, top_p: None takes the model's default.
+            guidance_scale, temperature, top_k, top_p: None takes the model's default. A `guidance_scale` of 1 or less
+                turns guidance off.
             seed: image i of the call has the seed `seed + i`, so n images equal n single calls. A list holds one seed
                 for each image. None draws a seed from the system.
             generator: in place of `seed`: one generator that all seeds are drawn from, or one for each image.
@@ -197,17 +228,26 @@ class HawkPipeline:
 
         Raises:
             HawkError: an argument is wrong; the message is one line that names it.
+            StoppedError: the callback or another thread set `_interrupt`; the exception holds the finished images.
         """
+        self._interrupt = False
         # check
         if output_type not in OUTPUT_TYPES:
             raise HawkError(f"unknown output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
-        if batch_size < 1:
-            raise HawkError(f"batch_size must be 1 or more, not {batch_size}")
+        if not (callback_on_step_end is None or callable(callback_on_step_end)):
+            raise HawkError(f"callback_on_step_end must be a function, not {shown(callback_on_step_end)}")
+        batch_size = whole_number("batch_size", batch_size, least=1)
+        limits = TreeLimits(
+            None if num_draft_tokens is None else whole_number("num_draft_tokens", num_draft_tokens),
+            None if window is None else whole_number("window", window),
+        )
         chosen = method_named(method)
         prompts, negatives = paired_prompts(prompt, negative_prompt, num_images_per_prompt)
         params = sampling_params(self.model, guidance_scale, temperature, top_k, top_p)
         if any(negatives) and not params.guided:
-            raise HawkError("a negative prompt has no effect at guidance_scale 1: raise the scale or leave it out")
+            raise HawkError(
+                "a negative prompt has no effect at guidance_scale 1 or less: raise it, or leave out the prompt"
+            )
         grid = grid_of(self.model, height, width)
         verifier = chosen.verifier if verifier is None else verifier
         request = Request(
@@ -218,16 +258,18 @@ class HawkPipeline:
             verifier,
             self.relaxation if verifier in LOSSY else None,
         )
-        # plan
-        drafter = self._drafter(chosen, TreeLimits(num_draft_tokens, window), verifier)
-        # draw and decode
-        batches = [
-            self._draw(request.rows(slice(start, start + batch_size)), drafter, callback_on_step_end, start * grid.size)
-            for start in range(0, request.images, batch_size)
-        ]
-        # return
-        images = as_output(torch.cat([batch.pixels for batch in batches]), output_type)
-        return output_of(request, batches, images) if return_dict else (images,)
+        batches: list[Batch] = []
+        with evaluation_mode(self.borrowed):
+            drafter = self._drafter(chosen, limits, verifier)
+            try:
+                for start in range(0, request.images, batch_size):
+                    rows = request.rows(slice(start, start + batch_size))
+                    batches.append(self._draw(rows, drafter, callback_on_step_end, start * grid.size))
+            except _StopError:
+                finished = output_of(request, batches, output_type) if batches else None
+                raise StoppedError(finished, request.images) from None
+        output = output_of(request, batches, output_type)
+        return output if return_dict else (output.images,)
 
     def _drafter(self, method: Method, limits: TreeLimits, verifier: str) -> Drafter | Window:
         """The drafter of a method for a verifier; `HawkError` where what it needs is not trained."""
@@ -236,19 +278,24 @@ class HawkPipeline:
 
     def _draw(self, request: Request, drafter: Drafter | Window, callback: OnStepEnd | None, before: int) -> Batch:
         """One batch, from conditions to pixels; `before` tokens of the call were committed in earlier batches."""
+        if self._interrupt:
+            raise _StopError
         started = time.perf_counter()
         generation = generate(self.model.target, request, drafter, self._on_step(callback, before), self.recordings)
         codes = generation.tokens.unflatten(1, (request.grid.height, request.grid.width))
         pixels = self.model.pixels(codes).cpu()
         return Batch(generation, pixels, time.perf_counter() - started)
 
-    def _on_step(self, callback: OnStepEnd | None, before: int) -> OnStep | None:
-        """The decoder's callback for a batch that `before` committed tokens precede."""
-        if callback is None:
-            return None
-        return lambda canvas, stats: callback(
-            self, stats.nfe, before + sum(canvas.committed), {"canvas": canvas, "stats": stats}
-        )
+    def _on_step(self, callback: OnStepEnd | None, before: int) -> OnStep:
+        """The decoder's callback for a batch that `before` committed tokens precede; `_StopError` ends it."""
+
+        def on_step(canvas: Canvas, stats: Stats) -> None:
+            if callback is not None:
+                callback(self, stats.nfe, before + sum(canvas.committed), {"canvas": canvas, "stats": stats})
+            if self._interrupt and not canvas.done:
+                raise _StopError
+
+        return on_step
 
 
 @dataclass(frozen=True)
@@ -260,14 +307,27 @@ class Batch:
     seconds: float
 
 
-def output_of(request: Request, batches: Sequence[Batch], images: Any) -> PipelineOutput:
-    """What a call returns."""
+@contextmanager
+def evaluation_mode(module: nn.Module | None) -> Iterator[None]:
+    """Run the body with a module in evaluation mode; afterwards each part of the module has its own mode again."""
+    training = [] if module is None else [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def output_of(request: Request, batches: Sequence[Batch], output_type: str) -> PipelineOutput:
+    """The output of a call whose first images are in `batches`; all of them, unless the call was interrupted."""
     drawn = [batch.generation for batch in batches]
     sizes = [len(generation.tokens) for generation in drawn]
     return PipelineOutput(
-        images=images,
+        images=as_output(torch.cat([batch.pixels for batch in batches]), output_type),
         stats=[generation.stats for generation, size in zip(drawn, sizes, strict=True) for _ in range(size)],
-        seeds=list(request.seeds),
+        seeds=list(request.seeds[: sum(sizes)]),
         tokens=torch.cat([generation.tokens for generation in drawn]).cpu(),
         origins=torch.cat([generation.origins for generation in drawn]).cpu(),
         source_names=drawn[0].source_names,
@@ -279,38 +339,43 @@ def output_of(request: Request, batches: Sequence[Batch], images: Any) -> Pipeli
 
 
 def paired_prompts(
-    prompt: str | Sequence[str], negative: str | Sequence[str] | None, copies: int
+    prompt: str | Sequence[str], negative: str | Sequence[str] | None, copies: Number
 ) -> tuple[list[str], list[str]]:
     """One prompt and one negative prompt ("" for none) for each image; `HawkError` for what is no prompt."""
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    negatives = [negative or ""] * len(prompts) if negative is None or isinstance(negative, str) else list(negative)
+    prompts = texts_of(prompt)
+    negatives = [negative or ""] * len(prompts) if negative is None or negative == "" else texts_of(negative)
+    if len(negatives) == 1:
+        negatives *= len(prompts)
     if not prompts:
         raise HawkError("no prompt given: describe the image, as in 'a red apple'")
-    if not all(isinstance(text, str) for text in (*prompts, *negatives)):
-        raise HawkError("prompts must be text")
     if len(negatives) != len(prompts):
         raise HawkError(f"{len(prompts)} prompts need as many negative prompts or one, not {len(negatives)}")
-    if copies < 1:
-        raise HawkError(f"num_images_per_prompt must be 1 or more, not {copies}")
-    return ([text for text in prompts for _ in range(copies)], [text for text in negatives for _ in range(copies)])
+    each = range(whole_number("num_images_per_prompt", copies, least=1))
+    return ([text for text in prompts for _ in each], [text for text in negatives for _ in each])
 
 
 def sampling_params(
-    model: Model, scale: float | None, temperature: float | None, top_k: int | None, top_p: float | None
+    model: Model, scale: Number | None, temperature: Number | None, top_k: Number | None, top_p: Number | None
 ) -> SamplingParams:
-    """The model's default sampling parameters, replaced by those that are given."""
-    given: dict[str, Any] = {"cfg_scale": scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    """The model's default sampling parameters, replaced by those that are given; a scale of 1 or less means 1 (off)."""
+    given: dict[str, Any] = {
+        "cfg_scale": None if scale is None else max(real_number("guidance_scale", scale), 1.0),
+        "temperature": None if temperature is None else real_number("temperature", temperature),
+        "top_k": None if top_k is None else whole_number("top_k", top_k),
+        "top_p": None if top_p is None else real_number("top_p", top_p),
+    }
     return replace(model.defaults, **{name: value for name, value in given.items() if value is not None})
 
 
-def grid_of(model: Model, height: int | None, width: int | None) -> Grid:
+def grid_of(model: Model, height: Number | None, width: Number | None) -> Grid:
     """The grid of an image of that many pixels (None: the model's own); `HawkError` for one that it cannot draw."""
     trained, cell = model.grid, model.cell
     sides = []
-    for name, pixels, tokens in (("height", height, trained.height), ("width", width, trained.width)):
-        if pixels is not None and (pixels < cell or pixels % cell):
+    for name, given, tokens in (("height", height, trained.height), ("width", width, trained.width)):
+        pixels = tokens * cell if given is None else whole_number(name, given)
+        if pixels < cell or pixels % cell:
             raise HawkError(f"{name} must be a positive multiple of {cell} pixels, not {pixels}")
-        sides.append(tokens if pixels is None else pixels // cell)
+        sides.append(pixels // cell)
     grid = Grid(*sides)
     model.check_grid(grid)
     return grid
@@ -318,22 +383,29 @@ def grid_of(model: Model, height: int | None, width: int | None) -> Grid:
 
 def image_seeds(
     count: int,
-    seed: int | Sequence[int] | None = None,
+    seed: Number | Sequence[Number] | None = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> list[int]:
-    """The seed of each image: as given, `seed + i`, drawn from the generators, or drawn from the system."""
+    """The seed of each image: as given, `seed + i`, drawn from the generators, or drawn from the system.
+
+    Raises:
+        HawkError: a seed or a generator is none, or out of range, or there are not as many as images.
+    """
     if seed is not None and generator is not None:
         raise HawkError("give either seed or generator, not both")
     if generator is not None:
-        generators = [generator] * count if isinstance(generator, torch.Generator) else list(generator)
+        generators: list[Any] = list(generator) if is_several(generator) else [generator] * count
+        for each in generators:
+            if not isinstance(each, torch.Generator):
+                raise HawkError(f"generator must be a torch.Generator, or a list of them, not {shown(each)}")
         if len(generators) != count:
             raise HawkError(f"{count} images need one generator or {count}, not {len(generators)}")
         return [int(torch.randint(2**62, (), generator=g, device=g.device)) for g in generators]
-    if seed is None or isinstance(seed, int):
-        first = secrets.randbelow(2**31) if seed is None else seed
-        seeds = [first + i for i in range(count)]
+    if is_several(seed):
+        seeds = [whole_number("seed", each) for each in seed]
     else:
-        seeds = list(seed)
+        first = secrets.randbelow(2**31) if seed is None else whole_number("seed", seed)
+        seeds = [first + i for i in range(count)]
     if len(seeds) != count:
         raise HawkError(f"{count} images need one seed or {count}, not {len(seeds)}")
     check_seeds(seeds)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +14,17 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from hawk.decoding.arguments import Number, whole_number
+from hawk.decoding.canvas import Canvas
 from hawk.decoding.generate import generate
 from hawk.decoding.grid import Grid
 from hawk.decoding.request import Request
 from hawk.decoding.sampling import SamplingParams
+from hawk.decoding.stats import Stats
 from hawk.drafters.methods import build_drafter, method_named
 from hawk.errors import HawkError
 from hawk.models.loading import drafter_folder, engine_named
-from hawk.pipeline import HawkPipeline
+from hawk.pipeline import HawkPipeline, evaluation_mode, image_seeds
 
 MASKED_ATTENTION = ("sdpa", "eager")
 """The attention implementations of transformers that take an arbitrary mask, as draft trees need it."""
@@ -33,7 +38,10 @@ def accelerate(
     family: Literal["chameleon", "lumina"] | None = None,
     engine: str = "auto",
 ) -> HawkPipeline:
-    """A pipeline around a loaded Janus, Emu3 or Chameleon model, whose dtype, device and quantisation do not change.
+    """A pipeline around a loaded Janus, Emu3 or Chameleon model.
+
+    The model's dtype, device, quantisation and mode do not change: a draw runs in evaluation mode (without dropout),
+    after which a model that was in training mode is in training mode again.
 
     Args:
         model: the transformers model, or a transformers pipeline that holds it.
@@ -60,10 +68,10 @@ def accelerate(
     device, dtype = model.device, str(model.dtype).removeprefix("torch.")
     decoder = None if vqgan is None else read_vqgan(Path(vqgan), model.config.vq_config).to(device)
     tokenizer = tokenizer_of(processor or read_tokenizer(Path(model.config._name_or_path)))
-    described = family_of(model.eval(), tokenizer, decoder, FamilyHint(family=family))
+    described = family_of(model, tokenizer, decoder, FamilyHint(family=family))
     folder = None if drafter is None else drafter_folder(drafter)
     around = as_model(model.config._name_or_path or described.name, described, folder)
-    return HawkPipeline(around, device, dtype, engine_named(engine, device))
+    return HawkPipeline(around, device, dtype, engine_named(engine, device), borrowed=model)
 
 
 def hawk_generate(
@@ -72,26 +80,30 @@ def hawk_generate(
     logits_processor: Sequence[Any],
     stopping_criteria: Any,
     generation_config: Any,
-    height: int,
-    width: int,
+    height: Number,
+    width: Number,
     method: str = "hawk",
     drafter: str | Path | None = None,
     family: Literal["chameleon", "lumina"] | None = None,
-    seed: int = 0,
+    seed: Number | Sequence[Number] | None = None,
+    streamer: Any = None,
     **model_kwargs: Any,
 ) -> Int[Tensor, "b n"]:
     """Draws for transformers' `model.generate(..., custom_generate=hawk_generate, height=..., width=...)`.
 
     It serves Emu3, Chameleon, Anole and Lumina-mGPT, and draws from the distribution of `generate` itself: with the
     call's prompts and negative prompts, guidance, temperature, top-k and top-p. `prefix_allowed_tokens_fn` is not
-    needed: only image tokens are drawn, and rows are ended where the family ends them.
+    needed: only image tokens are drawn, and rows are ended where the family ends them. A streamer gets the tokens as
+    they are committed. What Hawk cannot do, such as beams, a time limit or scores, is refused.
 
     Args:
         height, width: the size of the image in tokens. If the family's prompts give the size, it must be this one.
         method: as in `HawkPipeline`.
         drafter: a drafter's folder or hub id, for methods that need one.
         family: as in `accelerate`.
-        seed: image i of the batch has seed `seed + i`.
+        seed: image i of the batch has seed `seed + i`; a list holds one seed for each image. None draws the seeds from
+            torch's default generator, so that `set_seed` of transformers and `torch.manual_seed` fix them.
+        streamer: transformers gives it the prompts; None takes the streamer of the `generate` call.
 
     Returns:
         Token ids: each prompt, followed by its image's tokens with end-of-row and closing tokens.
@@ -103,23 +115,163 @@ def hawk_generate(
     from hawk.models.hf.model import FamilyHint, as_model, family_of
     from hawk.models.hf.target import TokenPrompt, TransformersTarget
 
-    check_usable(model)
-    if generation_config.return_dict_in_generate:
-        raise HawkError("hawk_generate returns token ids: leave return_dict_in_generate out")
-    described = family_of(model, None, None, FamilyHint(family=family))
-    if not isinstance(described, SharedVocabulary):
-        raise HawkError(f"{described.name} has image codes apart from its vocabulary: use hawk.accelerate")
-    grid, chosen = Grid(height, width), method_named(method)
-    loaded = None if drafter is None else as_model(described.name, described, drafter_folder(drafter))
-    target = loaded.target if loaded else TransformersTarget(described)
-    guidance = guidance_of(logits_processor, input_ids)
-    params = call_params(generation_config, guidance.scale)
-    drafting = build_drafter(chosen, loaded.drafting if loaded else None, target)
-    prompts = without_padding(input_ids, model_kwargs.get("attention_mask"))
-    prompt, seeds = TokenPrompt(prompts, guidance.negatives, grid), [seed + i for i in range(len(prompts))]
-    drawn = generate(target, Request(prompt, grid, params, seeds, chosen.verifier), drafting)
-    image_ids = described.token_ids(drawn.tokens, grid)
-    return torch.cat((input_ids, image_ids.to(input_ids)), dim=1)
+    streamer = argument_of_generate("streamer") if streamer is None else streamer
+    with ended(streamer), evaluation_mode(model):
+        check_usable(model)
+        check_call(generation_config, model_kwargs)
+        described = family_of(model, None, None, FamilyHint(family=family))
+        if not isinstance(described, SharedVocabulary):
+            raise HawkError(f"{described.name} has image codes apart from its vocabulary: use hawk.accelerate")
+        grid = Grid(whole_number("height", height, least=1), whole_number("width", width, least=1))
+        new = new_tokens(generation_config, input_ids.shape[1])
+        feed = Feed(streamer, described, grid, entries_within(stopping_criteria, new, described, grid))
+        guidance = guidance_of(logits_processor, input_ids)
+        params = call_params(generation_config, guidance.scale)
+        chosen = method_named(method)
+        loaded = None if drafter is None else as_model(described.name, described, drafter_folder(drafter))
+        target = loaded.target if loaded else TransformersTarget(described)
+        drafting = build_drafter(chosen, loaded.drafting if loaded else None, target)
+        prompts = without_padding(input_ids, model_kwargs.get("attention_mask"))
+        negatives = for_each(guidance.negatives, len(prompts), generation_config.num_return_sequences or 1)
+        seeds = image_seeds(len(prompts), seed, torch.default_generator if seed is None else None)
+        request = Request(TokenPrompt(prompts, negatives, grid), grid, params, seeds, chosen.verifier)
+        drawn = generate(target, request, drafting, None if streamer is None else feed.on_step)
+        feed.send(drawn.tokens, feed.entries)
+        return torch.cat((input_ids, feed.ids_of(drawn.tokens).to(input_ids)), dim=1)
+
+
+@dataclass
+class Feed:
+    """The images of a call as the model would write them, in `entries` tokens each, for the call's streamer.
+
+    The streamer gets one token of every image at a time, as soon as it is committed in all of them.
+    """
+
+    streamer: Any
+    family: Any
+    grid: Grid
+    entries: int
+    sent: int = 0
+
+    def ids_of(self, tokens: Int[Tensor, "b n"]) -> Int[Tensor, "b entries"]:
+        """The ids of images: codes, end-of-row tokens and closing tokens."""
+        return self.family.token_ids(tokens, self.grid)[:, : self.entries]
+
+    def on_step(self, canvas: Canvas, stats: Stats) -> None:
+        """Send what the step committed."""
+        committed = torch.tensor(min(canvas.committed))
+        self.send(canvas.tokens, int(self.family.structure.before(committed, self.grid)))
+
+    def send(self, tokens: Int[Tensor, "b n"], ready: int) -> None:
+        """Send the first `ready` ids of each image, without those that are sent already."""
+        if self.streamer is None:
+            return
+        for column in self.ids_of(tokens)[:, self.sent : ready].cpu().unbind(1):
+            self.streamer.put(column)
+        self.sent = max(self.sent, min(ready, self.entries))
+
+
+@contextmanager
+def ended(streamer: Any) -> Iterator[None]:
+    """End a streamer after the body, also after an error, so that its reader in another thread does not wait on."""
+    try:
+        yield
+    finally:
+        if streamer is not None:
+            streamer.end()
+
+
+def argument_of_generate(name: str) -> Any:
+    """An argument of the `generate` call that called Hawk; None if it has no such argument.
+
+    transformers 5 passes neither `streamer` nor `assistant_model` on to a custom function (see its
+    `_extract_generation_mode_kwargs`). So Hawk reads these arguments from the frame of the call.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "generate" and frame.f_globals.get("__name__") == "transformers.generation.utils":
+            return frame.f_locals.get(name)
+        frame = frame.f_back
+    return None
+
+
+OUTPUTS = ("return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states")
+SEARCHES = (
+    "num_beams",
+    "num_beam_groups",
+    "constraints",
+    "force_words_ids",
+    "penalty_alpha",
+    "dola_layers",
+    "prompt_lookup_num_tokens",
+    "assistant_early_exit",
+    "use_mtp",
+)
+"""Settings of transformers' `generate` that ask for another search than sampling, or for another speculation."""
+
+
+def check_call(generation_config: Any, model_kwargs: Mapping[str, Any]) -> None:
+    """Raise `HawkError` for what a `generate` call asks for and Hawk cannot do; the message says what to leave out."""
+    for name in OUTPUTS:
+        if getattr(generation_config, name, None):
+            raise HawkError(f"hawk_generate returns token ids: leave {name} out")
+    for name in SEARCHES:
+        if getattr(generation_config, name, None) not in (None, False, 0, 1):
+            raise HawkError(f"hawk_generate samples, or takes the likeliest token: leave {name} out")
+    if argument_of_generate("assistant_model") is not None:
+        raise HawkError("hawk_generate takes its drafts from method= and drafter=: leave assistant_model out")
+    for name in ("inputs_embeds", "pixel_values"):
+        if model_kwargs.get(name) is not None:
+            raise HawkError(f"hawk_generate reads prompts as token ids: leave {name} out")
+
+
+DEFAULT_NEW_TOKENS = 20
+"""The tokens that `generate` of transformers allows where a call gives no length."""
+
+
+def new_tokens(generation_config: Any, prompt: int) -> int | None:
+    """The most tokens that a call allows after a prompt of `prompt` tokens; None if the call gives no length."""
+    most = generation_config.max_length - prompt
+    return None if generation_config.max_new_tokens is None and most == DEFAULT_NEW_TOKENS else most
+
+
+def entries_within(criteria: Sequence[Any], new: int | None, family: Any, grid: Grid) -> int:
+    """The number of tokens of an image, structure tokens included, at which a call's stopping criteria end it.
+
+    `new` is the most tokens that the call allows, None for any number.
+    Closing tokens are cut as transformers would cut them. Raises `HawkError` for a criterion that would end the image
+    before its last code, and for a criterion that Hawk does not know.
+    """
+    codes = 1 + int(family.structure.before(torch.tensor(grid.size - 1), grid))
+    rows = grid.height * (grid.width + len(family.structure.end_of_row))
+    entries = rows + len(family.closing)
+    for criterion in criteria:
+        kind = type(criterion).__name__
+        if kind == "EosTokenCriteria":
+            ends = set(criterion.eos_token_id.tolist())
+            if ends & {*family.structure.end_of_row, *family.code_ids.tolist()}:
+                raise HawkError("eos_token_id would end the image at one of its own tokens: leave eos_token_id out")
+            first = next((i for i, token in enumerate(family.closing) if token in ends), len(family.closing) - 1)
+            entries = min(entries, rows + first + 1)
+        elif kind == "MaxLengthCriteria":
+            if new is not None and new < codes:
+                raise HawkError(
+                    f"the image has {entries} tokens, and max_new_tokens or max_length allows {new}: leave it out"
+                )
+            entries = entries if new is None else min(entries, new)
+        else:
+            name = {"MaxTimeCriteria": "max_time", "StopStringCriteria": "stop_strings"}.get(kind, kind)
+            raise HawkError(f"hawk_generate draws whole images and cannot stop in between: leave {name} out")
+    return entries
+
+
+def for_each(negatives: tuple[tuple[int, ...], ...], sequences: int, copies: int) -> tuple[tuple[int, ...], ...]:
+    """A negative prompt for each sequence, from one for all, one for each prompt (`copies` sequences), or one each."""
+    if len(negatives) == sequences:
+        return negatives
+    if len(negatives) not in (1, sequences // copies):
+        raise HawkError(f"{sequences} sequences need one negative prompt or {sequences}, not {len(negatives)}")
+    return tuple(each for each in negatives for _ in range(sequences // len(negatives)))
 
 
 GUIDANCE = "UnbatchedClassifierFreeGuidanceLogitsProcessor"
@@ -149,6 +301,8 @@ def guidance_of(logits_processor: Sequence[Any], input_ids: Int[Tensor, "b t"]) 
         if type(processor).__name__ == GUIDANCE:
             context = processor.unconditional_context
             ids = input_ids[:, -1:] if context["input_ids"] is None else context["input_ids"]
+            if processor.guidance_scale < 1:
+                raise HawkError(f"guidance_scale must be 1 (off) or more here, not {processor.guidance_scale}")
             return Guidance(float(processor.guidance_scale), without_padding(ids, context["attention_mask"]))
     return Guidance(1.0, without_padding(input_ids, None))
 

@@ -18,6 +18,7 @@ from hawk.cli.data import data_app
 from hawk.cli.generate import generate
 from hawk.cli.info import info
 from hawk.cli.measure import bench, compare, verify
+from hawk.cli.options import unprintable
 from hawk.cli.train import train_app
 from hawk.errors import HawkError
 
@@ -51,6 +52,8 @@ class OneLineErrors(TyperGroup):
             code = _usage(error)
         except (KeyboardInterrupt, typer.Abort):
             code = _fail("interrupted", INTERRUPTED)
+        except UnicodeEncodeError as error:  # text that standard output or a file name cannot hold
+            code = _fail(unprintable(error))
         except MemoryError:
             code = _fail("not enough memory")
         if not standalone_mode:

@@ -23,6 +23,7 @@ from hawk.cli.options import (
     TopKOption,
     TopPOption,
     WindowOption,
+    check_printable,
     load_pipeline,
     token_bar,
 )
@@ -87,8 +88,10 @@ def generate(
     is_folder = out is not None and out.endswith(("/", os.sep))
     out_path = None if out is None else Path(out)
     paths = [picture_path(out_path, prompt, s, len(wanted), is_folder) for prompt, s in zip(wanted, seeds, strict=True)]
+    for path in paths:  # fail before the first image is drawn, here and below
+        check_printable(str(path))
     pipe = load_pipeline(model, device, dtype, drafter, threads, engine)
-    pipe.condition(prompts, height, width)  # fail on a bad prompt before the first image is drawn
+    pipe.condition(prompts, height, width)
     reports: list[dict[str, Any]] = []
     lines: list[str] = []
     try:

@@ -17,6 +17,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from hawk.errors import HawkError
+
 if TYPE_CHECKING:
     from hawk.pipeline import HawkPipeline
 
@@ -39,7 +41,7 @@ EngineOption = Annotated[
 ]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads (default: PyTorch's choice).")]
 CfgScaleOption = Annotated[
-    float | None, typer.Option("--cfg-scale", help="Scale of classifier-free guidance; 1 turns it off.")
+    float | None, typer.Option("--cfg-scale", help="Scale of classifier-free guidance; 1 or less turns it off.")
 ]
 TemperatureOption = Annotated[float | None, typer.Option("--temperature", help="Sampling temperature; 0 is greedy.")]
 TopKOption = Annotated[
@@ -57,6 +59,20 @@ WindowOption = Annotated[
     int | None, typer.Option("--window", min=1, help="How many positions past the frontier drafts may reach.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one line of JSON last.")]
+
+
+def check_printable(text: str) -> None:
+    """Raise `HawkError` for text that standard output cannot print in its encoding."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8", sys.stdout.errors or "strict")
+    except UnicodeEncodeError as error:
+        raise HawkError(unprintable(error)) from error
+
+
+def unprintable(error: UnicodeEncodeError) -> str:
+    """What a `HawkError` says of text that an encoding lacks."""
+    lacking = error.object[error.start : error.end][:20]
+    return f"cannot print {lacking!a} in the encoding {error.encoding}: use a UTF-8 locale, as LC_ALL=C.UTF-8"
 
 
 def load_pipeline(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
+from hawk.decoding.arguments import shown
 from hawk.decoding.grid import Grid
 from hawk.decoding.relaxed import LOSSY, Relaxation
 from hawk.decoding.sampling import SamplingParams
@@ -70,4 +71,5 @@ def check_seeds(seeds: Sequence[int]) -> None:
     """Raise `HawkError` for a seed that is out of range."""
     for seed in seeds:
         if not 0 <= seed <= MAX_SEED:
-            raise HawkError(f"a seed must be between 0 and 2^63 - 1, not {seed}")
+            instead = ": leave seed out for a random one" if seed == -1 else ""
+            raise HawkError(f"a seed must be between 0 and 2^63 - 1, not {shown(seed)}{instead}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hawk.decoding.arguments import real_number, whole_number
 from hawk.errors import HawkError
 
 
@@ -16,7 +16,11 @@ from hawk.errors import HawkError
 class SamplingParams:
     """How the target's logits become its distribution `p`.
 
-    `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 filter nothing; `cfg_scale` 1 switches guidance off.
+    `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 filter nothing; `cfg_scale` 1 switches guidance off. Numbers of
+    numpy and torch are taken and become `int` or `float`.
+
+    Raises:
+        HawkError: a parameter is no number, or out of its range.
     """
 
     temperature: float = 1.0
@@ -26,8 +30,8 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p", "cfg_scale"):
-            if not math.isfinite(getattr(self, name)):
-                raise HawkError(f"{name} must be a finite number, not {getattr(self, name)}")
+            object.__setattr__(self, name, real_number(name, getattr(self, name)))
+        object.__setattr__(self, "top_k", whole_number("top_k", self.top_k))
         if self.temperature < 0:
             raise HawkError(f"temperature must be 0 (greedy) or more, not {self.temperature}")
         if self.top_k < 0:

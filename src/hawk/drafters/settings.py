@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from hawk.decoding.arguments import whole_number
 from hawk.decoding.planning import WIDTHS, TimedTarget, known_seconds, step_seconds
 from hawk.decoding.recording import Engine
 from hawk.errors import HawkError
@@ -33,8 +34,12 @@ class TreeLimits:
 
     def __post_init__(self) -> None:
         for name, value in (("num_draft_tokens", self.num_draft_tokens), ("window", self.window)):
-            if value is not None and value < 1:
-                raise HawkError(f"{name} must be 1 or more, not {value}: choose method 'ar' for no drafts")
+            if value is None:
+                continue
+            number = whole_number(name, value)
+            if number < 1:
+                raise HawkError(f"{name} must be 1 or more, not {number}: choose method 'ar' for no drafts")
+            object.__setattr__(self, name, number)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,90 @@
+"""Checks of the numbers and texts that callers pass; an error names the argument and shows what was passed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeAlias, TypeGuard
+
+import numpy as np
+from torch import Tensor
+
+from hawk.errors import HawkError
+
+Number: TypeAlias = int | float | np.number | np.ndarray | Tensor
+"""A number as callers have it: of Python, of numpy or of torch; an array or a tensor without dimensions is a number."""
+
+MOST_SHOWN = 60
+"""Characters of a refused value that an error message shows."""
+
+
+def whole_number(name: str, value: Any, least: int | None = None) -> int:
+    """The value of the argument `name` as an `int`; a float must be whole.
+
+    Raises:
+        HawkError: the value is no whole number (a boolean and a string are none), or it is below `least`.
+    """
+    number = _plain(value)
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    if not isinstance(number, int):
+        raise HawkError(f"{name} must be a whole number, not {shown(value)}")
+    if least is not None and number < least:
+        raise HawkError(f"{name} must be {least} or more, not {number}")
+    return number
+
+
+def real_number(name: str, value: Any) -> float:
+    """The value of the argument `name` as a `float`.
+
+    Raises:
+        HawkError: the value is no finite number; a boolean and a string are no numbers.
+    """
+    number = _plain(value)
+    if number is None:
+        raise HawkError(f"{name} must be a number, not {shown(value)}")
+    try:
+        real = float(number)
+    except OverflowError:  # an int that is too large for a float
+        real = math.inf
+    if not math.isfinite(real):
+        raise HawkError(f"{name} must be a finite number, not {shown(value)}")
+    return real
+
+
+def texts_of(prompts: str | Sequence[str] | None) -> list[str]:
+    """One prompt or several as a list; `HawkError` for what is no text, or holds bytes that were no UTF-8.
+
+    Python turns such a byte of a command line into half of a surrogate pair, which no file and no tokenizer takes.
+    """
+    try:
+        texts = [] if prompts is None else [prompts] if isinstance(prompts, str) else list(prompts)
+    except TypeError:
+        raise HawkError(f"prompts must be text, not {shown(prompts)}") from None
+    for text in texts:
+        if not isinstance(text, str):
+            raise HawkError(f"prompts must be text, not {shown(text)}")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            wanted = "give UTF-8 text, in a UTF-8 locale as LC_ALL=C.UTF-8"
+            raise HawkError(f"the prompt {shown(text)} holds a byte that is no text: {wanted}") from None
+    return texts
+
+
+def is_several(value: Any) -> TypeGuard[Sequence[Any]]:
+    """Whether a value is a list, a tuple, a range, or an array or a tensor that has a dimension."""
+    return hasattr(value, "__iter__") and not isinstance(value, str) and getattr(value, "ndim", 1) > 0
+
+
+def shown(value: Any) -> str:
+    """A refused value for an error message: its repr in one line, cut where it is long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "..."
+
+
+def _plain(value: Any) -> int | float | None:
+    """A value as a number of Python; None if it is no real number."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # scalars of numpy and torch
+        value = value.item()
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -39,10 +39,11 @@ from hawk.models.loading import (
     drafter_folder,
     dtype_named,
     engine_named,
-    is_checkpoint,
+    is_large,
     load_on,
     model_folder,
 )
+from hawk.models.pixels import finite_pixels
 from hawk.models.protocol import Model
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -136,7 +137,7 @@ class HawkPipeline:
             device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:1".
             dtype: of the target and its drafter: float32, bfloat16, float16 or float64. On a CPU, bfloat16 applies to
                 matrix products only, and everything between them is float32. "auto" is bfloat16 on a CPU with matrix
-                units (AMX) and for a transformers checkpoint on a GPU, and float32 elsewhere.
+                units (AMX) and for a model of more than 200 million parameters on a GPU, and float32 elsewhere.
             drafter: a drafter's folder or hub id, to use in place of the model's own.
             engine: how the steps of `ar`, `scd` and untrained `hawk` run. "eager": the host starts each step. "graph":
                 the first image of a size records a step as a CUDA graph, which is then replayed. "compiled": the same
@@ -150,7 +151,7 @@ class HawkPipeline:
         dtype_named(dtype, on)  # refuses a wrong name before anything is fetched
         own_drafter = None if drafter is None else drafter_folder(drafter)
         folder = model_folder(model)
-        dtype = dtype_named(dtype, on, large=is_checkpoint(folder))
+        dtype = dtype_named(dtype, on, large=is_large(folder))
         return cls(load_on(folder, on, dtype, own_drafter), on, dtype, chosen)
 
     @property
@@ -283,7 +284,7 @@ class HawkPipeline:
         started = time.perf_counter()
         generation = generate(self.model.target, request, drafter, self._on_step(callback, before), self.recordings)
         codes = generation.tokens.unflatten(1, (request.grid.height, request.grid.width))
-        pixels = self.model.pixels(codes).cpu()
+        pixels = finite_pixels(self.model, codes).cpu()
         return Batch(generation, pixels, time.perf_counter() - started)
 
     def _on_step(self, callback: OnStepEnd | None, before: int) -> OnStep:

@@ -193,7 +193,7 @@ def train_drafter_command(
 ) -> None:
     """Fit a drafter and the pool on grids that the target draws itself. Runs under torchrun as well."""
     from hawk.models.folder import HEADS_FOLDER
-    from hawk.models.loading import device_named, dtype_named, is_checkpoint, model_folder
+    from hawk.models.loading import device_named, dtype_named, is_checkpoint, is_large, model_folder
     from hawk.pipeline import grid_of, sampling_params
     from hawk.training.drafters.recipe import load_recipe
     from hawk.training.drafters.run import FrozenModel, Plan, train_drafter
@@ -219,7 +219,7 @@ def train_drafter_command(
     device, folder = device_named(options.device), model_folder(target)
     if data is not None and is_checkpoint(folder):
         raise HawkError(f"{folder} is a transformers checkpoint, nothing is written into it: give --prompts FILE")
-    frozen = FrozenModel.load(folder, device, dtype_named(target_dtype, device, large=is_checkpoint(folder)))
+    frozen = FrozenModel.load(folder, device, dtype_named(target_dtype, device, large=is_large(folder)))
     plan = Plan(
         kinds=kinds,
         images=count,

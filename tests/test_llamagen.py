@@ -243,7 +243,7 @@ def test_fresh_weights_start_from_a_uniform_guess_and_train() -> None:
 WIDE = LlamaGenConfig(
     dim=128, n_layer=2, n_head=2, multiple_of=576, vocab_size=64, caption_dim=10, caption_tokens=5, height=6, width=6
 )
-"""A feed-forward wider than `packed.WIDE`, where the order of the sums depends on the number of rows."""
+"""A feed-forward wider than `layers.WIDE`, where the order of the sums depends on the number of rows."""
 
 
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-4), (torch.bfloat16, 0.25)])

@@ -1,13 +1,21 @@
-"""Transformer layers shared by targets and drafters: RMSNorm, N-axis rotary positions, SwiGLU, masked attention."""
+"""Transformer layers shared by targets and drafters: RMSNorm, N-axis rotary positions, SwiGLU, masked attention.
+
+On a CPU, products and attention round a row differently beside other rows than alone, unless they are computed in whole
+blocks of rows. `product`, `attend` under a mask of `whole_query_blocks`, and `WholeBlocks` around other libraries' code
+give a row the same bits however many rows are computed with it. (The layers between them do so for widths that are
+multiples of 8, as in models.)
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 def at_least_float32(x: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
@@ -90,28 +98,38 @@ def additive_mask(visible: Bool[Tensor, "b n m"], dtype: torch.dtype = torch.flo
     return mask.masked_fill_(~visible, -torch.inf).unsqueeze(1)
 
 
-QUERY_BLOCK = 32
-"""The number of queries in one block of the CPU's fused attention kernel."""
+ROW_BLOCK = 4
+"""On a CPU, products and attention are computed for whole blocks of so many rows or queries.
+
+MKL rounds one, two and three rows each in another way than four or more (measured in float32 on an AMD CPU)."""
+
+ROWS_AT_ONCE, WIDE = 32, 512
+"""In a bfloat16 product with more than `WIDE` inputs, oneDNN adds in another order above `ROWS_AT_ONCE` rows."""
+
+
+def whole_query_blocks(mask: Float[Tensor, "b 1 n m"]) -> Float[Tensor, "b 1 whole m"]:
+    """An additive mask with a whole number of query blocks on a CPU; the queries that it adds see every key."""
+    missing = -mask.shape[2] % ROW_BLOCK if mask.device.type == "cpu" else 0
+    return F.pad(mask, (0, 0, 0, missing)) if missing else mask
 
 
 def attend(
     q: Float[Tensor, "b heads n d"],
     k: Float[Tensor, "b kv_heads m d"],
     v: Float[Tensor, "b kv_heads m d"],
-    mask: Float[Tensor, "#b 1 n m"] | None,
+    mask: Float[Tensor, "#b 1 whole m"] | None,
 ) -> Float[Tensor, "b n dim"]:
     """Attention under an additive mask (None: causal). There may be fewer key heads than query heads (grouped keys).
 
-    The heads' outputs are joined in the last axis.
+    The mask may have more rows than there are queries (`whole_query_blocks`): so many queries are computed, and those
+    added are dropped. The heads' outputs are joined in the last axis.
     """
-    grouped = q.shape[1] != k.shape[1]
+    grouped, queries = q.shape[1] != k.shape[1], q.shape[2]
     if torch.is_grad_enabled() and q.requires_grad and q.device.type == "cpu" and mask is not None and not grouped:
         trained: Tensor = _TrainedAttention.apply(q, k, v, mask.to(q.dtype))  # type: ignore[no-untyped-call]
         return trained.transpose(1, 2).flatten(2)
-    queries = q.shape[2]
-    if queries % QUERY_BLOCK == 1 and mask is not None and q.dtype == torch.bfloat16 and q.device.type == "cpu":
-        # The CPU's kernel rounds differently if a query is alone in its block: the query is computed twice.
-        q, mask = torch.cat((q, q[:, :, -1:]), dim=2), torch.cat((mask, mask[:, :, -1:]), dim=2)
+    if mask is not None and mask.shape[2] > queries:
+        q = F.pad(q, (0, 0, 0, mask.shape[2] - queries))
     out = F.scaled_dot_product_attention(
         q,
         k,
@@ -121,6 +139,53 @@ def attend(
         enable_gqa=grouped,
     )
     return out[:, :, :queries].transpose(1, 2).flatten(2)
+
+
+def product(
+    x: Float[Tensor, "*b i"], weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None = None
+) -> Float[Tensor, "*b o"]:
+    """PyTorch's own product of a linear layer; on a CPU a row has the same bits however many rows there are."""
+    if x.device.type != "cpu":
+        return F.linear(x, weight, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    whole = F.pad(rows, (0, 0, 0, -len(rows) % ROW_BLOCK))
+    if x.dtype == torch.bfloat16 and x.shape[-1] > WIDE and len(whole) > ROWS_AT_ONCE:
+        out = torch.cat([F.linear(part, weight, bias) for part in whole.split(ROWS_AT_ONCE)])
+    else:
+        out = F.linear(whole, weight, bias)
+    return out[: len(rows)].view(*x.shape[:-1], -1)
+
+
+class WholeBlocks(TorchFunctionMode):
+    """A context in which PyTorch's linear layers and attention are computed in whole blocks of rows on a CPU.
+
+    It is for modules whose code is not ours. Attention without a mask stays as it is.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.linear:
+            return product(*args, **{"x" if name == "input" else name: value for name, value in kwargs.items()})
+        if func is F.scaled_dot_product_attention and kwargs.get("attn_mask") is not None:
+            return _masked_attention(func, *args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _masked_attention(
+    attention: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor, **options: Any
+) -> Tensor:
+    """PyTorch's masked attention, for a whole number of query blocks on a CPU.
+
+    A mask with a single row is the mask of every query: transformers folds grouped heads into the queries of one node.
+    """
+    queries = query.shape[-2]
+    missing = -queries % ROW_BLOCK if query.device.type == "cpu" else 0
+    if missing:
+        query = F.pad(query, (0, 0, 0, missing))
+        attn_mask = attn_mask if attn_mask.shape[-2] == 1 else F.pad(attn_mask, (0, 0, 0, missing))
+    return attention(query, key, value, attn_mask=attn_mask, **options)[..., :queries, :]
 
 
 class _TrainedAttention(torch.autograd.Function):

@@ -14,13 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hawk.machine import made_by_intel
-from hawk.nn.layers import RMSNorm, SwiGLU
+from hawk.nn.layers import ROWS_AT_ONCE, WIDE, RMSNorm, SwiGLU, product
 
 PACKED_FOR_ROWS = 64
 """The number of rows that the packed layout is made for: measured to be the best, even for a single row."""
-
-ROWS_AT_ONCE, WIDE = 32, 512
-"""In a bfloat16 product with more than `WIDE` inputs, oneDNN adds in another order above `ROWS_AT_ONCE` rows."""
 
 PACK_LIMIT = 1 << 30
 """The most bytes of float32 weights for which a second, packed copy is worth its memory."""
@@ -107,7 +104,7 @@ class FrozenLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach().to(dtype), requires_grad=False)
 
     def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+        return product(x.to(self.weight.dtype), self.weight, self.bias)
 
 
 def packed_linear(

@@ -7,6 +7,7 @@ prompts, pixels) is in their `Family`.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,7 +21,7 @@ from hawk.decoding.cache import FixedCache, KVCache, Prefilled, cache_room
 from hawk.decoding.grid import Grid
 from hawk.decoding.structure import lay_out
 from hawk.models.hf.families import Family
-from hawk.nn.layers import at_least_float32, causal_visibility
+from hawk.nn.layers import WholeBlocks, at_least_float32, causal_visibility
 
 
 @dataclass(frozen=True)
@@ -145,11 +146,13 @@ class TransformersTarget:
 
     def head(self, hidden: Float[Tensor, "*b dim"]) -> Float[Tensor, "*b vocab"]:
         """Logits of image codes from last hidden states, in at least float32."""
-        return at_least_float32(self.family.head(hidden))
+        with self._blocks():
+            return at_least_float32(self.family.head(hidden))
 
     def embed(self, tokens: Int[Tensor, "*b"]) -> Float[Tensor, "*b dim"]:
         """Embeddings of image codes."""
-        return self.family.embed(tokens)
+        with self._blocks():
+            return self.family.embed(tokens)
 
     def draft_head(self, states: Float[Tensor, "*b dim"]) -> Float[Tensor, "*b vocab"]:
         """Logits of draft states."""
@@ -169,13 +172,18 @@ class TransformersTarget:
         cache: KVCache,
     ) -> Float[Tensor, "rows m dim"]:
         """Last hidden states of new entries; `position_ids` are their positions in the sequence without its padding."""
-        return self.family.backbone(
-            inputs_embeds=embedded,
-            attention_mask=cache.mask(padding, ancestors).to(embedded.dtype),
-            position_ids=position_ids,
-            past_key_values=TreeCache(cache),
-            use_cache=True,
-        ).last_hidden_state
+        with self._blocks():
+            return self.family.backbone(
+                inputs_embeds=embedded,
+                attention_mask=cache.mask(padding, ancestors).to(embedded.dtype),
+                position_ids=position_ids,
+                past_key_values=TreeCache(cache),
+                use_cache=True,
+            ).last_hidden_state
+
+    def _blocks(self) -> AbstractContextManager[object]:
+        """The context in which transformers' modules give a row the same bits however many rows are beside it."""
+        return WholeBlocks() if self.device.type == "cpu" else nullcontext()
 
 
 def _wide(index: Int[Tensor, "rows m"], dim: int) -> Int[Tensor, "rows m dim"]:

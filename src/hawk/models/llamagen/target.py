@@ -6,6 +6,7 @@ Architecture and parameter names are those of the public LlamaGen T2I checkpoint
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -21,6 +22,7 @@ from hawk.errors import HawkError
 from hawk.nn.layers import (
     RMSNorm,
     SwiGLU,
+    WholeBlocks,
     additive_mask,
     at_least_float32,
     attend,
@@ -28,6 +30,7 @@ from hawk.nn.layers import (
     rotary_angles,
     rotated_heads,
     swiglu_width,
+    whole_query_blocks,
 )
 from hawk.nn.packed import pack_after_norm, pack_linears, packed_linear
 
@@ -111,7 +114,7 @@ class Attention(nn.Module):
         self,
         x: Float[Tensor, "rows n dim"],
         angles: Float[Tensor, "#rows n half 2"],
-        mask: Float[Tensor, "rows 1 n m"] | None,
+        mask: Float[Tensor, "rows 1 whole m"] | None,
         cache: KVCache | None = None,
         layer: int = 0,
     ) -> Float[Tensor, "rows n dim"]:
@@ -142,7 +145,7 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "rows n dim"],
         angles: Float[Tensor, "#rows n half 2"],
-        mask: Float[Tensor, "rows 1 n m"] | None,
+        mask: Float[Tensor, "rows 1 whole m"] | None,
         cache: KVCache | None = None,
         layer: int = 0,
     ) -> Float[Tensor, "rows n dim"]:
@@ -300,7 +303,8 @@ class LlamaGen(nn.Module):
 
     def head(self, hidden: Float[Tensor, "*b dim"]) -> Float[Tensor, "*b vocab"]:
         """Logits of last hidden states, in at least float32."""
-        return at_least_float32(self.output(hidden))
+        with self._blocks():
+            return at_least_float32(self.output(hidden))
 
     def embed(self, tokens: Int[Tensor, "*b"]) -> Float[Tensor, "*b dim"]:
         """Embeddings of image tokens."""
@@ -331,10 +335,15 @@ class LlamaGen(nn.Module):
     def _run(
         self, x: Tensor, angles: Tensor, padding: Tensor, ancestors: Tensor, cache: KVCache
     ) -> Float[Tensor, "rows n dim"]:
-        mask = cache.mask(padding, ancestors).to(self.dtype)
-        for i, block in enumerate(self.layers):
-            x = block(x, angles, mask, cache, i)
-        return self.norm(x)
+        mask = whole_query_blocks(cache.mask(padding, ancestors).to(self.dtype))
+        with self._blocks():
+            for i, block in enumerate(self.layers):
+                x = block(x, angles, mask, cache, i)
+            return self.norm(x)
+
+    def _blocks(self) -> AbstractContextManager[object]:
+        """The context in which nodes are scored; packed layers need none to give a row the same bits beside others."""
+        return nullcontext() if self.packed_in or self.device.type != "cpu" else WholeBlocks()
 
     def _angles(self, positions: Int[Tensor, "*b"], grid: Grid) -> Float[Tensor, "*b half 2"]:
         """(cos, sin) of grid positions, from a table that is computed once for each grid and device."""

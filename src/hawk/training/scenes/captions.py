@@ -42,7 +42,12 @@ PLACES: dict[tuple[str, str], tuple[str, ...]] = {
 PATTERN_WORDS: dict[str, tuple[str, ...]] = {
     "plain": ("on a {c} background", "on a {c} background", "on {c}", "on plain {c}", "in front of a {c} wall"),
     "gradient": ("on a {c} gradient", "on a {c} gradient background", "on a shaded {c} background"),
-    "stripes": ("on a {c} striped background", "on {c} stripes", "with {c} stripes behind", "on a striped {c} background"),
+    "stripes": (
+        "on a {c} striped background",
+        "on {c} stripes",
+        "with {c} stripes behind",
+        "on a striped {c} background",
+    ),
     "dots": ("on a {c} dotted background", "on {c} dots", "on a {c} background with dots", "on {c} polka dots"),
     "checks": ("on a {c} checkered background", "on {c} checks", "on a checkered {c} background"),
     "night": ("at night", "in the night sky", "under the stars", "in a starry night", "in space"),
@@ -183,5 +188,3 @@ def _aligned(names: Sequence[str]) -> list[tuple[str, str]]:
     single = [name for name in names if name and " " not in name]
     several = [word for name in names if " " in name for word in name.split()]
     return [(single[0], word) for word in single] + [(word, word) for word in several]
-
-

@@ -64,12 +64,12 @@ def brightness(colour: Rgb) -> float:
     return 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2]
 
 
-def mix(colour: Rgb, other: Rgb, share: float) -> Rgb:
+def mix(colour: Rgb, other: Rgb, share: int | float) -> Rgb:
     """`share` of `other` in `colour`."""
     return _rgb(np.array(colour) * (1 - share) + np.array(other) * share)
 
 
-def varied(colour: Rgb, rng: np.random.Generator, channel: float = 7, light: float = 0.06) -> Rgb:
+def varied(colour: Rgb, rng: np.random.Generator, channel: float = 7.0, light: float = 0.06) -> Rgb:
     """A colour nearby: each channel moves by up to `channel`, the brightness by up to a share of `light`."""
     moved = np.array(colour) + rng.uniform(-channel, channel, 3)
     return _rgb(moved * (1 + rng.uniform(-light, light)))

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from hawk.training.scenes.colours import INK, Rgb, Shades, mix
-from hawk.training.scenes.pen import Pen, mirrored
+from hawk.training.scenes.pen import Pen, Real, mirrored
 
 WHITE: Rgb = (250, 250, 248)
 BEAK: Rgb = (248, 160, 40)
 BLUSH: Rgb = (248, 150, 160)
 
 
-def _eyes(pen: Pen, x: float, y: float, r: float) -> None:
+def _eyes(pen: Pen, x: Real, y: Real, r: Real) -> None:
     """Two dark eyes, each with a glint."""
     for side in (-x, x):
         pen.ellipse(side, y, r, r * 1.2, INK)
         pen.disc(side + r * 0.3, y - r * 0.4, r * 0.36, WHITE)
 
 
-def _wide_eyes(pen: Pen, x: float, y: float, r: float, edge: Rgb) -> None:
+def _wide_eyes(pen: Pen, x: Real, y: Real, r: Real, edge: Rgb) -> None:
     """Two white eyes with dark pupils."""
     for side in (-x, x):
         pen.disc(side, y, r, WHITE, edge)
         pen.disc(side, y + r * 0.1, r * 0.5, INK)
 
 
-def _smile(pen: Pen, y: float, rx: float, width: float = 0.06) -> None:
+def _smile(pen: Pen, y: Real, rx: Real, width: Real = 0.06) -> None:
     pen.arc(0, y, rx, rx * 0.7, 15, 165, width, INK)
 
 
@@ -102,7 +102,11 @@ def bird(pen: Pen, c: Shades) -> None:
     for x in (-0.08, 0.2):
         pen.line(((x, 0.6), (x, 0.94)), 0.07, BEAK)
     pen.polygon(((0.7, -0.34), (1.04, -0.18), (0.7, -0.04)), BEAK)
-    pen.blob(((-0.75, 0.15), (-0.2, -0.18), (0.12, -0.62), (0.62, -0.62), (0.82, -0.2), (0.62, 0.4), (0, 0.7)), c.main, c.edge)
+    pen.blob(
+        ((-0.75, 0.15), (-0.2, -0.18), (0.12, -0.62), (0.62, -0.62), (0.82, -0.2), (0.62, 0.4), (0, 0.7)),
+        c.main,
+        c.edge,
+    )
     pen.blob(((-0.5, 0.12), (0.1, 0.02), (0.16, 0.26), (-0.1, 0.46)), c.shade, c.edge)
     pen.disc(0.46, -0.34, 0.12, INK)
     pen.disc(0.5, -0.39, 0.045, WHITE)
@@ -121,8 +125,16 @@ def fish(pen: Pen, c: Shades) -> None:
 
 def butterfly(pen: Pen, c: Shades) -> None:
     for side in (-1, 1):
-        pen.blob([(side * x, y) for x, y in ((0, 0.02), (0.3, 0.08), (0.72, 0.3), (0.6, 0.78), (0.22, 0.66))], c.shade, c.edge)
-        pen.blob([(side * x, y) for x, y in ((0, 0.1), (0.24, -0.6), (0.78, -0.86), (0.98, -0.4), (0.6, 0.1))], c.main, c.edge)
+        pen.blob(
+            [(side * x, y) for x, y in ((0, 0.02), (0.3, 0.08), (0.72, 0.3), (0.6, 0.78), (0.22, 0.66))],
+            c.shade,
+            c.edge,
+        )
+        pen.blob(
+            [(side * x, y) for x, y in ((0, 0.1), (0.24, -0.6), (0.78, -0.86), (0.98, -0.4), (0.6, 0.1))],
+            c.main,
+            c.edge,
+        )
         pen.disc(side * 0.66, -0.42, 0.18, c.light)
         pen.disc(side * 0.46, 0.46, 0.13, c.light)
         pen.line(((side * 0.04, -0.5), (side * 0.22, -0.92)), 0.05, INK)

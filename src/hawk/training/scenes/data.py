@@ -34,8 +34,8 @@ class SceneBatch:
 def scene_batch(split: Split, places: Sequence[int], seed: int = 0, side: int = 128) -> SceneBatch:
     """The scenes at some places of a split's endless row.
 
-    `held-out` scenes have numbers that training leaves out; in `held-out pairs`, figures also have colours that training
-    never shows them in.
+    `held-out` scenes have numbers that training leaves out; in `held-out pairs`, figures also have colours that
+    training never shows them in.
     """
     number = training_number if split == "train" else held_out_number
     numbers = [number(place) for place in places]

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 from hawk.training.scenes import creatures, shapes, things
 from hawk.training.scenes.colours import COLOURS, Shades
-from hawk.training.scenes.pen import Pen
+from hawk.training.scenes.pen import Pen, Real
 
 
 @dataclass(frozen=True)
 class Spot:
     """Where a face or a hat belongs on a figure, and its size, in units of the figure's radius."""
 
-    x: float
-    y: float
-    size: float
+    x: Real
+    y: Real
+    size: Real
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,10 @@ from PIL import ImageDraw
 
 from hawk.training.scenes.colours import Rgb
 
-Points = Sequence[tuple[float, float]] | Float[np.ndarray, "n 2"]
+Real = int | float
+"""A coordinate: whole ones are written without a point."""
+Point = tuple[Real, Real]
+Points = Sequence[Point] | Float[np.ndarray, "n 2"]
 
 EDGE = 0.055
 """Width of an outline, in units of the thing's radius."""
@@ -26,11 +29,11 @@ class Pen:
     """Draws on `canvas` around (`x`, `y`) at `radius`, all in canvas pixels; `turn` in radians, clockwise."""
 
     canvas: ImageDraw.ImageDraw
-    x: float
-    y: float
-    radius: float
-    turn: float = 0.0
-    stretch: float = 1.0
+    x: Real
+    y: Real
+    radius: Real
+    turn: Real = 0.0
+    stretch: Real = 1.0
 
     def placed(self, points: Points) -> Float[np.ndarray, "n 2"]:
         """Canvas coordinates of points of the thing."""
@@ -51,28 +54,28 @@ class Pen:
         self.polygon(smooth(np.asarray(points, dtype=float)), fill, edge)
 
     def ellipse(
-        self, x: float, y: float, rx: float, ry: float, fill: Rgb, edge: Rgb | None = None, turn: float = 0.0
+        self, x: Real, y: Real, rx: Real, ry: Real, fill: Rgb, edge: Rgb | None = None, turn: Real = 0.0
     ) -> None:
         """A filled ellipse around (`x`, `y`) with half axes `rx` and `ry`, itself turned by `turn`."""
-        self.polygon(_turned(_CIRCLE * (rx, ry), turn) + (x, y), fill, edge)
+        self.polygon(np.add(_turned(_CIRCLE * (rx, ry), turn), (x, y)), fill, edge)
 
-    def disc(self, x: float, y: float, r: float, fill: Rgb, edge: Rgb | None = None) -> None:
+    def disc(self, x: Real, y: Real, r: Real, fill: Rgb, edge: Rgb | None = None) -> None:
         """A filled circle."""
         self.ellipse(x, y, r, r, fill, edge)
 
-    def box(self, left: float, top: float, right: float, bottom: float, fill: Rgb, edge: Rgb | None = None) -> None:
+    def box(self, left: Real, top: Real, right: Real, bottom: Real, fill: Rgb, edge: Rgb | None = None) -> None:
         """A filled rectangle."""
         self.polygon(((left, top), (right, top), (right, bottom), (left, bottom)), fill, edge)
 
     def round_box(
-        self, left: float, top: float, right: float, bottom: float, r: float, fill: Rgb, edge: Rgb | None = None
+        self, left: Real, top: Real, right: Real, bottom: Real, r: Real, fill: Rgb, edge: Rgb | None = None
     ) -> None:
         """A filled rectangle with corners rounded at radius `r`."""
         centres = np.array(((right - r, bottom - r), (left + r, bottom - r), (left + r, top + r), (right - r, top + r)))
         corners = [_CIRCLE[10 * i : 10 * i + 11] if i < 3 else np.vstack((_CIRCLE[30:], _CIRCLE[:1])) for i in range(4)]
         self.polygon(np.concatenate([c * r + centre for c, centre in zip(corners, centres, strict=True)]), fill, edge)
 
-    def line(self, points: Points, width: float, fill: Rgb) -> None:
+    def line(self, points: Points, width: Real, fill: Rgb) -> None:
         """An open line of `width` (in units of the thing) with round ends."""
         corners = _tuples(self.placed(points))
         pixels = max(1.0, width * self.radius)
@@ -81,15 +84,13 @@ class Pen:
             r = pixels / 2
             self.canvas.ellipse((x - r, y - r, x + r, y + r), fill=fill)
 
-    def arc(
-        self, x: float, y: float, rx: float, ry: float, start: float, stop: float, width: float, fill: Rgb
-    ) -> None:
+    def arc(self, x: Real, y: Real, rx: Real, ry: Real, start: Real, stop: Real, width: Real, fill: Rgb) -> None:
         """A part of an ellipse as a line, from `start` to `stop` degrees (0 is right, 90 is down)."""
         self.line(arc_points(x, y, rx, ry, start, stop), width, fill)
 
 
 def arc_points(
-    x: float, y: float, rx: float, ry: float, start: float, stop: float, count: int = 16
+    x: Real, y: Real, rx: Real, ry: Real, start: Real, stop: Real, count: int = 16
 ) -> Float[np.ndarray, "count 2"]:
     """Points on an ellipse from `start` to `stop` degrees."""
     angles = np.radians(np.linspace(start, stop, count))
@@ -104,17 +105,17 @@ def smooth(points: Float[np.ndarray, "n 2"], steps: int = 8) -> Float[np.ndarray
     return ((curve + (3 * here - before - 3 * after + next_after) * t**3) / 2).reshape(-1, 2)
 
 
-def mirrored(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def mirrored(points: Sequence[Point]) -> list[Point]:
     """A closed outline from its right half, given from top to bottom; points on the axis are not doubled."""
     return [*points, *((-x, y) for x, y in reversed(points) if x)]
 
 
-def _turned(points: Float[np.ndarray, "n 2"], turn: float) -> Float[np.ndarray, "n 2"]:
+def _turned(points: Float[np.ndarray, "n 2"], turn: Real) -> Float[np.ndarray, "n 2"]:
     if not turn:
         return points
     cos, sin = math.cos(turn), math.sin(turn)
     return points @ np.array(((cos, sin), (-sin, cos)))
 
 
-def _tuples(points: Float[np.ndarray, "n 2"]) -> list[tuple[float, float]]:
+def _tuples(points: Float[np.ndarray, "n 2"]) -> list[Point]:
     return [(x, y) for x, y in points.tolist()]

@@ -111,8 +111,12 @@ _ALONG: tuple[Along, ...] = ("top", "centre", "bottom")
 def _figure(
     rng: np.random.Generator, background: Background, layout: Layout, count: int, place: int, pairs: Pairs
 ) -> Figure:
-    kind = KINDS[str(rng.choice(list(KINDS)))]
-    colour = _colour(rng, kind, background, pairs)
+    allowed = [name for name in COLOURS if name != background.colour]
+    if pairs == "held-out":
+        kind, colour = _held_out_pair(rng, allowed)
+    else:
+        kind = KINDS[str(rng.choice(list(KINDS)))]
+        colour = _colour(rng, kind, allowed)
     size, across, along = _place(rng, layout, count, place)
     radius = (_RADII[size] if count == 1 else _PAIR_RADII[size] if count == 2 else 0.155) * rng.uniform(0.92, 1.08)
     reach = 0.5 - radius - 0.03 if count == 1 else 0.23 if count == 2 else 0.32
@@ -126,16 +130,18 @@ def _figure(
     return Figure(kind.name, colour, rgb, size, across, along, x, y, float(radius), float(turn), stretch, face, hat)
 
 
-def _colour(rng: np.random.Generator, kind: Kind, background: Background, pairs: Pairs) -> str:
-    """A usual colour of the kind in two cases of five; never the background's."""
-    allowed = [name for name in COLOURS if name != background.colour]
-    if pairs == "held-out":
-        held_out = [name for name in allowed if pair_is_held_out(kind.name, name)]
-        return str(rng.choice(held_out or allowed))
+def _colour(rng: np.random.Generator, kind: Kind, allowed: list[str]) -> str:
+    """A colour that training shows this kind in: one of its usual colours in two cases of five."""
     usual = [name for name in kind.usual if name in allowed]
     if usual and rng.random() < 0.4:
         return str(rng.choice(usual))
     return str(rng.choice([name for name in allowed if not pair_is_held_out(kind.name, name)]))
+
+
+def _held_out_pair(rng: np.random.Generator, allowed: list[str]) -> tuple[Kind, str]:
+    """A kind and a colour that training never shows together."""
+    pairs = [(kind, name) for kind in KINDS.values() for name in allowed if pair_is_held_out(kind.name, name)]
+    return pairs[rng.integers(len(pairs))]
 
 
 def _place(rng: np.random.Generator, layout: Layout, count: int, place: int) -> tuple[Size, Across, Along]:
@@ -163,7 +169,9 @@ def render(scene: Scene, side: int = 128) -> UInt8[np.ndarray, "side side 3"]:
     image = paint(scene.background, large)
     canvas = ImageDraw.Draw(image)
     for figure in scene.figures:
-        _draw(figure, Pen(canvas, figure.x * large, figure.y * large, figure.radius * large, figure.turn, figure.stretch))
+        _draw(
+            figure, Pen(canvas, figure.x * large, figure.y * large, figure.radius * large, figure.turn, figure.stretch)
+        )
     return np.asarray(image.reduce(OVERSAMPLING))
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from hawk.training.scenes.colours import Shades
-from hawk.training.scenes.pen import Pen, arc_points
+from hawk.training.scenes.pen import Pen, Real, arc_points
 
 
 def circle(pen: Pen, c: Shades) -> None:
@@ -32,7 +32,7 @@ def diamond(pen: Pen, c: Shades) -> None:
 
 def star(pen: Pen, c: Shades) -> None:
     outer, inner = _ring(5, 1.0, -90), _ring(5, 0.5, -54)
-    pen.polygon(np.stack((outer, inner), axis=1).reshape(-1, 2) + (0, 0.06), c.main, c.edge)
+    pen.polygon(np.add(np.stack((outer, inner), axis=1).reshape(-1, 2), (0, 0.06)), c.main, c.edge)
 
 
 def heart(pen: Pen, c: Shades) -> None:
@@ -68,6 +68,6 @@ def flower(pen: Pen, c: Shades) -> None:
     pen.disc(0, 0, 0.5, c.light, c.edge)
 
 
-def _ring(count: int, radius: float, start: float = 0) -> np.ndarray:
+def _ring(count: int, radius: Real, start: Real = 0) -> np.ndarray:
     """`count` points on a circle, the first at `start` degrees."""
     return arc_points(0, 0, radius, radius, start, start + 360, count + 1)[:-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hawk.training.scenes.colours import INK, Rgb, Shades, mix
-from hawk.training.scenes.pen import Pen, arc_points, mirrored
+from hawk.training.scenes.pen import Pen, Real, arc_points, mirrored
 
 WHITE: Rgb = (250, 250, 248)
 WOOD: Rgb = (128, 84, 52)
@@ -19,7 +19,7 @@ GOLD_EDGE: Rgb = (176, 128, 30)
 STEEL: Rgb = (150, 156, 166)
 
 
-def _leaf(pen: Pen, x: float, y: float, length: float, turn: float) -> None:
+def _leaf(pen: Pen, x: Real, y: Real, length: Real, turn: Real) -> None:
     pen.ellipse(x, y, length, length * 0.46, LEAF, LEAF_EDGE, turn)
 
 
@@ -37,7 +37,11 @@ def apple(pen: Pen, c: Shades) -> None:
 def pear(pen: Pen, c: Shades) -> None:
     pen.line(((0, -0.8), (0.1, -1.0)), 0.1, WOOD_EDGE)
     _leaf(pen, 0.34, -0.86, 0.26, -0.3)
-    pen.blob(mirrored([(0, -0.84), (0.26, -0.7), (0.34, -0.28), (0.66, 0.14), (0.68, 0.6), (0.36, 0.92), (0, 0.96)]), c.main, c.edge)
+    pen.blob(
+        mirrored([(0, -0.84), (0.26, -0.7), (0.34, -0.28), (0.66, 0.14), (0.68, 0.6), (0.36, 0.92), (0, 0.96)]),
+        c.main,
+        c.edge,
+    )
     pen.ellipse(-0.36, 0.34, 0.12, 0.24, c.light, turn=0.3)
 
 
@@ -129,7 +133,7 @@ def cactus(pen: Pen, c: Shades) -> None:
 
 def mushroom(pen: Pen, c: Shades) -> None:
     pen.blob(((-0.24, 0), (0.24, 0), (0.32, 0.8), (0, 0.94), (-0.32, 0.8)), (246, 234, 212), (168, 146, 116))
-    cap = [*arc_points(0, 0.08, 0.94, 0.96, 180, 360, 24).tolist(), [0.6, 0.2], [-0.6, 0.2]]
+    cap = np.vstack((arc_points(0, 0.08, 0.94, 0.96, 180, 360, 24), ((0.6, 0.2), (-0.6, 0.2))))
     pen.polygon(cap, c.main, c.edge)
     for x, y, r in ((-0.46, -0.22, 0.15), (0.08, -0.52, 0.18), (0.52, -0.14, 0.15), (0, -0.02, 0.1)):
         pen.disc(x, y, r, mix(c.light, WHITE, 0.75))
@@ -153,7 +157,9 @@ def tulip(pen: Pen, c: Shades) -> None:
 
 
 def sun(pen: Pen, c: Shades) -> None:
-    for (x, y), (px, py), (qx, qy) in zip(*(_spokes(r, a) for r, a in ((1.0, 0), (0.66, 12), (0.66, -12))), strict=True):
+    for (x, y), (px, py), (qx, qy) in zip(
+        *(_spokes(r, a) for r, a in ((1.0, 0), (0.66, 12), (0.66, -12))), strict=True
+    ):
         pen.polygon(((x, y), (px, py), (qx, qy)), c.shade, c.edge)
     pen.disc(0, 0, 0.62, c.main, c.edge)
     for side in (-0.22, 0.22):
@@ -161,7 +167,7 @@ def sun(pen: Pen, c: Shades) -> None:
     pen.arc(0, 0.08, 0.26, 0.2, 15, 165, 0.06, c.ink)
 
 
-def _spokes(radius: float, shift: float) -> list[list[float]]:
+def _spokes(radius: Real, shift: Real) -> list[list[float]]:
     spokes: list[list[float]] = arc_points(0, 0, radius, radius, shift, shift + 360, 11)[:-1].tolist()
     return spokes
 

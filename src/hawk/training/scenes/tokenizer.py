@@ -98,7 +98,7 @@ def measure_scene_tokenizer(tokenizer: FSQTokenizer, device: str = "cpu", count:
         errors.append(((tokenizer.decode(codes) - images) / 2).square().mean((1, 2, 3)))
     share = seen / seen.sum()
     return {
-        "psnr": float(-10 * np.log10(torch.cat(errors).cpu().clamp_min(1e-10)).mean()),
+        "psnr": float(-10 * torch.cat(errors).clamp_min(1e-10).log10().mean()),
         "codes_used": float((seen > 0).float().mean()),
         "code_entropy": float(-(share * share.clamp_min(1e-12).log()).sum()),
         "flat_cells": flat_cell_share(tokenizer, device),

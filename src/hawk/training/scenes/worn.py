@@ -70,4 +70,3 @@ def party_hat(pen: Pen, c: Shades) -> None:
 FACES: dict[str, Wearer] = {"happy": happy, "sad": sad, "surprised": surprised, "sleepy": sleepy}
 
 HATS: dict[str, Wearer] = {"crown": crown, "cap": cap, "bow": bow, "party hat": party_hat}
-

@@ -1,6 +1,6 @@
 """Train a tokenizer and a target on endless drawn scenes, and look at what they draw.
 
-    python recipes/scenes.py tokenizer RUN [--levels 8 8 8 4] [--start MODEL_FOLDER] [--steps N] [--pause FILE]
+    python recipes/scenes.py tokenizer RUN [--levels 8 8 8 4] [--start MODEL_OR_RUN] [--decoder-only] [--pause FILE]
     python recipes/scenes.py reconstruct RUN OUT.png
     python recipes/scenes.py target RUN --tokenizer RUN [--dim 256] [--layers 6] [--steps N] [--pause FILE]
     python recipes/scenes.py model RUN --tokenizer RUN          # writes RUN/model from the averaged weights so far
@@ -19,12 +19,13 @@ import numpy as np
 import torch
 
 from hawk.decoding.sampling import SamplingParams
+from hawk.errors import HawkError
 from hawk.files import read_json, write_json
 from hawk.models.folder import load_model, save_model
 from hawk.models.llamagen.target import LlamaGen, LlamaGenConfig
 from hawk.models.tokenizers.fsq import FSQConfig, FSQTokenizer
 from hawk.pictures.contact_sheet import contact_sheet
-from hawk.pipeline import HawkPipeline
+from hawk.pipeline import HawkPipeline, PipelineOutput
 from hawk.training.loop import FitConfig, load_averaged
 from hawk.training.scenes.scores import judge, mean_of, plain_caption, plain_question
 from hawk.training.scenes.target import SceneTokens, fit_scene_target, scene_shape
@@ -38,15 +39,24 @@ def tokenizer_run(args: argparse.Namespace) -> None:
         steps=args.steps, batch_size=args.batch_size, lr=args.lr, weight_decay=0.01, warmup=10, ema=0.98,
         dtype=args.dtype, device=args.device, save_every=20, evaluate_every=max(1, args.steps // 4),
     )  # fmt: skip
-    start = None if args.start is None else load_model(Path(args.start), with_heads=False).tokenizer
-    assert start is None or isinstance(start, FSQTokenizer)
+    start = None if args.start is None else tokenizer_of(Path(args.start))
     shape = FSQConfig(levels=tuple(args.levels))
-    _, fitted = fit_scene_tokenizer(Path(args.run), config, shape, start, args.pause)
+    _, fitted = fit_scene_tokenizer(Path(args.run), config, shape, start, args.decoder_only, args.pause)
     print(args.run, fitted.scalars, f"{fitted.seconds:.0f} s")
 
 
+def tokenizer_of(folder: Path) -> FSQTokenizer:
+    """The tokenizer of a model folder or of a tokenizer's run."""
+    if not (folder / "config.json").is_file():
+        return load_tokenizer(folder)
+    tokenizer = load_model(folder, with_heads=False).tokenizer
+    if not isinstance(tokenizer, FSQTokenizer):
+        raise HawkError(f"the image tokenizer of {folder} is no FSQ tokenizer: give another folder")
+    return tokenizer
+
+
 def reconstruct(args: argparse.Namespace) -> None:
-    tokenizer = load_tokenizer(Path(args.run))
+    tokenizer = tokenizer_of(Path(args.run))
     print(measure_scene_tokenizer(tokenizer))
     images = scene_images("held-out", range(20))
     with torch.no_grad():
@@ -58,7 +68,7 @@ def reconstruct(args: argparse.Namespace) -> None:
 def target_run(args: argparse.Namespace) -> None:
     run = Path(args.run)
     text = write_text_encoder(run / "text")
-    tokenizer = load_tokenizer(Path(args.tokenizer)).to(args.device)
+    tokenizer = tokenizer_of(Path(args.tokenizer)).to(args.device)
     config = FitConfig(
         steps=args.steps, batch_size=args.batch_size, lr=args.lr, weight_decay=args.weight_decay, warmup=args.warmup,
         ema=args.ema, muon=args.muon, dtype=args.dtype, device=args.device, compile=args.compile,
@@ -77,7 +87,7 @@ def write_model(args: argparse.Namespace) -> None:
     weights = load_averaged(run / "state.pt")
     target.load_state_dict({name.removeprefix("target."): value for name, value in weights.items()})
     defaults = SamplingParams(temperature=1.0, cfg_scale=2.0)
-    tokenizer = load_tokenizer(Path(args.tokenizer))
+    tokenizer = tokenizer_of(Path(args.tokenizer))
     save_model(run / "model", "hawk-scenes", target, tokenizer, run / "text", defaults)
 
 
@@ -120,8 +130,8 @@ def score(args: argparse.Namespace) -> None:
 
 def drawn(pipe: HawkPipeline, prompts: list[str], args: argparse.Namespace) -> list[np.ndarray]:
     seeds = [args.seed + i for i in range(len(prompts))]
-    method = {"seed": seeds, "method": "ar", "batch_size": 16}
-    out = pipe(prompts, guidance_scale=args.scale, temperature=args.temperature, **method)
+    out = pipe(prompts, guidance_scale=args.scale, temperature=args.temperature, seed=seeds, method="ar", batch_size=16)
+    assert isinstance(out, PipelineOutput)
     return [np.asarray(image) for image in out.images]
 
 
@@ -136,7 +146,8 @@ def main() -> None:
     tokenizer.set_defaults(call=tokenizer_run)
     tokenizer.add_argument("run")
     tokenizer.add_argument("--levels", type=int, nargs="+", default=[8, 8, 8, 4])
-    tokenizer.add_argument("--start")
+    tokenizer.add_argument("--start", help="model folder or tokenizer run to go on from")
+    tokenizer.add_argument("--decoder-only", action="store_true", help="codes stay as they are")
     tokenizer.add_argument("--steps", type=int, default=2000)
     tokenizer.add_argument("--batch-size", type=int, default=16)
     tokenizer.add_argument("--lr", type=float, default=4e-4)

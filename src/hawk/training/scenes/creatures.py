@@ -91,8 +91,8 @@ def penguin(pen: Pen, c: Shades) -> None:
         pen.ellipse(side * 0.68, 0.2, 0.15, 0.5, c.shade, c.edge, side * -0.35)
     pen.ellipse(0, 0, 0.68, 0.94, c.main, c.edge)
     pen.ellipse(0, 0.28, 0.48, 0.6, WHITE)
-    for side in (-0.22, 0.22):
-        pen.disc(side, -0.36, 0.26, WHITE)
+    for x in (-0.22, 0.22):
+        pen.disc(x, -0.36, 0.26, WHITE)
     _eyes(pen, 0.2, -0.38, 0.1)
     pen.polygon(((-0.16, -0.22), (0.16, -0.22), (0, 0.02)), BEAK)
 
@@ -149,8 +149,8 @@ def ladybug(pen: Pen, c: Shades) -> None:
     pen.ellipse(0, 0.18, 0.84, 0.76, c.main, c.edge)
     pen.line(((0, -0.56), (0, 0.92)), 0.07, INK if c.ink == INK else c.edge)
     for x, y in ((0.4, -0.16), (0.48, 0.34), (0.2, 0.66)):
-        for side in (-x, x):
-            pen.disc(side, y, 0.13, INK if c.ink == INK else c.edge)
+        for place in (-x, x):
+            pen.disc(place, y, 0.13, INK if c.ink == INK else c.edge)
 
 
 def snail(pen: Pen, c: Shades) -> None:
@@ -198,8 +198,8 @@ def robot(pen: Pen, c: Shades) -> None:
     pen.round_box(-0.6, 0.2, 0.6, 0.86, 0.12, c.main, c.edge)
     pen.round_box(-0.72, -0.68, 0.72, 0.2, 0.18, c.main, c.edge)
     pen.round_box(-0.54, -0.5, 0.54, 0.04, 0.14, (38, 44, 58))
-    for side in (-0.25, 0.25):
-        pen.disc(side, -0.26, 0.12, (120, 230, 250))
+    for x in (-0.25, 0.25):
+        pen.disc(x, -0.26, 0.12, (120, 230, 250))
     pen.arc(0, -0.2, 0.16, 0.14, 20, 160, 0.05, (120, 230, 250))
     pen.disc(0, 0.52, 0.13, c.light, c.edge)
 

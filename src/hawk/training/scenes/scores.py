@@ -73,8 +73,8 @@ def judge(picture: Picture, scene: Scene) -> Faithfulness:
     rows, columns = np.nonzero(mask)
     middle = np.array((_middle(columns), _middle(rows))) / len(picture)
     place = bool(np.abs(middle - (figure.x, figure.y)).max() < NEAR)
-    answers = (kind, colour, background, place)
-    return Faithfulness(*map(float, answers), float(all(answers)))
+    everything = kind and colour and background and place
+    return Faithfulness(float(kind), float(colour), float(background), float(place), float(everything))
 
 
 def mean_of(scores: Sequence[Faithfulness]) -> Faithfulness:

@@ -70,7 +70,7 @@ def fit_scene_target(
     return target.eval(), fitted
 
 
-SPLITS: tuple[tuple[Split, int], ...] = (("held-out", 3), ("held-out pairs", 2))
+SPLITS: tuple[tuple[Split, int], ...] = (("held-out", 2), ("held-out pairs", 1))
 """What is measured, and how many batches of it."""
 
 

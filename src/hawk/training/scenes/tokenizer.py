@@ -32,18 +32,21 @@ def fit_scene_tokenizer(
     config: FitConfig,
     shape: FSQConfig,
     start: FSQTokenizer | None = None,
+    decoder_only: bool = False,
     pause: Path | None = None,
 ) -> tuple[FSQTokenizer, Fitted]:
     """Fit an `FSQTokenizer` on scenes; state and tensorboard go to `out`.
 
     Args:
         start: a tokenizer of the same widths to go on from; its number of codes may be another.
+        decoder_only: leave the encoder as it is, so that codes keep their meaning for a target trained on them.
         pause: training waits while this file exists.
     """
     torch.manual_seed(config.seed)
     tokenizer = FSQTokenizer(shape)
     if start is not None:
         tokenizer.load_state_dict(start.state_dict())
+    tokenizer.encoder.requires_grad_(not decoder_only)
     tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     own = World.join(config.device).own(config.batch_size)
     weights = TokenizerLoss()

@@ -23,6 +23,7 @@ from hawk.errors import HawkError
 from hawk.files import read_json, write_json
 from hawk.models.folder import load_model, save_model
 from hawk.models.llamagen.target import LlamaGen, LlamaGenConfig
+from hawk.models.llamagen.words import StaticTextEncoder
 from hawk.models.tokenizers.fsq import FSQConfig, FSQTokenizer
 from hawk.pictures.contact_sheet import contact_sheet
 from hawk.pipeline import HawkPipeline, PipelineOutput
@@ -67,7 +68,8 @@ def reconstruct(args: argparse.Namespace) -> None:
 
 def target_run(args: argparse.Namespace) -> None:
     run = Path(args.run)
-    text = write_text_encoder(run / "text")
+    written = (run / "text" / "text.json").is_file()  # a run that goes on keeps the words that it began with
+    text = StaticTextEncoder.load(run / "text") if written else write_text_encoder(run / "text")
     tokenizer = tokenizer_of(Path(args.tokenizer)).to(args.device)
     config = FitConfig(
         steps=args.steps, batch_size=args.batch_size, lr=args.lr, weight_decay=args.weight_decay, warmup=args.warmup,

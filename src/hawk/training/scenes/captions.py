@@ -15,7 +15,7 @@ from hawk.training.scenes.backgrounds import DIRECTIONS, Background
 from hawk.training.scenes.colours import COLOURS, SYNONYMS
 from hawk.training.scenes.kinds import KINDS
 from hawk.training.scenes.scene import Figure, Scene
-from hawk.training.scenes.worn import FACES, HATS
+from hawk.training.scenes.worn import HATS
 
 SIZES: dict[str, tuple[str, ...]] = {
     "small": ("small", "small", "tiny", "little"),
@@ -60,6 +60,24 @@ UNCOLOURED: dict[str, tuple[str, ...]] = {
     "dots": ("on polka dots", "on a dotted background"),
     "checks": ("on checks", "on a checkered background"),
 }
+BESIDE = ("{a} and {b}", "{a} and {b}", "{a} with {b}", "{a} next to {b}", "{a} beside {b}", "{a}, {b}")
+SIDES = (
+    "{a} left of {b}",
+    "{b} right of {a}",
+    "{a} on the left and {b} on the right",
+    "{a} on the left, {b} on the right",
+)
+STACKED = (
+    "{a} above {b}",
+    "{a} over {b}",
+    "{a} on top of {b}",
+    "{a} at the top and {b} at the bottom",
+    "{b} below {a}",
+    "{b} under {a}",
+)
+"""How a caption joins two figures: `a` is the left or the upper one."""
+WEARING = ("with a {hat}", "wearing a {hat}", "with a {hat} on")
+SMALL_WORDS = ("a", "an", "the", "tilted")
 MEANINGS: dict[str, tuple[str, ...]] = {
     "middle": ("center", "centre", "centered"),
     "top": ("upper",),
@@ -96,10 +114,10 @@ def vocabulary() -> dict[str, str]:
     groups += [kind.names for kind in KINDS.values()]
     groups += [*SIZES.values(), *MOODS.values(), *((word, *others) for word, others in MEANINGS.items())]
     shared = {word: own for names in groups for own, word in _aligned(names)}
-    rest = (*PLACES.values(), *PATTERN_WORDS.values(), *UNCOLOURED.values(), JOINS, ABOVE, BELOW, SIDES, WEARING, PLAIN)
-    texts = [text.replace("{c}", "") for group in rest for text in group]
-    texts += [*DIRECTIONS, *HATS, *FACES, *EXTRA]
-    for word in (word for text in texts for word in _WORD.findall(text.format(a="", b="", hat="").lower())):
+    forms = (*PLACES.values(), *PATTERN_WORDS.values(), *UNCOLOURED.values(), BESIDE, SIDES, STACKED, WEARING)
+    texts = [text.format(a="", b="", c="", hat="") for group in forms for text in group]
+    texts += [*DIRECTIONS, *HATS, *SMALL_WORDS]
+    for word in (word for text in texts for word in _WORD.findall(text)):
         shared.setdefault(word, word)
     return dict(sorted(shared.items()))
 
@@ -108,15 +126,6 @@ def unknown_words(prompt: str) -> list[str]:
     """Words of a prompt that no caption uses, in their order, each once."""
     known = vocabulary()
     return list(dict.fromkeys(word for word in _WORD.findall(prompt.lower()) if word not in known))
-
-
-JOINS = ("{a} and {b}", "{a} and {b}", "{a} with {b}", "{a} next to {b}", "{a} beside {b}", "{a}, {b}")
-SIDES = ("{a} left of {b}", "{a} on the left and {b} on the right", "{a} on the left, {b} on the right")
-ABOVE = ("{a} above {b}", "{a} over {b}", "{a} on top of {b}", "{a} at the top and {b} at the bottom")
-BELOW = ("{b} below {a}", "{b} under {a}")
-WEARING = ("with a {hat}", "wearing a {hat}", "with a {hat} on")
-PLAIN = ("{a}",)
-EXTRA = ("a", "an", "the", "tilted", "of", "right")
 
 
 def _figures(scene: Scene, rng: np.random.Generator) -> str:
@@ -131,13 +140,8 @@ def _figures(scene: Scene, rng: np.random.Generator) -> str:
     if len(phrases) == 3:
         joined = f"{phrases[0]}, {phrases[1]} and {phrases[2]}"
         return joined if rng.random() < 0.7 else " and ".join(phrases)
-    if scene.layout == "row":
-        form = _one(SIDES, rng) if rng.random() < 0.4 else _one(JOINS, rng)
-        if rng.random() < 0.1:
-            return f"{phrases[1]} right of {phrases[0]}"
-    else:
-        form = _one((*ABOVE, *BELOW), rng)
-    return form.format(a=phrases[0], b=phrases[1])
+    forms = STACKED if scene.layout == "column" else SIDES if rng.random() < 0.4 else BESIDE
+    return _one(forms, rng).format(a=phrases[0], b=phrases[1])
 
 
 def _figure(figure: Figure, rng: np.random.Generator) -> str:

@@ -36,7 +36,6 @@ class Kind:
 
 
 _FACE = Spot(0, 0, 0.56)
-_HAT = Spot(0, -0.78, 0.44)
 
 _ALL = (
     Kind(("circle", "disc"), shapes.circle, (), _FACE, Spot(0, -0.8, 0.46)),

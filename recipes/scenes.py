@@ -22,14 +22,14 @@ from hawk.decoding.sampling import SamplingParams
 from hawk.errors import HawkError
 from hawk.files import read_json, write_json
 from hawk.models.folder import load_model, save_model
-from hawk.models.llamagen.target import LlamaGen, LlamaGenConfig
+from hawk.models.llamagen.target import LlamaGenConfig
 from hawk.models.llamagen.words import StaticTextEncoder
 from hawk.models.tokenizers.fsq import FSQConfig, FSQTokenizer
 from hawk.pictures.contact_sheet import contact_sheet
 from hawk.pipeline import HawkPipeline, PipelineOutput
-from hawk.training.loop import FitConfig, load_averaged
+from hawk.training.loop import FitConfig
 from hawk.training.scenes.scores import judge, mean_of, plain_caption, plain_question
-from hawk.training.scenes.target import SceneTokens, fit_scene_target, scene_shape
+from hawk.training.scenes.target import SceneTokens, fit_scene_target, load_averaged_target, scene_shape
 from hawk.training.scenes.tokenizer import fit_scene_tokenizer, measure_scene_tokenizer, scene_images
 from hawk.training.scenes.words import write_text_encoder
 from hawk.training.sprites.tokenizer import load_tokenizer
@@ -79,17 +79,15 @@ def target_run(args: argparse.Namespace) -> None:
     shape = scene_shape(tokenizer, text, args.dim, args.layers)
     write_json(run / "target.json", shape.to_dict())
     source = SceneTokens(tokenizer, text, args.device)
-    _, fitted = fit_scene_target(source, shape, config, run, pause=args.pause)
+    _, fitted = fit_scene_target(source, shape, config, run, shared_rows=not args.own_rows, pause=args.pause)
     print(run, fitted.scalars, f"{fitted.seconds:.0f} s")
 
 
 def write_model(args: argparse.Namespace) -> None:
     run = Path(args.run)
-    target = LlamaGen(LlamaGenConfig(**read_json(run / "target.json")))
-    weights = load_averaged(run / "state.pt")
-    target.load_state_dict({name.removeprefix("target."): value for name, value in weights.items()})
-    defaults = SamplingParams(temperature=1.0, cfg_scale=2.0)
     tokenizer = tokenizer_of(Path(args.tokenizer))
+    target = load_averaged_target(run, LlamaGenConfig(**read_json(run / "target.json")), tokenizer)
+    defaults = SamplingParams(temperature=1.0, cfg_scale=2.0)
     save_model(run / "model", "hawk-scenes", target, tokenizer, run / "text", defaults)
 
 
@@ -173,6 +171,7 @@ def main() -> None:
     target.add_argument("--device", default="cpu")
     target.add_argument("--dtype", default="float32")
     target.add_argument("--compile", action="store_true")
+    target.add_argument("--own-rows", action="store_true", help="codes share no embedding and output rows")
     target.add_argument("--muon", action="store_true")
     target.add_argument("--pause", type=Path)
     model = commands.add_parser("model")

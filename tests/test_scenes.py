@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from hawk.models.tokenizers.fsq import FSQConfig
+from hawk.models.llamagen.target import LlamaGen
+from hawk.models.tokenizers.fsq import FSQConfig, FSQTokenizer
 from hawk.training.loop import FitConfig
 from hawk.training.scenes.captions import caption, unknown_words, vocabulary
+from hawk.training.scenes.codes import code_digits
 from hawk.training.scenes.colours import COLOURS
 from hawk.training.scenes.data import scene_batch
 from hawk.training.scenes.kinds import KINDS
@@ -21,7 +23,7 @@ from hawk.training.scenes.scene import (
     training_number,
 )
 from hawk.training.scenes.scores import judge, mean_of, plain_caption, plain_question
-from hawk.training.scenes.target import SceneTokens, fit_scene_target, scene_shape
+from hawk.training.scenes.target import SceneTokens, fit_scene_target, load_averaged_target, scene_shape
 from hawk.training.scenes.tokenizer import fit_scene_tokenizer
 from hawk.training.scenes.words import write_text_encoder
 
@@ -104,10 +106,21 @@ def test_training_runs_and_goes_on(tmp_path):
     text = write_text_encoder(tmp_path / "text")
     shape = scene_shape(tokenizer, text, dim=64, layers=1)
     source = SceneTokens(tokenizer, text)
+    fit_scene_target(source, shape, small, tmp_path / "own rows", shared_rows=False)
     _, first = fit_scene_target(source, shape, small, tmp_path / "target")
     _, again = fit_scene_target(source, shape, small, tmp_path / "target")
     assert first.scalars["nll"] == pytest.approx(again.scalars["nll"])
+    target = load_averaged_target(tmp_path / "target", shape, tokenizer)
+    assert target.state_dict().keys() == LlamaGen(shape).state_dict().keys()
     assert {"nll", "nll_null", "nll_pairs"} <= first.scalars.keys()
+
+
+def test_codes_share_rows_by_their_digits():
+    digits = code_digits(FSQTokenizer(FSQConfig((4, 8), (4, 4, 8), (4, 4, 8), (1, 1, 1))))
+    assert digits.shape == (32, 4 + 8 + 32)
+    assert (digits.sum(1) == 3).all()
+    assert torch.equal(digits[0, :4], digits[4, :4])  # codes 0 and 4 differ in their second digit
+    assert not torch.equal(digits[0, 4:12], digits[4, 4:12])
 
 
 def test_training_waits_while_the_file_is_there(tmp_path, monkeypatch):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from hawk.models.llamagen.target import LlamaGen, LlamaGenConfig
 from hawk.models.llamagen.words import StaticTextEncoder
 from hawk.models.tokenizers.fsq import FSQTokenizer
-from hawk.training.loop import BatchLoss, FitConfig, Fitted, fit
+from hawk.training.loop import BatchLoss, FitConfig, Fitted, fit, load_averaged
+from hawk.training.scenes.codes import fold_rows, share_rows
 from hawk.training.scenes.data import Split, scene_batch
 from hawk.training.scenes.pause import wait_while_exists
 from hawk.training.sprites.target import CaptionedTokens, Dropouts, TeacherForced, seen_tokens
@@ -47,6 +48,7 @@ def fit_scene_target(
     out: Path,
     dropouts: Dropouts | None = None,
     start: dict[str, Tensor] | None = None,
+    shared_rows: bool = True,
     pause: Path | None = None,
 ) -> tuple[LlamaGen, Fitted]:
     """Fit a target on scenes; state and tensorboard go to `out`.
@@ -54,6 +56,7 @@ def fit_scene_target(
     Args:
         dropouts: shares of captions dropped and of context hidden (default: captions 0.1, all context is seen).
         start: weights to begin from in place of fresh ones.
+        shared_rows: let codes share embedding and output rows by their digits while training (`codes.py`).
         pause: training waits while this file exists.
     """
     rates = dropouts or Dropouts(caption=0.1, blind=0.0, hazy=0.0)
@@ -62,16 +65,30 @@ def fit_scene_target(
     target.initialize()
     if start is not None:
         target.load_state_dict(start)
+    if shared_rows:
+        share_rows(target, source.tokenizer)
     module = TeacherForced(target, target.grid, rates.caption)
     checks = {split: [source.batch(split, range(i * CHECK, (i + 1) * CHECK)) for i in range(n)] for split, n in SPLITS}
     evaluate = partial(held_out_nats, checks=checks, config=config)
     fitted = fit(module, _batch_loss(source, config, rates, pause), config, out, evaluate)
     module.load_state_dict(fitted.averaged)
+    fold_rows(target)
     return target.eval(), fitted
 
 
 SPLITS: tuple[tuple[Split, int], ...] = (("held-out", 2), ("held-out pairs", 1))
 """What is measured, and how many batches of it."""
+
+
+def load_averaged_target(run: Path, shape: LlamaGenConfig, tokenizer: FSQTokenizer) -> LlamaGen:
+    """The target with the averaged weights that a run under way (or a finished one) has saved."""
+    weights = {name.removeprefix("target."): value for name, value in load_averaged(run / "state.pt").items()}
+    target = LlamaGen(shape)
+    if any("parametrizations" in name for name in weights):
+        share_rows(target, tokenizer)
+    target.load_state_dict(weights)
+    fold_rows(target)
+    return target.eval()
 
 
 def _batch_loss(source: SceneTokens, config: FitConfig, rates: Dropouts, pause: Path | None) -> BatchLoss:

@@ -1,5 +1,6 @@
 """Train a tokenizer and a target on endless drawn scenes, and look at what they draw.
 
+    python recipes/scenes.py examples OUT.png                   # 40 training scenes with their captions
     python recipes/scenes.py tokenizer RUN [--levels 8 8 8 4] [--start MODEL_OR_RUN] [--decoder-only] [--pause FILE]
     python recipes/scenes.py reconstruct RUN OUT.png
     python recipes/scenes.py target RUN --tokenizer RUN [--dim 256] [--layers 6] [--steps N] [--pause FILE]
@@ -28,11 +29,17 @@ from hawk.models.tokenizers.fsq import FSQConfig, FSQTokenizer
 from hawk.pictures.contact_sheet import contact_sheet
 from hawk.pipeline import HawkPipeline, PipelineOutput
 from hawk.training.loop import FitConfig
+from hawk.training.scenes.data import scene_batch
 from hawk.training.scenes.scores import judge, mean_of, plain_caption, plain_question
 from hawk.training.scenes.target import SceneTokens, fit_scene_target, load_averaged_target, scene_shape
 from hawk.training.scenes.tokenizer import fit_scene_tokenizer, measure_scene_tokenizer, scene_images
 from hawk.training.scenes.words import write_text_encoder
 from hawk.training.sprites.tokenizer import load_tokenizer
+
+
+def examples(args: argparse.Namespace) -> None:
+    batch = scene_batch("train", range(40))
+    contact_sheet(list(batch.rgb), batch.captions, columns=8).save(args.out)
 
 
 def tokenizer_run(args: argparse.Namespace) -> None:
@@ -142,6 +149,9 @@ def pixels(images: torch.Tensor) -> list[np.ndarray]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
+    shown = commands.add_parser("examples")
+    shown.set_defaults(call=examples)
+    shown.add_argument("out")
     tokenizer = commands.add_parser("tokenizer")
     tokenizer.set_defaults(call=tokenizer_run)
     tokenizer.add_argument("run")

@@ -20,7 +20,7 @@ from hawk.training.sprites.target import CaptionedTokens, Dropouts, TeacherForce
 from hawk.training.sprites.tokenizer import to_tensor
 from hawk.training.world import World
 
-CHECK = 32
+CHECK = 16
 """Held-out scenes to a batch."""
 
 
@@ -69,14 +69,14 @@ def fit_scene_target(
         share_rows(target, source.tokenizer)
     module = TeacherForced(target, target.grid, rates.caption)
     checks = {split: [source.batch(split, range(i * CHECK, (i + 1) * CHECK)) for i in range(n)] for split, n in SPLITS}
-    evaluate = partial(held_out_nats, checks=checks, config=config)
+    evaluate = partial(held_out_nats, checks=checks, config=config, pause=pause)
     fitted = fit(module, _batch_loss(source, config, rates, pause), config, out, evaluate)
     module.load_state_dict(fitted.averaged)
     fold_rows(target)
     return target.eval(), fitted
 
 
-SPLITS: tuple[tuple[Split, int], ...] = (("held-out", 2), ("held-out pairs", 1))
+SPLITS: tuple[tuple[Split, int], ...] = (("held-out", 4), ("held-out pairs", 2))
 """What is measured, and how many batches of it."""
 
 
@@ -108,13 +108,20 @@ def _batch_loss(source: SceneTokens, config: FitConfig, rates: Dropouts, pause: 
 
 
 def held_out_nats(
-    runner: nn.Module, step: int, checks: dict[Split, list[CaptionedTokens]], config: FitConfig
+    runner: nn.Module,
+    step: int,
+    checks: dict[Split, list[CaptionedTokens]],
+    config: FitConfig,
+    pause: Path | None = None,
 ) -> dict[str, float]:
     """Nats a token of each split with the captions, and of the held-out scenes with the null caption."""
 
     def mean(split: Split, null: bool) -> float:
         with torch.autocast(config.device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
-            losses = [_loss(runner, batch, null) for batch in checks[split]]
+            losses = []
+            for batch in checks[split]:
+                wait_while_exists(pause)
+                losses.append(_loss(runner, batch, null))
         return sum(losses) / len(losses)
 
     return {

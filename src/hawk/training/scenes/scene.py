@@ -1,0 +1,190 @@
+"""A scene: a background and one to three figures, sampled from a seed and a number, and drawn."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import ImageDraw
+
+from hawk.training.scenes.backgrounds import Background, paint, sample_background
+from hawk.training.scenes.colours import COLOURS, Rgb, Shades, varied
+from hawk.training.scenes.kinds import KINDS, Kind, Spot
+from hawk.training.scenes.pen import Pen
+from hawk.training.scenes.worn import FACES, HATS
+
+Size = Literal["small", "medium", "large"]
+Across = Literal["left", "centre", "right"]
+Along = Literal["top", "centre", "bottom"]
+Layout = Literal["one", "row", "column"]
+Pairs = Literal["taught", "held-out"]
+
+OVERSAMPLING = 3
+"""A picture is drawn this many times larger, then reduced."""
+BLOCK = 64
+"""Of so many numbers in a row, one is held out."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure. `x`, `y` and `radius` are in sides of the picture, `turn` in radians."""
+
+    kind: str
+    colour: str
+    rgb: Rgb
+    size: Size
+    across: Across
+    along: Along
+    x: float
+    y: float
+    radius: float
+    turn: float
+    stretch: float
+    face: str | None = None
+    hat: str | None = None
+
+    @property
+    def tilted(self) -> bool:
+        """Whether it leans so much that a caption says so."""
+        return abs(self.turn) > 0.3
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Figures from left to right (`row`) or from top to bottom (`column`), or one alone."""
+
+    background: Background
+    layout: Layout
+    figures: tuple[Figure, ...]
+
+
+# --- what is taught ------------------------------------------------------------------------------------------
+
+
+def pair_is_held_out(kind: str, colour: str) -> bool:
+    """Whether training never shows this kind in this colour: one pair in ten, by hash, none of the usual ones."""
+    return colour not in KINDS[kind].usual and zlib.crc32(f"{colour} {kind}".encode()) % 10 == 0
+
+
+def training_number(index: int) -> int:
+    """The number of the training scene that comes at place `index`."""
+    block, place = divmod(index, BLOCK - 1)
+    return block * BLOCK + place + (place >= _held_out_place(block))
+
+
+def held_out_number(index: int) -> int:
+    """The number of the held-out scene that comes at place `index`."""
+    return index * BLOCK + _held_out_place(index)
+
+
+def _held_out_place(block: int) -> int:
+    return zlib.crc32(block.to_bytes(8, "little")) % BLOCK
+
+
+# --- sampling ------------------------------------------------------------------------------------------------
+
+
+def scene_rng(seed: int, number: int, purpose: int = 0) -> np.random.Generator:
+    """All randomness of scene `number` of `seed`; a caption takes purpose 1, so that it never moves the picture's."""
+    return np.random.default_rng((seed, number, purpose))
+
+
+def sample_scene(seed: int, number: int, pairs: Pairs = "taught") -> Scene:
+    """Scene `number` of `seed`, a function of the two alone; `held-out` pairs are those that training never shows."""
+    rng = scene_rng(seed, number)
+    background = sample_background(rng)
+    count = int(rng.choice(3, p=(0.62, 0.3, 0.08))) + 1
+    layout: Layout = "one" if count == 1 else "column" if count == 2 and rng.random() < 0.3 else "row"
+    figures = tuple(_figure(rng, background, layout, count, place, pairs) for place in range(count))
+    return Scene(background, layout, figures)
+
+
+_RADII: dict[Size, float] = {"small": 0.18, "medium": 0.28, "large": 0.4}
+_PAIR_RADII: dict[Size, float] = {"small": 0.14, "medium": 0.215}
+_ACROSS: tuple[Across, ...] = ("left", "centre", "right")
+_ALONG: tuple[Along, ...] = ("top", "centre", "bottom")
+
+
+def _figure(
+    rng: np.random.Generator, background: Background, layout: Layout, count: int, place: int, pairs: Pairs
+) -> Figure:
+    allowed = [name for name in COLOURS if name != background.colour]
+    if pairs == "held-out":
+        kind, colour = _held_out_pair(rng, allowed)
+    else:
+        kind = KINDS[str(rng.choice(list(KINDS)))]
+        colour = _colour(rng, kind, allowed)
+    size, across, along = _place(rng, layout, count, place)
+    radius = (_RADII[size] if count == 1 else _PAIR_RADII[size] if count == 2 else 0.155) * rng.uniform(0.92, 1.08)
+    reach = 0.5 - radius - 0.03 if count == 1 else 0.23 if count == 2 else 0.32
+    x, y = (0.5 + reach * step for step in (_ACROSS.index(across) - 1, _ALONG.index(along) - 1))
+    x, y = (value + rng.uniform(-0.025, 0.025) for value in (x, y))
+    lean = rng.uniform(0.38, 0.55) * rng.choice((-1, 1))
+    turn = lean if rng.random() < 0.08 else rng.uniform(-0.12, 0.12)
+    face = str(rng.choice(list(FACES))) if kind.face and rng.random() < 0.5 else None
+    hat = str(rng.choice(list(HATS))) if kind.hat and rng.random() < 0.25 else None
+    rgb, stretch = varied(COLOURS[colour], rng), float(rng.uniform(0.95, 1.06))
+    return Figure(kind.name, colour, rgb, size, across, along, x, y, float(radius), float(turn), stretch, face, hat)
+
+
+def _colour(rng: np.random.Generator, kind: Kind, allowed: list[str]) -> str:
+    """A colour that training shows this kind in: one of its usual colours in two cases of five."""
+    usual = [name for name in kind.usual if name in allowed]
+    if usual and rng.random() < 0.4:
+        return str(rng.choice(usual))
+    return str(rng.choice([name for name in allowed if not pair_is_held_out(kind.name, name)]))
+
+
+def _held_out_pair(rng: np.random.Generator, allowed: list[str]) -> tuple[Kind, str]:
+    """A kind and a colour that training never shows together."""
+    pairs = [(kind, name) for kind in KINDS.values() for name in allowed if pair_is_held_out(kind.name, name)]
+    return pairs[rng.integers(len(pairs))]
+
+
+def _place(rng: np.random.Generator, layout: Layout, count: int, place: int) -> tuple[Size, Across, Along]:
+    if layout == "row":
+        across: Across = _ACROSS[place] if count == 3 else ("left", "right")[place]
+        return _either(rng, count), across, "centre"
+    if layout == "column":
+        return _either(rng, count), "centre", ("top", "bottom")[place]
+    size: Size = ("small", "medium", "large")[rng.choice(3, p=(0.25, 0.5, 0.25))]
+    if size == "large" or rng.random() < 0.5:
+        return size, "centre", "centre"
+    return size, _ACROSS[rng.integers(3)], _ALONG[rng.integers(3)]
+
+
+def _either(rng: np.random.Generator, count: int) -> Size:
+    return "small" if count == 2 and rng.random() < 0.25 else "medium"
+
+
+# --- drawing -------------------------------------------------------------------------------------------------
+
+
+def render(scene: Scene, side: int = 128) -> UInt8[np.ndarray, "side side 3"]:
+    """The picture of a scene, anti-aliased."""
+    large = side * OVERSAMPLING
+    image = paint(scene.background, large)
+    canvas = ImageDraw.Draw(image)
+    for figure in scene.figures:
+        _draw(
+            figure, Pen(canvas, figure.x * large, figure.y * large, figure.radius * large, figure.turn, figure.stretch)
+        )
+    return np.asarray(image.reduce(OVERSAMPLING))
+
+
+def _draw(figure: Figure, pen: Pen) -> None:
+    kind, shades = KINDS[figure.kind], Shades.of(figure.rgb)
+    kind.draw(pen, shades)
+    if figure.face and kind.face:
+        FACES[figure.face](_at(pen, kind.face), shades)
+    if figure.hat and kind.hat:
+        HATS[figure.hat](_at(pen, kind.hat), shades)
+
+
+def _at(pen: Pen, spot: Spot) -> Pen:
+    """A pen for what is worn at a spot of the figure."""
+    x, y = pen.placed(((spot.x, spot.y),))[0]
+    return Pen(pen.canvas, float(x), float(y), pen.radius * spot.size, pen.turn, pen.stretch)

@@ -1,0 +1,146 @@
+"""Fit a text-to-image transformer on endless scenes, tokenised while it trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hawk.models.llamagen.target import LlamaGen, LlamaGenConfig
+from hawk.models.llamagen.words import StaticTextEncoder
+from hawk.models.tokenizers.fsq import FSQTokenizer
+from hawk.training.loop import BatchLoss, FitConfig, Fitted, fit, load_averaged
+from hawk.training.scenes.codes import fold_rows, share_rows
+from hawk.training.scenes.data import Split, scene_batch
+from hawk.training.scenes.pause import wait_while_exists
+from hawk.training.sprites.target import CaptionedTokens, Dropouts, TeacherForced, seen_tokens
+from hawk.training.sprites.tokenizer import to_tensor
+from hawk.training.world import World
+
+CHECK = 16
+"""Held-out scenes to a batch."""
+
+
+@dataclass(frozen=True)
+class SceneTokens:
+    """Draws scenes and makes training batches of them: tokens of the pictures, features of the captions."""
+
+    tokenizer: FSQTokenizer
+    text: StaticTextEncoder
+    device: str = "cpu"
+
+    @torch.no_grad()
+    def batch(self, split: Split, places: range, seed: int = 0) -> CaptionedTokens:
+        """The scenes at some places of a split's row."""
+        drawn = scene_batch(split, places, seed)
+        codes = self.tokenizer.encode(to_tensor(list(drawn.rgb)).to(self.device))
+        encoded = self.text.encode(list(drawn.captions))
+        return CaptionedTokens(codes.flatten(1), encoded.features.to(self.device), encoded.mask.to(self.device))
+
+
+def fit_scene_target(
+    source: SceneTokens,
+    shape: LlamaGenConfig,
+    config: FitConfig,
+    out: Path,
+    dropouts: Dropouts | None = None,
+    start: dict[str, Tensor] | None = None,
+    shared_rows: bool = True,
+    pause: Path | None = None,
+) -> tuple[LlamaGen, Fitted]:
+    """Fit a target on scenes; state and tensorboard go to `out`.
+
+    Args:
+        dropouts: shares of captions dropped and of context hidden (default: captions 0.1, all context is seen).
+        start: weights to begin from in place of fresh ones.
+        shared_rows: let codes share embedding and output rows by their digits while training (`codes.py`).
+        pause: training waits while this file exists.
+    """
+    rates = dropouts or Dropouts(caption=0.1, blind=0.0, hazy=0.0)
+    torch.manual_seed(config.seed)
+    target = LlamaGen(shape, dropout=rates.hidden)
+    target.initialize()
+    if start is not None:
+        target.load_state_dict(start)
+    if shared_rows:
+        share_rows(target, source.tokenizer)
+    module = TeacherForced(target, target.grid, rates.caption)
+    checks = {split: [source.batch(split, range(i * CHECK, (i + 1) * CHECK)) for i in range(n)] for split, n in SPLITS}
+    evaluate = partial(held_out_nats, checks=checks, config=config, pause=pause)
+    fitted = fit(module, _batch_loss(source, config, rates, pause), config, out, evaluate)
+    module.load_state_dict(fitted.averaged)
+    fold_rows(target)
+    return target.eval(), fitted
+
+
+SPLITS: tuple[tuple[Split, int], ...] = (("held-out", 4), ("held-out pairs", 2))
+"""What is measured, and how many batches of it."""
+
+
+def load_averaged_target(run: Path, shape: LlamaGenConfig, tokenizer: FSQTokenizer) -> LlamaGen:
+    """The target with the averaged weights that a run under way (or a finished one) has saved."""
+    weights = {name.removeprefix("target."): value for name, value in load_averaged(run / "state.pt").items()}
+    target = LlamaGen(shape)
+    if any("parametrizations" in name for name in weights):
+        share_rows(target, tokenizer)
+    target.load_state_dict(weights)
+    fold_rows(target)
+    return target.eval()
+
+
+def _batch_loss(source: SceneTokens, config: FitConfig, rates: Dropouts, pause: Path | None) -> BatchLoss:
+    own = World.join(config.device).own(config.batch_size)
+
+    def batch_loss(runner: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        wait_while_exists(pause)
+        first = step * config.batch_size
+        with torch.autocast(config.device, enabled=False):  # the codes of a picture are the same in every precision
+            batch = source.batch("train", range(first + own.start, first + own.stop), config.seed)
+        dropped = torch.rand(config.batch_size, generator=generator)[own] < rates.caption
+        seen = seen_tokens(torch.Size((config.batch_size, batch.tokens.shape[1])), rates, generator)[own]
+        hidden = None if bool(seen.all()) else seen.to(config.device)
+        return {"loss": runner(batch.tokens, batch.features, batch.mask, dropped.to(config.device), hidden)}
+
+    return batch_loss
+
+
+def held_out_nats(
+    runner: nn.Module,
+    step: int,
+    checks: dict[Split, list[CaptionedTokens]],
+    config: FitConfig,
+    pause: Path | None = None,
+) -> dict[str, float]:
+    """Nats a token of each split with the captions, and of the held-out scenes with the null caption."""
+
+    def mean(split: Split, null: bool) -> float:
+        with torch.autocast(config.device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+            losses = []
+            for batch in checks[split]:
+                wait_while_exists(pause)
+                losses.append(_loss(runner, batch, null))
+        return sum(losses) / len(losses)
+
+    return {
+        "nll": mean("held-out", null=False),
+        "nll_null": mean("held-out", null=True),
+        "nll_pairs": mean("held-out pairs", null=False),
+    }
+
+
+def _loss(runner: nn.Module, batch: CaptionedTokens, null: bool) -> float:
+    dropped = torch.full((len(batch.tokens),), null, device=batch.tokens.device)
+    return float(runner(batch.tokens, batch.features, batch.mask, dropped))
+
+
+def scene_shape(
+    tokenizer: FSQTokenizer, text: StaticTextEncoder, dim: int, layers: int, side: int = 128
+) -> LlamaGenConfig:
+    """A target for scenes: heads of 64 channels, captions that keep their keys."""
+    cells = side // tokenizer.downsample
+    base = LlamaGenConfig(dim=dim, n_layer=layers, n_head=dim // 64, vocab_size=tokenizer.codebook_size)
+    prefix = replace(base, caption_keys=True, caption_dim=text.width, caption_tokens=text.tokens)
+    return replace(prefix, height=cells, width=cells)

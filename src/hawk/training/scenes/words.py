@@ -1,0 +1,34 @@
+"""The text encoder of scenes: the bundled `StaticTextEncoder` over the captions' small closed vocabulary.
+
+Each meaning is a one-hot vector, and synonyms share one. The caption MLP's first layer thus is a trainable table with a
+row per meaning and place in the window, and no word means anything that captions did not teach.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from hawk.files import save_tensors, write_bytes, write_json
+from hawk.models.llamagen.words import StaticTextEncoder
+from hawk.training.scenes.captions import vocabulary
+
+TOKENS = 24
+"""Words that fit into a caption; most captions have ten, and no prompt needs filling up (captions keep their keys)."""
+
+
+def write_text_encoder(folder: Path) -> StaticTextEncoder:
+    """Write `words.txt`, `words.safetensors` and `text.json` to a folder; returns the encoder that they hold."""
+    words = vocabulary()
+    meanings = {meaning: i for i, meaning in enumerate(sorted(set(words.values())))}
+    rows = torch.tensor([meanings[meaning] for meaning in words.values()])
+    size = len(meanings) ** 0.5  # unit mean square over the channels, as trained word vectors have
+    vectors = torch.nn.functional.one_hot(rows, len(meanings)).to(torch.int8) * 127
+    folder.mkdir(parents=True, exist_ok=True)
+    scales = torch.full((len(rows),), size / 127, dtype=torch.float16)
+    save_tensors(folder / "words.safetensors", {"vectors": vectors, "scales": scales})
+    write_bytes(folder / "words.txt", "\n".join(words).encode())
+    settings = {"tokens": TOKENS, "context": 2, "position_channels": 16, "fill": False, "longest": TOKENS}
+    write_json(folder / "text.json", settings)
+    return StaticTextEncoder.load(folder)

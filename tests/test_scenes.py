@@ -1,0 +1,133 @@
+"""Endless captioned scenes: every picture follows from its number, and every word of a caption is known."""
+
+import numpy as np
+import pytest
+import torch
+
+from hawk.models.llamagen.target import LlamaGen
+from hawk.models.tokenizers.fsq import FSQConfig, FSQTokenizer
+from hawk.training.loop import FitConfig
+from hawk.training.scenes.captions import caption, unknown_words, vocabulary
+from hawk.training.scenes.codes import code_digits
+from hawk.training.scenes.colours import COLOURS
+from hawk.training.scenes.data import scene_batch
+from hawk.training.scenes.kinds import KINDS
+from hawk.training.scenes.pause import wait_while_exists
+from hawk.training.scenes.scene import (
+    BLOCK,
+    held_out_number,
+    pair_is_held_out,
+    render,
+    sample_scene,
+    scene_rng,
+    training_number,
+)
+from hawk.training.scenes.scores import judge, mean_of, plain_caption, plain_question
+from hawk.training.scenes.target import SceneTokens, fit_scene_target, load_averaged_target, scene_shape
+from hawk.training.scenes.tokenizer import fit_scene_tokenizer
+from hawk.training.scenes.words import write_text_encoder
+
+TINY = FSQConfig((4, 4), (4, 4, 8), (4, 4, 8), (1, 1, 1))
+
+
+def test_a_picture_follows_from_seed_and_number_alone():
+    first, again, other = (sample_scene(seed, 7) for seed in (3, 3, 4))
+    assert first == again
+    assert first != other
+    assert np.array_equal(render(first), render(again))
+    assert caption(first, scene_rng(3, 7, 1)) == caption(again, scene_rng(3, 7, 1))
+    assert render(first).shape == (128, 128, 3)
+    assert render(first, side=64).shape == (64, 64, 3)
+
+
+def test_no_two_pictures_are_alike():
+    pictures = [render(sample_scene(0, n), side=32).tobytes() for n in range(100)]
+    assert len(set(pictures)) == 100
+
+
+def test_held_out_numbers_are_never_trained_on():
+    trained = [training_number(i) for i in range(10 * (BLOCK - 1))]
+    held_out = [held_out_number(i) for i in range(10)]
+    assert sorted(trained + held_out) == list(range(10 * BLOCK))
+
+
+def test_held_out_pairs_are_never_trained_on():
+    pairs = {(f.kind, f.colour) for i in range(2000) for f in sample_scene(0, training_number(i)).figures}
+    assert not any(pair_is_held_out(*pair) for pair in pairs)
+    share = np.mean([pair_is_held_out(kind, colour) for kind in KINDS for colour in COLOURS])
+    assert 0.05 < share < 0.15
+    held_out = [sample_scene(0, held_out_number(i), "held-out").figures[0] for i in range(100)]
+    assert all(pair_is_held_out(f.kind, f.colour) for f in held_out)
+
+
+def test_captions_use_known_words_only():
+    captions = [caption(sample_scene(0, n), scene_rng(0, n, 1)) for n in range(3000)]
+    assert not {word for text in captions for word in unknown_words(text)}
+    words = [word for text in captions for word in text.lower().replace(",", " ").split()]
+    never_said = set(vocabulary()) - set(words)
+    assert len(never_said) < 20, never_said
+    assert unknown_words("a zebra on a blue zebra") == ["zebra"]
+
+
+def test_synonyms_share_a_vector_and_every_caption_fits(tmp_path):
+    text = write_text_encoder(tmp_path)
+    kitten, cat, dog = (text.encode([word]).features for word in ("kitten", "cat", "dog"))
+    assert torch.equal(kitten, cat)
+    assert not torch.equal(cat, dog)
+    assert text.encode([caption(sample_scene(0, n), scene_rng(0, n, 1)) for n in range(300)]).mask.any(1).all()
+
+
+def test_scenes_show_what_they_are():
+    """The judge finds kind, colour, background and place in varied renderings of what it asks for."""
+    scores = []
+    for i in range(12):
+        question = plain_question(i, pairs="held-out" if i % 2 else "taught")
+        noise = np.random.default_rng(i).normal(0, 6, (128, 128, 3))
+        picture = np.clip(render(question) + noise, 0, 255).astype(np.uint8)
+        scores.append(judge(picture, question))
+        assert not unknown_words(plain_caption(question))
+    assert mean_of(scores).everything > 0.9
+    blank = np.full((128, 128, 3), 200, np.uint8)
+    assert judge(blank, plain_question(0)).kind == 0
+
+
+def test_splits_are_batches_of_their_own():
+    batches = [scene_batch(split, range(3)) for split in ("train", "held-out", "held-out pairs")]
+    assert len({batch.rgb.tobytes() for batch in batches}) == 3
+    assert all(len(batch.captions) == 3 for batch in batches)
+
+
+def test_training_runs_and_goes_on(tmp_path):
+    small = FitConfig(steps=2, batch_size=2, warmup=1, dtype="float32", save_every=1, evaluate_every=2)
+    tokenizer, fitted = fit_scene_tokenizer(tmp_path / "tokenizer", small, TINY)
+    assert fitted.scalars["psnr"] > 0
+    wider = FSQConfig((4, 8), (4, 4, 8), (4, 4, 8), (1, 1, 1))
+    fit_scene_tokenizer(tmp_path / "wider", small, wider, start=tokenizer)
+    text = write_text_encoder(tmp_path / "text")
+    shape = scene_shape(tokenizer, text, dim=64, layers=1)
+    source = SceneTokens(tokenizer, text)
+    fit_scene_target(source, shape, small, tmp_path / "own rows", shared_rows=False)
+    _, first = fit_scene_target(source, shape, small, tmp_path / "target")
+    _, again = fit_scene_target(source, shape, small, tmp_path / "target")
+    assert first.scalars["nll"] == pytest.approx(again.scalars["nll"])
+    target = load_averaged_target(tmp_path / "target", shape, tokenizer)
+    assert target.state_dict().keys() == LlamaGen(shape).state_dict().keys()
+    assert {"nll", "nll_null", "nll_pairs"} <= first.scalars.keys()
+
+
+def test_codes_share_rows_by_their_digits():
+    digits = code_digits(FSQTokenizer(FSQConfig((4, 8), (4, 4, 8), (4, 4, 8), (1, 1, 1))))
+    assert digits.shape == (32, 4 + 8 + 32)
+    assert (digits.sum(1) == 3).all()
+    assert torch.equal(digits[0, :4], digits[4, :4])  # codes 0 and 4 differ in their second digit
+    assert not torch.equal(digits[0, 4:12], digits[4, 4:12])
+
+
+def test_training_waits_while_the_file_is_there(tmp_path, monkeypatch):
+    stop = tmp_path / "stop"
+    stop.touch()
+    waits = []
+    monkeypatch.setattr("time.sleep", lambda seconds: (waits.append(seconds), stop.unlink()))
+    wait_while_exists(stop)
+    assert waits == [1.0]
+    wait_while_exists(None)

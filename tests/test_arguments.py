@@ -30,13 +30,13 @@ FIVES = (5, 5.0, np.int64(5), np.uint8(5), np.float32(5), np.array(5), torch.ten
 NO_NUMBERS = ("5", True, np.True_, torch.tensor(True), None, [5], np.array([5]), 5j, b"5", Fraction(5), object())
 
 
-@pytest.mark.parametrize("five", FIVES, ids=repr)
+@pytest.mark.parametrize("five", FIVES)
 def test_numbers_of_every_kind_are_taken(five):
     assert (whole_number("n", five), type(whole_number("n", five))) == (5, int)
     assert (real_number("x", five), type(real_number("x", five))) == (5.0, float)
 
 
-@pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
+@pytest.mark.parametrize("value", NO_NUMBERS)
 def test_what_is_no_number_is_refused_by_name(value):
     for check in (whole_number, real_number):
         with pytest.raises(HawkError, match=r"^width must be a (whole )?number, not") as caught:

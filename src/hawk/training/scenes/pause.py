@@ -1,4 +1,4 @@
-"""Training that makes room: it waits between two steps while a file exists."""
+"""Training waits between two steps while a file exists."""
 
 from __future__ import annotations
 

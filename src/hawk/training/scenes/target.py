@@ -67,11 +67,10 @@ def fit_scene_target(
         target.load_state_dict(start)
     if shared_rows:
         share_rows(target, source.tokenizer)
-    module = TeacherForced(target, target.grid, rates.caption)
+    module = TeacherForced(target, target.grid)
     checks = {split: [source.batch(split, range(i * CHECK, (i + 1) * CHECK)) for i in range(n)] for split, n in SPLITS}
     evaluate = partial(held_out_nats, checks=checks, config=config, pause=pause)
     fitted = fit(module, _batch_loss(source, config, rates, pause), config, out, evaluate)
-    module.load_state_dict(fitted.averaged)
     fold_rows(target)
     return target.eval(), fitted
 

@@ -15,7 +15,6 @@ from hawk.training.scenes.data import Split, scene_batch
 from hawk.training.scenes.pause import wait_while_exists
 from hawk.training.scenes.scene import scene_rng
 from hawk.training.sprites.tokenizer import (
-    TokenizerLoss,
     flat_cell_share,
     reconstruction_loss,
     save_shape,
@@ -49,14 +48,13 @@ def fit_scene_tokenizer(
     tokenizer.encoder.requires_grad_(not decoder_only)
     tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     own = World.join(config.device).own(config.batch_size)
-    weights = TokenizerLoss()
 
     def batch_loss(module: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         wait_while_exists(pause)
         first = step * config.batch_size
         places = range(first + own.start, first + own.stop)
         images = figure_crops(places, config.seed).to(config.device)
-        return reconstruction_loss(module(images), images, weights)
+        return reconstruction_loss(module(images), images)
 
     def evaluate(module: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(module, FSQTokenizer)
@@ -64,8 +62,7 @@ def fit_scene_tokenizer(
 
     save_shape(out, shape)
     fitted = fit(tokenizer, batch_loss, config, out, evaluate)
-    tokenizer.load_state_dict(fitted.averaged)
-    return tokenizer.eval(), fitted
+    return tokenizer, fitted
 
 
 def scene_images(split: Split, places: range, seed: int = 0) -> Float[Tensor, "b 3 h w"]:

@@ -1,4 +1,4 @@
-"""Draw the README's contact sheet: 24 prompts that are no training captions, each drawn once, none left out.
+"""Draw the contact sheet of docs/bundled.md: 24 prompts that are no training captions, each drawn once, none left out.
 
     python recipes/contact_sheet.py OUT.png [SEED] [MODEL]
 

@@ -487,6 +487,14 @@ def test_a_drafter_that_knows_p_is_always_right():
 # --- methods, and what lies on disk
 
 
+@pytest.mark.parametrize("name", ["scd", "sjd"])
+def test_the_smaller_of_two_limits_holds(name):
+    target = tiny_target(0)
+    limits = {(None, None): 17, (4, None): 5, (None, 32): 33, (4, 32): 5, (32, 4): 5}  # (drafts, window): nodes
+    for (drafts, window), nodes in limits.items():
+        assert build_drafter(METHODS[name], None, target, TreeLimits(drafts, window)).max_nodes == nodes
+
+
 def test_methods_are_built_from_what_they_say():
     assert list(METHODS) == [
         "ar",

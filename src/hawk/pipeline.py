@@ -60,8 +60,8 @@ class PipelineOutput:
     """Images of one call, and how they were drawn; the lists have one entry for each image.
 
     `tokens` and `origins` are `[images, grid.size]` on the CPU; `origins` index `source_names`, and -1 is a recovered
-    or bonus token. `stats` holds the counts of each image's batch (the image's own counts at `batch_size` 1), `seconds`
-    the image's share of its batch's wall-clock time, from prompt to pixels.
+    or bonus token. `stats` holds the counts of each image's batch (the image's own counts at `batch_size` 1).
+    `seconds` is the image's share of its batch's wall-clock time, from prompt to pixels.
     """
 
     images: Any
@@ -161,7 +161,7 @@ class HawkPipeline:
 
     @cached_property
     def priced(self) -> DraftParts:
-        """What `hawk` drafts with, at this machine's step costs, which are measured when they are first needed."""
+        """The parts of `hawk`, with node cost and window set for this machine; the first access may time steps."""
         parts = self.model.drafting or UNTRAINED
         return replace(parts, fused=settings_for(parts.fused, self.model.target, self.model.fingerprint, self.engine))
 
@@ -210,6 +210,7 @@ class HawkPipeline:
 
         Args:
             prompt: what to draw; a list draws images of each of its prompts.
+            num_images_per_prompt: images of each prompt.
             negative_prompt: replaces the null caption in guidance; one for all prompts, or one for each.
             guidance_scale, temperature, top_k, top_p: None takes the model's default. A `guidance_scale` of 1 or less
                 turns guidance off.

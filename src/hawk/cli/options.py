@@ -31,7 +31,11 @@ DrafterOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto (a GPU where there is one), cpu or cuda.")]
 DtypeOption = Annotated[
-    str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16; auto is bfloat16 on a CPU with AMX.")
+    str,
+    typer.Option(
+        "--dtype",
+        help="auto, float32, bfloat16 or float16; auto is bfloat16 on a CPU with AMX and for a large model on a GPU.",
+    ),
 ]
 EngineOption = Annotated[
     str,

@@ -37,7 +37,9 @@ def generate(
     """
     if request.drafts_for not in drafter.lossless_with:
         needed = " or ".join(drafter.lossless_with)
-        raise HawkError(f"this drafter's drafts need the verifier {needed}, not {request.verifier}")
+        raise HawkError(
+            f"this method's drafts need the verifier {needed}, not {request.verifier}: choose it, or another method"
+        )
     with torch.inference_mode(), refused_where_memory_ends():
         if isinstance(drafter, Window):
             return recording.draw(target, request, drafter, on_step, recordings)

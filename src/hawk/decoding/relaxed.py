@@ -28,7 +28,7 @@ ROWS = 1024
 class Relaxation:
     """How far acceptance is relaxed: the nearest tokens of each token, and how much of their mass a draft may claim.
 
-    `delta` bounds the total variation between p and p with the claimed mass moved to the drafted token. It does not
+    Moving the claimed mass to the drafted token changes p by at most `delta` in total variation. This does not
     bound the drift of the drawn tokens, since every drafted token may claim that much. The drift at a node is bounded
     by the chance that relaxed verification accepts a draft which lossless verification rejects; at delta 0 it is zero.
     The defaults are those of the authors' program.

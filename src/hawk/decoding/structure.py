@@ -28,7 +28,7 @@ class Structure:
         return positions + len(self.end_of_row) * (positions // grid.width)
 
     def extra(self, grid: Grid, nodes: int) -> int:
-        """The entries that a cache needs beyond one a node, for an image and a tree of `nodes` nodes."""
+        """How many more cache entries than nodes are needed, for an image and a tree of `nodes` nodes."""
         return len(self.end_of_row) * (grid.height + nodes)
 
     def of_chain(self, nodes: int, grid: Grid) -> int:

@@ -55,7 +55,7 @@ class Drafter(Protocol):
 
 
 class NoDrafter:
-    """Plain AR by its definition, one node a forward, under any verifier; `Window(0)` draws the same tokens faster."""
+    """Plain AR written directly: one node a forward, with every verifier; `Window(0)` draws the same tokens faster."""
 
     max_nodes: int = 1
     lossless_with: tuple[str, ...] = LOSSLESS

@@ -33,7 +33,7 @@ class Verdict:
     ahead: tuple[int, ...] = ()
 
     def aligned(self, tokens: list[int]) -> Verdict:
-        """The part of the verdict whose nodes have their keys where plain AR has them, which is node d at depth d.
+        """Cut the verdict after the last node d that stands at depth d: up to there the keys lie in plain AR's order.
 
         In half precision, the order of the keys changes the last bit of a state. Drafts accepted elsewhere in the tree
         are therefore not committed yet: they become `ahead`, and the next step verifies them again in plain AR's order.

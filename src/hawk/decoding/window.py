@@ -43,7 +43,7 @@ class WindowState:
     """Everything that a step reads and changes.
 
     `tokens` holds the `committed` tokens of each image, followed by the drafts of the window; `tokens` and `origins`
-    have room for a window past the image's end. `history[i]` is the number of tokens that step i committed, prefill
+    are longer than the image by one window. `history[i]` is the number of tokens that step i committed, prefill
     first; `steps` is the number of steps so far. `broken` is whether any committed node had no distribution
     (`Scores.broken`). `chain` is the ancestor matrix of the window's nodes.
     """
@@ -141,7 +141,7 @@ def advance(target: Target, state: WindowState, reach: int) -> Int[Tensor, " b"]
 
 
 def enter(state: WindowState, last: Int[Tensor, "b 1"], reach: int) -> None:
-    """Put first drafts at the window's positions after `last`, the last position with a token or a guess.
+    """Fill the window's positions after `last`, which have no guess yet, with first drafts.
 
     The draft is the token of the cell above, or with `Window.above` False the token with the largest noise.
     """

@@ -29,8 +29,8 @@ class Candidates:
 class Shortlist:
     """The best candidates at each offset after the root, `[offsets, candidates]`: tokens, log q + g, and g, best first.
 
-    The left factor is applied at the offsets that are `beside_left`: not right after the root, since the sources know
-    the root's token, and not in the first column, which has no left neighbour.
+    `beside_left[offset]` says whether the left factor applies at an offset: not right after the root, since the sources
+    know the root's token, and not in the first column, which has no left neighbour.
     """
 
     tokens: NDArray[np.int64]

@@ -23,7 +23,7 @@ from hawk.decoding.verify import Verified, residual_distribution, sample, unifor
 
 @dataclass
 class LiveDrafts:
-    """The drafts of one image from the frontier on, the distribution of each, and their nodes in the last tree."""
+    """The drafts of one image past the frontier, the distribution of each, and their nodes in the last tree."""
 
     tokens: list[int] = field(default_factory=list)
     q: list[Tensor] = field(default_factory=list)
@@ -42,8 +42,8 @@ class JacobiMemory:
 class JacobiTree:
     """A chain of `window` drafts; its first `depth` positions have `branching` candidates each, multiplied to a tree.
 
-    `traversal` cannot verify it: traversal also rejects drafts past the frontier, but here such drafts stay for the
-    next step and must still follow their q.
+    `traversal` cannot verify it: traversal can reject any draft, and a rejected draft no longer follows its q, but this
+    tree uses drafts again at the next step.
     """
 
     vocab: int

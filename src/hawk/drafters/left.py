@@ -26,7 +26,7 @@ Table = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class LeftFactor:
-    """Adds `left[t] . here[c]` to the score of candidate c beside token t, and weighs the other sources by `base`.
+    """Adds `left[t] . here[c]` to the score of candidate c beside token t; multiplies the sources' score by `base`.
 
     Tables are `[vocab, rank]`, on the host, where trees are grown.
     """

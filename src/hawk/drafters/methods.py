@@ -140,7 +140,7 @@ def build_drafter(
         tree = replace(JACOBI_TREES[method.name], vocab=target.vocab_size, window=limits.window or method.window)
         return tree.within(limits.num_draft_tokens)
     if method.window:
-        window = limits.window or limits.num_draft_tokens or method.window
+        window = min(filter(None, (limits.window, limits.num_draft_tokens)), default=method.window)
         if method.verifier == "coupled":
             return Window(window, above=False)
         jacobi: list[Source] = [StaleSource(target.vocab_size, window)]

@@ -76,13 +76,10 @@ def load_pool(folder: Path, heads: DraftHeads | None) -> FusedSettings:
         return FusedSettings.unfitted(HEAD_SOURCES[: 1 + heads.config.vertical])
     settings = FusedSettings.load(folder)
     ranks = {len(row) for row in settings.rate}
-    if (
-        len(settings.rate) != len(settings.edges) + 1
-        or len(ranks) != 1
-        or settings.max_nodes < 1
-        or settings.window < 1
-    ):
+    if len(settings.rate) != len(settings.edges) + 1 or len(ranks) != 1:
         raise HawkError(f"{path}: one more row of rate than edges is needed, all of one length")
+    if settings.max_nodes < 1 or settings.window < 1:
+        raise HawkError(f"{path}: max_nodes and window must be 1 or more")
     missing = sorted(FusedSettings.unfitted(settings.sources).weights.keys() - settings.weights.keys())
     if missing:
         raise HawkError(f"{path} has no weights for the sources {missing[0]}: train the drafter again")

@@ -55,8 +55,8 @@ class FusedSettings:
         sources: names of the pool's sources, in order.
         max_nodes: most nodes of the best-first tree, root included.
         window: most positions past the frontier in the best-first tree.
-        refresh: positions past the frontier to which the first branch is extended in any case, so that the target
-            scores them and makes the stale guesses of the next step (window refresh, as in Jacobi decoding).
+        refresh: length to which the first branch is always extended, so that the target scores these positions
+            and makes the stale guesses of the next step (window refresh, as in Jacobi decoding).
         node_cost: time of one more node, as a share of a step without drafts. A tree grows while a node raises the
             expected tokens per time.
         measured_on: the machine on which `node_cost` and `refresh` were chosen; "" for any machine.

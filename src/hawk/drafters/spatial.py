@@ -170,7 +170,7 @@ class SpatialMemory:
 
     `angles`, and for every frontier the `masks` of the window over the `reach` cells before it, are made once.
     `ahead` holds the newest drafts of each image, `[window, vocab]`. `windows` is the number of positions that an
-    image's next step drafts: twice as many as its last step accepted, since every query costs time.
+    image's next step drafts: twice as many as its last step committed (within bounds), since every query costs time.
     """
 
     keys: Tensor
@@ -209,9 +209,9 @@ class SpatialSource(Source):
         )
 
     def see(self, memory: SpatialMemory, canvas: Canvas, row: int, verified: Verified) -> None:
-        """Set the next window by the number of drafts that the last step accepted."""
-        accepted = len(verified.verdicts[row].path)
-        memory.windows[row] = min(self.drafter.config.window, max(LEAST_WINDOW, 2 * accepted))
+        """Set the next window by the number of tokens that the last step committed."""
+        committed = len(verified.verdicts[row].path)
+        memory.windows[row] = min(self.drafter.config.window, max(LEAST_WINDOW, 2 * committed))
 
     def queries(self, memory: SpatialMemory, canvas: Canvas, row: int) -> Float[Tensor, "w dim"]:
         """Read the newly committed cells of an image (the root has no state yet), then draft its window."""

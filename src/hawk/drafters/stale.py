@@ -28,7 +28,7 @@ class StaleMemory:
 
 @dataclass
 class StaleSource(Source):
-    """log p of the positions after the frontier: from the rejected branch, then the tree's first branch, then older.
+    """log p of the positions after the frontier, from the rejected branch, then the first branch, then earlier steps.
 
     The rejected branch begins with the first rejected child of the last accepted node. With `window` (Jacobi decoding
     by itself), positions that were never scored get the uniform distribution, so that the chain always has that length.

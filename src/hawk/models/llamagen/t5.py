@@ -93,9 +93,7 @@ class T5TextEncoder:
     def _caption(self, prompt: str) -> str:
         caption = clean_caption(prompt)
         if not caption:
-            raise HawkError(
-                f"the prompt {prompt!r} has no word that the model reads: describe the image, as in 'a red apple'"
-            )
+            raise HawkError(f"the prompt {prompt!r} has no word in it: describe the image, as in 'a red apple'")
         return caption
 
     @torch.no_grad()

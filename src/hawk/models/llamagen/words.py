@@ -111,9 +111,7 @@ class StaticTextEncoder:
     def _features(self, prompt: str) -> Float[Tensor, "n width"]:
         words = [word for word in _WORD.findall(prompt.lower()) if word not in _DROPPED]
         if not words:
-            raise HawkError(
-                f"the prompt {prompt!r} has no word that the model reads: describe the image, as in 'a red apple'"
-            )
+            raise HawkError(f"the prompt {prompt!r} has no word in it: describe the image, as in 'a red apple'")
         room = min(self.longest, self.tokens)
         if len(words) > room:
             raise HawkError(f"the prompt has {len(words)} words, at most {room} fit: shorten it")

@@ -306,10 +306,11 @@ def test_verify_ends_with_1_where_a_proof_fails(saved_model, monkeypatch, holds)
     document = last_json(result)
     assert document["passed"] is holds
     assert [each["method"] for each in document["checks"]] in (
-        ["medusa", "hawk"],
         ["medusa", "hawk", "hawk"],
-    )  # by dtype
-    assert document["checks"][1]["passed"] is True
+        ["medusa", "hawk", "scd"],
+    )  # by what hawk drafts with
+    assert document["checks"][1]["passed"] is document["checks"][2]["passed"] is True
+    assert document["level"] == (2 if holds else 0)
     assert ("FAILED" in result.stdout) is not holds
     assert "lossy by design" not in result.stdout
     drift = losslessness.Check("drift", "lantern", "relaxed", "delta 0.1", "LOSSY: total variation 0.1", True, False)
@@ -326,6 +327,7 @@ def test_verify_fails_where_the_models_own_images_differ(saved_model, monkeypatc
 
     monkeypatch.setattr(proofs, "run_in_processes", lambda every, processes: [])
     monkeypatch.setattr("hawk.proofs.suite.identical_images", lambda pipe, prompts: 3)
+    monkeypatch.setattr("hawk.proofs.suite.identical_in_shape", lambda pipe, prompts, window: 4)
     document = last_json(hawk_command("verify", "-m", saved_model, "--prompts", 4, code=1))
     assert document["checks"][0]["measured"] == "3 of 4 images identical to ar"
 

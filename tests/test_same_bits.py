@@ -1,20 +1,32 @@
-"""On a CPU, a node's state and logits have the same bits however many nodes are scored together with it."""
+"""On a CPU, a node's state and logits have the same bits however many nodes are scored together with it.
+
+`hawk verify` tells which level of "the same image" follows from that for a model on its device.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import io
+import json
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from torch import Tensor
 
 from fixtures.tiny_transformers import FAMILIES, PROMPTS, tiny
+from hawk.cli import measure
+from hawk.cli.tables import checks_table
 from hawk.decoding.grid import Grid
+from hawk.decoding.tree import Window
 from hawk.models.folder import BUNDLED
 from hawk.models.loading import load_on
 from hawk.nn.layers import ROW_BLOCK, WholeBlocks, attend, product, whole_query_blocks
+from hawk.pipeline import HawkPipeline
+from hawk.proofs import suite
+from hawk.proofs.losslessness import Check
 
 COUNTS = (1, 2, 3, 7, 16, 33)
 """Numbers of nodes that are scored together."""
@@ -137,3 +149,101 @@ def test_off_the_cpu_nothing_is_added() -> None:
     mask = torch.zeros(1, 1, 1, 8, device="meta")
     assert whole_query_blocks(mask) is mask
     assert whole_query_blocks(torch.zeros(1, 1, 1, 8)).shape == (1, 1, ROW_BLOCK, 8)
+
+
+# --- what hawk verify tells of a model
+
+
+def checks_of(saved_model: Any, monkeypatch: pytest.MonkeyPatch, device: str, same: int, in_shape: int) -> list[Check]:
+    """The checks of the tiny model where so many of four images are equal, as on that device."""
+    monkeypatch.setattr(suite, "identical_images", lambda pipe, prompts: same)
+    monkeypatch.setattr(suite, "identical_in_shape", lambda pipe, prompts, window: in_shape)
+    monkeypatch.setattr(suite, "window_of", lambda pipe: ("hawk", Window(16)))
+    pipe = HawkPipeline.from_pretrained(saved_model, "cpu", "float32")
+    return suite.prove_on_model(dataclasses.replace(pipe, device=torch.device(device)), ["a cat"] * 4)
+
+
+def test_the_window_is_hawks_own_or_scds_where_hawk_drafts_trees(saved_model: Any) -> None:
+    pipe = HawkPipeline.from_pretrained(saved_model, "cpu", "float32")
+    parts = pipe.priced
+    stale = dataclasses.replace(parts, fused=dataclasses.replace(parts.fused, sources=("stale",), refresh=5))
+    trees = dataclasses.replace(parts, fused=dataclasses.replace(parts.fused, sources=("horizontal", "stale")))
+    pipe.__dict__["priced"] = stale
+    assert suite.window_of(pipe) == ("hawk", Window(5))
+    pipe.__dict__["priced"] = trees
+    assert suite.window_of(pipe) == ("scd", Window(16, above=False))
+
+
+@pytest.mark.parametrize(
+    ("device", "same", "in_shape", "level", "passes"),
+    [
+        ("cpu", 4, 4, 2, True),
+        ("cpu", 3, 4, 3, False),  # level 2 is promised on CPUs
+        ("cuda", 1, 4, 3, True),
+        ("cuda", 4, 4, 2, True),
+        ("cuda", 1, 3, 1, False),  # level 3 is promised everywhere
+    ],
+)
+def test_a_model_fails_only_where_a_level_that_is_promised_does_not_hold(
+    saved_model: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    same: int,
+    in_shape: int,
+    level: int,
+    passes: bool,
+) -> None:
+    checks = checks_of(saved_model, monkeypatch, device, same, in_shape)
+    assert [check.measured.split(" images")[0] for check in checks] == [f"{same} of 4", f"{in_shape} of 4"]
+    assert suite.level_held(checks) == level
+    assert all(check.passed for check in checks) is passes
+    table = io.StringIO()
+    Console(width=200, file=table).print(checks_table(checks))
+    assert ("FAILED" in table.getvalue()) is not passes
+    assert ("not promised" in table.getvalue()) is (device == "cuda" and same < 4)
+
+
+def test_no_level_holds_where_a_proof_fails(saved_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = Check("tokens", "medusa", "coupled", "cfg 2", "1 differs", passed=False)
+    assert suite.level_held([failed, *checks_of(saved_model, monkeypatch, "cpu", 4, 4)]) == 0
+    assert suite.level_held([dataclasses.replace(failed, passed=True)]) == 1
+
+
+def test_images_are_counted_against_plain_ar_at_the_windows_shape(
+    saved_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = HawkPipeline.from_pretrained(saved_model, "cpu", "float32")
+    prompts = ["a red apple", "a cat"]
+    assert suite.identical_in_shape(pipe, prompts, Window(5)) == 2
+    drawn = suite.generate
+
+    def spoilt(target: Any, request: Any, window: Window, **options: Any) -> Any:
+        """A generation whose window draws the image with seed 1 wrongly."""
+        generation = drawn(target, request, window, **options)
+        if window.keeps and list(request.seeds) == [1]:
+            return dataclasses.replace(generation, tokens=generation.tokens + 1)
+        return generation
+
+    monkeypatch.setattr(suite, "generate", spoilt)
+    assert suite.identical_in_shape(pipe, prompts, Window(5)) == 1
+
+
+def test_verify_loads_one_model_and_names_its_level(
+    saved_model: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = []
+
+    def load(model: str, device: str, dtype: str, *others: Any) -> HawkPipeline:
+        loaded.append(dtype)
+        return HawkPipeline.from_pretrained(model, device, dtype)
+
+    monkeypatch.setattr(measure, "load_pipeline", load)
+    monkeypatch.setattr(suite, "run_in_processes", lambda every, processes: [])
+    monkeypatch.setattr("hawk.measure.methods.bench_prompts", lambda wanted: ["a red apple"] * int(wanted))
+    measure.verify(model=str(saved_model), prompts=1, device="cpu", dtype="float32")
+    *_, sentence, last = capsys.readouterr().out.splitlines()
+    assert loaded == ["float32"]
+    assert sentence == f"level 2: {suite.LEVELS[2]}"
+    document = json.loads(last)
+    assert (document["passed"], document["level"]) == (True, 2)
+    assert [check["level"] for check in document["checks"]] == [2, 3]

@@ -190,14 +190,21 @@ def steps_table(result: StepsResult) -> Table:
 
 
 def checks_table(checks: list[Check]) -> Table:
-    """The table of the checks of `hawk verify`."""
+    """The table of the checks of `hawk verify`, each with the level of "the same image" that it belongs to.
+
+    A level that does not hold is no failure where it is not promised.
+    """
+    from hawk.proofs.suite import LevelCheck
+
     table = Table()
-    for head in ("check", "method", "verifier", "settings", "measured", "result"):
+    for head in ("check", "level", "method", "verifier", "settings", "measured", "result"):
         table.add_column(head)
     for check in checks:
-        passed = "[green]ok[/green]" if check.lossless else "[yellow]lossy[/yellow]"
+        passed, level = "[green]ok[/green]" if check.lossless else "[yellow]lossy[/yellow]", 1
+        if isinstance(check, LevelCheck):
+            passed, level = passed if check.holds else "[yellow]not promised[/yellow]", check.level
         result = passed if check.passed else "[bold red]FAILED[/bold red]"
-        table.add_row(check.name, check.method, check.verifier, check.settings, check.measured, result)
+        table.add_row(check.name, str(level), check.method, check.verifier, check.settings, check.measured, result)
     return table
 
 

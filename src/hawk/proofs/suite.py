@@ -9,15 +9,18 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 
+from hawk.decoding.generate import generate
 from hawk.decoding.grid import Grid
 from hawk.decoding.request import Request
 from hawk.decoding.sampling import SamplingParams
 from hawk.decoding.tree import Window
 from hawk.decoding.trees import Drafter
+from hawk.drafters.methods import METHODS, build_drafter
 from hawk.errors import HawkError
 from hawk.models.llamagen.target import LlamaGen
 from hawk.pipeline import HawkPipeline, PipelineOutput
@@ -43,7 +46,27 @@ JOINT_IMAGES = list(range(250))
 MOST_PROCESSES = 8
 """Most processes that run proofs; each takes 0.6 GB for PyTorch and the images of a proof."""
 MOST_DIFFERING = 0.01
-"""Largest share of the model's own images that rounding may make differ from plain AR's."""
+"""Largest share of the model's own images that may differ from plain AR's where the same tokens are promised."""
+
+LEVELS = {
+    0: "the proofs failed, so the distribution is not proven to be plain AR's",
+    1: "the same distribution as plain AR",
+    2: "the same tokens as plain AR for the same seed",
+    3: "the same tokens as plain AR run at the window's shape for the same seed",
+}
+"""What each level of "the same image" promises. Level 1 is proven for every lossless method."""
+
+
+@dataclass(frozen=True)
+class LevelCheck(Check):
+    """A check of the model at hand against level 2 or 3 of `LEVELS`.
+
+    `holds` is whether the level held; `passed` is also true for a level that did not hold and is not promised.
+    """
+
+    level: int = 2
+    holds: bool = True
+
 
 Proof = Callable[[], list[Check]]
 
@@ -104,11 +127,51 @@ def prove_joint(verifier: str, name: str, params: SamplingParams) -> list[Check]
 
 
 def prove_on_model(pipe: HawkPipeline, prompts: Sequence[str]) -> list[Check]:
-    """`hawk` draws the prompts with the tokens of plain AR, on the pipeline's own model, device and dtype."""
-    same, images = identical_images(pipe, prompts), len(prompts)
+    """Which levels the pipeline's own model keeps on its device and in its dtype, by images of the prompts.
+
+    Level 2 compares `hawk` with plain AR, and may fail only where it is not promised. Level 3 compares a window with
+    plain AR run at that window's shape.
+    """
+    images, (method, window) = len(prompts), window_of(pipe)
     settings = f"{pipe.model.name}, {pipe.dtype}, {pipe.device.type}"
-    measured, passed = f"{same} of {images} images identical to ar", same >= (1 - MOST_DIFFERING) * images
-    return [Check("the model itself, same seed", "hawk", "coupled", settings, measured, passed)]
+    same, in_shape = identical_images(pipe, prompts), identical_in_shape(pipe, prompts, window)
+    holds, holds_in_shape = (count >= (1 - MOST_DIFFERING) * images for count in (same, in_shape))
+    shape = f"{settings}, window {window.reach}"
+    return [
+        LevelCheck(
+            "the model itself, same seed",
+            "hawk",
+            "coupled",
+            settings,
+            f"{same} of {images} images identical to ar",
+            holds or not promises_same_tokens(pipe),
+            level=2,
+            holds=holds,
+        ),
+        LevelCheck(
+            "the model itself, same seed and shape",
+            method,
+            "coupled",
+            shape,
+            f"{in_shape} of {images} images identical to ar at the window's shape",
+            holds_in_shape,
+            level=3,
+            holds=holds_in_shape,
+        ),
+    ]
+
+
+def promises_same_tokens(pipe: HawkPipeline) -> bool:
+    """Whether level 2 is promised: on CPUs, except in float16. How a GPU's kernels round depends on the shape."""
+    return pipe.device.type == "cpu" and pipe.dtype != "float16"
+
+
+def level_held(checks: Sequence[Check]) -> int:
+    """The strongest level of `LEVELS` that holds, 0 if a proof of level 1 failed."""
+    if not all(check.passed for check in checks if not isinstance(check, LevelCheck)):
+        return 0
+    held = {check.level for check in checks if isinstance(check, LevelCheck) and check.holds}
+    return next((level for level in (2, 3) if level in held), 1)
 
 
 def identical_images(pipe: HawkPipeline, prompts: Sequence[str]) -> int:
@@ -120,6 +183,31 @@ def identical_images(pipe: HawkPipeline, prompts: Sequence[str]) -> int:
         assert isinstance(hawk, PipelineOutput)
         same += torch.equal(plain.tokens, hawk.tokens)
     return same
+
+
+def identical_in_shape(pipe: HawkPipeline, prompts: Sequence[str], window: Window) -> int:
+    """Number of prompts that a window draws with the same tokens as plain AR at its shape; prompt i has the seed i."""
+    same = 0
+    for seed, prompt in enumerate(prompts):
+        request = Request(pipe.condition([prompt]), pipe.model.grid, pipe.defaults, [seed])
+        drawn, plain = (
+            generate(pipe.model.target, request, each, recordings=pipe.recordings)
+            for each in (window, replace(window, keeps=False))
+        )
+        same += torch.equal(drawn.tokens, plain.tokens)
+    return same
+
+
+def window_of(pipe: HawkPipeline) -> tuple[str, Window]:
+    """The method whose window stands for the model at level 3, and the window: `hawk`, or `scd` if `hawk` drafts trees.
+
+    Plain AR can be run at the shape of a window, but not at that of a tree, which changes with every step.
+    """
+    for method, parts in (("hawk", pipe.priced), ("scd", None)):
+        drafter = build_drafter(METHODS[method], parts, pipe.model.target)
+        if isinstance(drafter, Window):
+            return method, drafter
+    raise AssertionError("scd drafts in a window")
 
 
 def joint_target() -> LlamaGen:

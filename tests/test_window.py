@@ -303,7 +303,13 @@ def test_what_cannot_be_recorded_is_one_line(engine, error, monkeypatch):
 
 def test_many_shapes_may_be_compiled(monkeypatch):
     """Pricing compiles a step at 13 widths; torch's own limit is 8 for one function."""
-    monkeypatch.setattr(recording, "captured", lambda call, device, pool: [call() for _ in range(2)])
+
+    def called_twice(call, device, pool):
+        call()
+        call()
+        return call
+
+    monkeypatch.setattr(recording, "captured", called_twice)
     counted, monkeypatch_compile = [], torch.compile
 
     def compiled(call, **arguments):

@@ -129,7 +129,8 @@ def attend(
         trained: Tensor = _TrainedAttention.apply(q, k, v, mask.to(q.dtype))  # type: ignore[no-untyped-call]
         return trained.transpose(1, 2).flatten(2)
     if mask is not None and mask.shape[2] > queries:
-        q = F.pad(q, (0, 0, 0, mask.shape[2] - queries))
+        added = q[:, :, -1:].expand(-1, -1, mask.shape[2] - queries, -1)
+        q = torch.cat((q, added), dim=2)  # takes less time than `F.pad`
     out = F.scaled_dot_product_attention(
         q,
         k,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hawk.decoding.arguments import real_number, whole_number
 from hawk.errors import HawkError
+from hawk.nn.layers import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def log_probs(logits: Float[Tensor, "*b vocab"], params: SamplingParams) -> Floa
 
 def filtered(logits: Float[Tensor, "*b vocab"], params: SamplingParams) -> Float[Tensor, "*b vocab"]:
     """`log p` up to a constant of each row, which does not change argmax(log p + g)."""
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logits = at_least_float32(logits)
     if params.temperature == 0:
         greedy = torch.full_like(logits, -torch.inf)
         return greedy.scatter_(-1, logits.argmax(-1, keepdim=True), 0.0)

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hawk.decoding.canvas import Canvas
+from hawk.decoding.forward import wide
 from hawk.drafters.saved import load_part, save_part
 from hawk.drafters.source import Draft, Source
 
@@ -120,8 +121,7 @@ class VerticalSource(Source):
     def start(self, canvas: Canvas) -> VerticalMemory:
         """An empty cache."""
         slots = self.depth * canvas.grid.width
-        wide = torch.promote_types(canvas.states.dtype, torch.float32)  # as log_probs gives
-        waiting = torch.empty(canvas.batch, slots, self.vocab, dtype=wide, device=canvas.states.device)
+        waiting = torch.empty(canvas.batch, slots, self.vocab, dtype=wide(canvas.states), device=canvas.states.device)
         return VerticalMemory(waiting, [0] * canvas.batch)
 
     def queries(self, memory: VerticalMemory, canvas: Canvas, row: int) -> Float[Tensor, "n d"]:

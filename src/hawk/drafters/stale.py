@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hawk.decoding.canvas import Canvas
+from hawk.decoding.forward import wide
 from hawk.decoding.tree import first_branch
 from hawk.decoding.verify import Verified
 from hawk.drafters.source import Draft, Source
@@ -41,8 +42,7 @@ class StaleSource(Source):
 
     def start(self, canvas: Canvas) -> StaleMemory:
         """A memory without guesses."""
-        wide = torch.promote_types(canvas.states.dtype, torch.float32)
-        nothing = torch.empty(0, self.vocab, dtype=wide, device=canvas.states.device)
+        nothing = torch.empty(0, self.vocab, dtype=wide(canvas.states), device=canvas.states.device)
         return StaleMemory([nothing] * canvas.batch, [0] * canvas.batch)
 
     def see(self, memory: StaleMemory, canvas: Canvas, row: int, verified: Verified) -> None:

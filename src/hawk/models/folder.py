@@ -158,18 +158,9 @@ def load_model(
     Raises:
         HawkError: one line on what is missing, cut short, of the wrong shape, or made for another target.
     """
-    config = read_config(folder)
-    target = _read_module(lambda: LlamaGen(config.target), target_files(folder), dtype, on_meta=True)
-    tokenizer = _tokenizer(folder, config, torch.float32)  # it is small, and low precision shows in pixels
-    text = load_text(folder, config.text, text_device)
-    _check_parts(folder, config, tokenizer, text)
-    # The hash is of bfloat16 weights, which float16 cannot hold: it is made from the file then.
-    mark = target_fingerprint(folder if dtype == torch.float16 else target)
     heads_folder = folder / HEADS_FOLDER if drafter is None else drafter
     present = with_heads and (drafter is not None or heads_folder.is_dir())
-    shape = config.target
-    drafting = load_parts(heads_folder, shape.dim, shape.vocab_size, mark, dtype) if present else None
-    return FolderModel(config, target, tokenizer, text, drafting, mark)
+    return _folder_model(folder, dtype, heads_folder if present else None, text_device)
 
 
 def outline_model(folder: Path) -> FolderModel:
@@ -177,14 +168,25 @@ def outline_model(folder: Path) -> FolderModel:
 
     Raises `HawkError` as `load_model` does.
     """
+    heads_folder = folder / HEADS_FOLDER
+    return _folder_model(folder, None, heads_folder if heads_folder.is_dir() else None)
+
+
+def _folder_model(
+    folder: Path, dtype: torch.dtype | None, heads_folder: Path | None, text_device: torch.device | None = None
+) -> FolderModel:
+    """The parts of a model folder; with `dtype` None, target and image tokenizer have no weights."""
     config = read_config(folder)
-    target = _read_module(lambda: LlamaGen(config.target), target_files(folder), None, on_meta=True)
-    tokenizer = _tokenizer(folder, config, None)
-    text = load_text(folder, config.text)
+    target = _read_module(lambda: LlamaGen(config.target), target_files(folder), dtype, on_meta=True)
+    # The tokenizer is small, and low precision shows in pixels: it is in float32.
+    tokenizer = _tokenizer(folder, config, None if dtype is None else torch.float32)
+    text = load_text(folder, config.text, text_device)
     _check_parts(folder, config, tokenizer, text)
-    mark, heads_folder, shape = target_fingerprint(folder), folder / HEADS_FOLDER, config.target
-    present = heads_folder.is_dir()
-    drafting = load_parts(heads_folder, shape.dim, shape.vocab_size, mark, torch.bfloat16) if present else None
+    # The hash is of bfloat16 weights, which float16 cannot hold: it is made from the file then.
+    mark = target_fingerprint(folder if dtype in (None, torch.float16) else target)
+    shape, drafting = config.target, None
+    if heads_folder is not None:
+        drafting = load_parts(heads_folder, shape.dim, shape.vocab_size, mark, dtype or torch.bfloat16)
     return FolderModel(config, target, tokenizer, text, drafting, mark)
 
 

@@ -16,7 +16,7 @@ from hawk.training.loop import BatchLoss, FitConfig, Fitted, fit, load_averaged
 from hawk.training.scenes.codes import fold_rows, share_rows
 from hawk.training.scenes.data import Split, scene_batch
 from hawk.training.scenes.pause import wait_while_exists
-from hawk.training.sprites.target import CaptionedTokens, Dropouts, TeacherForced, seen_tokens
+from hawk.training.sprites.target import CaptionedTokens, Dropouts, TeacherForced, held_out_loss, training_loss
 from hawk.training.sprites.tokenizer import to_tensor
 from hawk.training.world import World
 
@@ -72,7 +72,7 @@ def fit_scene_target(
     evaluate = partial(held_out_nats, checks=checks, config=config, pause=pause)
     fitted = fit(module, _batch_loss(source, config, rates, pause), config, out, evaluate)
     fold_rows(target)
-    return target.eval(), fitted
+    return target, fitted
 
 
 SPLITS: tuple[tuple[Split, int], ...] = (("held-out", 4), ("held-out pairs", 2))
@@ -98,10 +98,7 @@ def _batch_loss(source: SceneTokens, config: FitConfig, rates: Dropouts, pause: 
         first = step * config.batch_size
         with torch.autocast(config.device, enabled=False):  # the codes of a picture are the same in every precision
             batch = source.batch("train", range(first + own.start, first + own.stop), config.seed)
-        dropped = torch.rand(config.batch_size, generator=generator)[own] < rates.caption
-        seen = seen_tokens(torch.Size((config.batch_size, batch.tokens.shape[1])), rates, generator)[own]
-        hidden = None if bool(seen.all()) else seen.to(config.device)
-        return {"loss": runner(batch.tokens, batch.features, batch.mask, dropped.to(config.device), hidden)}
+        return {"loss": training_loss(runner, batch, rates, config.batch_size, own, generator)}
 
     return batch_loss
 
@@ -120,7 +117,7 @@ def held_out_nats(
             losses = []
             for batch in checks[split]:
                 wait_while_exists(pause)
-                losses.append(_loss(runner, batch, null))
+                losses.append(held_out_loss(runner, batch, null))
         return sum(losses) / len(losses)
 
     return {
@@ -128,11 +125,6 @@ def held_out_nats(
         "nll_null": mean("held-out", null=True),
         "nll_pairs": mean("held-out pairs", null=False),
     }
-
-
-def _loss(runner: nn.Module, batch: CaptionedTokens, null: bool) -> float:
-    dropped = torch.full((len(batch.tokens),), null, device=batch.tokens.device)
-    return float(runner(batch.tokens, batch.features, batch.mask, dropped))
 
 
 def scene_shape(

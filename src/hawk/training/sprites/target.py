@@ -102,16 +102,14 @@ def train_target(
     batches = Batches(train, own.stop - own.start, config.seed, config.steps, workers, world.rank)
 
     def batch_loss(runner: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        batch = encode(batches.at(step))
-        dropped = torch.rand(config.batch_size, generator=generator)[own] < rates.caption
-        seen = seen_tokens(torch.Size((config.batch_size, batch.tokens.shape[1])), rates, generator)[own]
-        device = config.device
-        return {"loss": runner(batch.tokens, batch.features, batch.mask, dropped.to(device), seen.to(device))}
+        return {"loss": training_loss(runner, encode(batches.at(step)), rates, config.batch_size, own, generator)}
 
     def evaluate(runner: nn.Module, step: int) -> dict[str, float]:
-        losses = [_held_out_loss(runner, batch, config) for batch in checks]
-        conditional, null = (sum(column) / len(losses) for column in zip(*losses, strict=True))
-        return {"nll": conditional, "nll_null": null}
+        with torch.autocast(config.device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+            return {
+                name: sum(held_out_loss(runner, batch, null) for batch in checks) / len(checks)
+                for name, null in (("nll", False), ("nll_null", True))
+            }
 
     return target, fit(module, batch_loss, config, out, evaluate)
 
@@ -125,19 +123,24 @@ def seen_tokens(shape: torch.Size, rates: Dropouts, generator: torch.Generator) 
     return torch.rand(shape, generator=generator) >= hidden[:, None]
 
 
-def _held_out_loss(runner: nn.Module, batch: CaptionedTokens, config: FitConfig) -> tuple[float, float]:
-    """The loss in nats per token, with the caption and with the null caption."""
-    with torch.autocast(config.device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
-        kept, dropped = (
-            runner(
-                batch.tokens,
-                batch.features,
-                batch.mask,
-                torch.full((len(batch.tokens),), flag, device=batch.tokens.device),
-            ).item()
-            for flag in (False, True)
-        )
-    return kept, dropped
+def training_loss(
+    runner: nn.Module, batch: CaptionedTokens, rates: Dropouts, size: int, own: slice, generator: torch.Generator
+) -> Tensor:
+    """The loss of this process's part `own` of a batch of `size` images, with captions and tokens hidden at random.
+
+    The choice is drawn for the whole batch, so it does not depend on the number of processes.
+    """
+    device = batch.tokens.device
+    dropped = torch.rand(size, generator=generator)[own] < rates.caption
+    seen = seen_tokens(torch.Size((size, batch.tokens.shape[1])), rates, generator)[own]
+    hidden = None if bool(seen.all()) else seen.to(device)
+    return runner(batch.tokens, batch.features, batch.mask, dropped.to(device), hidden)
+
+
+def held_out_loss(runner: nn.Module, batch: CaptionedTokens, null: bool) -> float:
+    """The loss of a batch in nats per token, with the captions or (`null`) with the null caption."""
+    dropped = torch.full((len(batch.tokens),), null, device=batch.tokens.device)
+    return float(runner(batch.tokens, batch.features, batch.mask, dropped))
 
 
 @dataclass(frozen=True)

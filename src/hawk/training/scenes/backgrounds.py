@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from hawk.training.scenes.colours import COLOURS, Rgb, brightness, mix, varied
+from hawk.training.scenes.colours import COLOURS, Rgb, brightness, mix
 
 DIRECTIONS = ("vertical", "horizontal", "diagonal")
 
@@ -21,7 +21,8 @@ NIGHT: Rgb = (24, 28, 70)
 class Background:
     """What is behind the figures. `colour` is None where the pattern has colours of its own (night, meadow).
 
-    `period` is the distance from one stripe, dot or check to the next, in sides of the picture; `phase` shifts them.
+    `period` is the distance from one stripe, dot or check to the next, in sides of the picture; `phase` shifts them,
+    in shares of the period, and stands for the places of stars and hills.
     """
 
     pattern: str
@@ -44,6 +45,11 @@ PATTERNS: dict[str, float] = {
 }
 """How often each pattern comes."""
 
+CELLS = 16
+"""Token cells to a side. Patterns repeat and shift by whole cells, so that each is made of few different tokens."""
+PERIODS = (2, 4)
+"""Distances from one stripe, dot or check to the next, in cells."""
+
 OWN_COLOURS: dict[str, tuple[Rgb, Rgb]] = {"night": (NIGHT, (70, 66, 130)), "meadow": (GRASS, SKY)}
 
 
@@ -51,16 +57,16 @@ def sample_background(rng: np.random.Generator) -> Background:
     """A background, drawn at random."""
     pattern = str(rng.choice(list(PATTERNS), p=list(PATTERNS.values())))
     colour = None if pattern in OWN_COLOURS else str(rng.choice(list(COLOURS)))
-    if colour is None:
-        main, other = (varied(own, rng) for own in OWN_COLOURS[pattern])
-    else:
-        main = varied(COLOURS[colour], rng)
-        lit = mix(main, (255, 255, 255), rng.uniform(0.28, 0.38))
-        deep = mix(main, (20, 20, 40), rng.uniform(0.16, 0.22))
-        other = lit if brightness(main) < 190 else deep
-    direction = str(rng.choice(DIRECTIONS))
-    phase = (float(rng.random()), float(rng.random()))
-    return Background(pattern, colour, main, other, direction, float(rng.uniform(0.16, 0.26)), phase)
+    main, other = OWN_COLOURS[pattern] if colour is None else (COLOURS[colour], _other(COLOURS[colour]))
+    direction, period = str(rng.choice(DIRECTIONS)), int(rng.choice(PERIODS))
+    steps = 2**32 if pattern == "night" else max(PERIODS) if pattern == "meadow" else period
+    phase = (float(rng.integers(steps) / steps), float(rng.integers(steps) / steps))
+    return Background(pattern, colour, main, other, direction, period / CELLS, phase)
+
+
+def _other(main: Rgb) -> Rgb:
+    """The second colour of a pattern: lighter than the first, or darker where the first is bright."""
+    return mix(main, (255, 255, 255), 0.33) if brightness(main) < 190 else mix(main, (20, 20, 40), 0.19)
 
 
 def paint(background: Background, side: int) -> Image.Image:
@@ -112,19 +118,19 @@ def _night(image: Image.Image, background: Background) -> None:
     _blend(image, background.other, vertical=True)
     draw, side = ImageDraw.Draw(image), image.width
     spread = np.random.default_rng(int(background.phase[0] * 2**32))
-    for x, y, size in spread.random((16, 3)) * (side, side, 1):
-        r = side * (0.006 + 0.008 * size)
+    for cell, size in zip(spread.choice(CELLS**2, 16, replace=False), spread.choice((0.007, 0.013), 16), strict=True):
+        x, y, r = (cell % CELLS + 0.5) / CELLS * side, (cell // CELLS + 0.5) / CELLS * side, size * side
         draw.ellipse((x - r, y - r, x + r, y + r), fill=(250, 244, 206))
 
 
 def _meadow(image: Image.Image, background: Background) -> None:
     draw, side = ImageDraw.Draw(image), image.width
     draw.rectangle((0, 0, side, side), fill=background.other)
-    horizon, far = (0.6 + 0.1 * background.phase[1]) * side, mix(background.main, (255, 255, 255), 0.22)
-    x = background.phase[0] * side
-    draw.ellipse((x - 0.9 * side, horizon - 0.1 * side, x + 0.5 * side, horizon + side), fill=far)
-    draw.ellipse((x - 0.4 * side, horizon, x + 1.4 * side, horizon + 1.6 * side), fill=background.main)
-    draw.rectangle((0, horizon + 0.16 * side, side, side), fill=background.main)
+    cell, far = side / CELLS, mix(background.main, (255, 255, 255), 0.22)
+    horizon, x = (10 + round(background.phase[1])) * cell, background.phase[0] * side
+    draw.ellipse((x - 14 * cell, horizon - 2 * cell, x + 8 * cell, horizon + side), fill=far)
+    draw.ellipse((x - 6 * cell, horizon, x + 22 * cell, horizon + 26 * cell), fill=background.main)
+    draw.rectangle((0, horizon + 3 * cell, side, side), fill=background.main)
 
 
 def _blend(image: Image.Image, other: Rgb, vertical: bool) -> None:

@@ -69,12 +69,6 @@ def mix(colour: Rgb, other: Rgb, share: int | float) -> Rgb:
     return _rgb(np.array(colour) * (1 - share) + np.array(other) * share)
 
 
-def varied(colour: Rgb, rng: np.random.Generator, channel: float = 7.0, light: float = 0.06) -> Rgb:
-    """A colour nearby: each channel moves by up to `channel`, the brightness by up to a share of `light`."""
-    moved = np.array(colour) + rng.uniform(-channel, channel, 3)
-    return _rgb(moved * (1 + rng.uniform(-light, light)))
-
-
 def _rgb(values: np.ndarray) -> Rgb:
     red, green, blue = np.clip(values, 0, 255).round().astype(int).tolist()
     return red, green, blue

@@ -1,4 +1,4 @@
-"""A pen that draws in the coordinates of one thing: -1 to 1 in both directions, y down, turned and stretched."""
+"""A pen that draws in the coordinates of one thing: -1 to 1 in both directions, y down, turned."""
 
 from __future__ import annotations
 
@@ -33,11 +33,10 @@ class Pen:
     y: Real
     radius: Real
     turn: Real = 0.0
-    stretch: Real = 1.0
 
     def placed(self, points: Points) -> Float[np.ndarray, "n 2"]:
         """Canvas coordinates of points of the thing."""
-        own = np.asarray(points, dtype=float) * (self.radius * self.stretch, self.radius / self.stretch)
+        own = np.asarray(points, dtype=float) * self.radius
         cos, sin = math.cos(self.turn), math.sin(self.turn)
         return own @ np.array(((cos, sin), (-sin, cos))) + (self.x, self.y)
 

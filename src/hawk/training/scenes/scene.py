@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import ImageDraw
 
 from hawk.training.scenes.backgrounds import Background, paint, sample_background
-from hawk.training.scenes.colours import COLOURS, Rgb, Shades, varied
+from hawk.training.scenes.colours import COLOURS, Rgb, Shades
 from hawk.training.scenes.kinds import KINDS, Kind, Spot
 from hawk.training.scenes.pen import Pen
 from hawk.training.scenes.worn import FACES, HATS
@@ -42,7 +42,6 @@ class Figure:
     y: float
     radius: float
     turn: float
-    stretch: float
     face: str | None = None
     hat: str | None = None
 
@@ -102,8 +101,21 @@ def sample_scene(seed: int, number: int, pairs: Pairs = "taught") -> Scene:
     return Scene(background, layout, figures)
 
 
-_RADII: dict[Size, float] = {"small": 0.18, "medium": 0.28, "large": 0.4}
-_PAIR_RADII: dict[Size, float] = {"small": 0.14, "medium": 0.215}
+CELL = 1 / 16
+"""Side of a token's cell, in sides of the picture.
+
+Figures lie on whole cells, in few sizes and exact colours, so that one figure is one pattern of tokens wherever it is:
+a model of a few million parameters learns the pattern once, not at each of 64 shifts within a cell.
+"""
+_RADII: dict[Size, tuple[float, ...]] = {"small": (2.5, 3), "medium": (4, 4.5), "large": (5.5, 6.5)}
+_PAIR_RADII: dict[Size, tuple[float, ...]] = {"small": (2.5,), "medium": (3.5,)}
+_TRIPLE_RADIUS = 2.5
+"""Radii of figures that are alone, two or three in a scene, in cells."""
+_REACH, _LOOSE = (None, 4.0, 5.5), (1.2, 0.7, 0.49)
+"""For one, two and three figures, in cells: how far from the middle the outer ones lie (None: at the border), and how
+far each may be from there."""
+_LEAN = 0.45
+"""How far a tilted figure leans, in radians."""
 _ACROSS: tuple[Across, ...] = ("left", "centre", "right")
 _ALONG: tuple[Along, ...] = ("top", "centre", "bottom")
 
@@ -118,16 +130,23 @@ def _figure(
         kind = KINDS[str(rng.choice(list(KINDS)))]
         colour = _colour(rng, kind, allowed)
     size, across, along = _place(rng, layout, count, place)
-    radius = (_RADII[size] if count == 1 else _PAIR_RADII[size] if count == 2 else 0.155) * rng.uniform(0.92, 1.08)
-    reach = 0.5 - radius - 0.03 if count == 1 else 0.23 if count == 2 else 0.32
-    x, y = (0.5 + reach * step for step in (_ACROSS.index(across) - 1, _ALONG.index(along) - 1))
-    x, y = (value + rng.uniform(-0.025, 0.025) for value in (x, y))
-    lean = rng.uniform(0.38, 0.55) * rng.choice((-1, 1))
-    turn = lean if rng.random() < 0.08 else rng.uniform(-0.12, 0.12)
+    radius = _radius(rng, size, count)
+    reach, loose = _REACH[count - 1] or 8 - radius, _LOOSE[count - 1]
+    x, y = (
+        float(np.clip(round(middle + rng.uniform(-loose, loose)), np.ceil(radius), np.floor(16 - radius))) * CELL
+        for middle in (8 + reach * (_ACROSS.index(across) - 1), 8 + reach * (_ALONG.index(along) - 1))
+    )
+    turn = _LEAN * float(rng.choice((-1, 1))) if rng.random() < 0.08 else 0.0
     face = str(rng.choice(list(FACES))) if kind.face and rng.random() < 0.5 else None
     hat = str(rng.choice(list(HATS))) if kind.hat and rng.random() < 0.25 else None
-    rgb, stretch = varied(COLOURS[colour], rng), float(rng.uniform(0.95, 1.06))
-    return Figure(kind.name, colour, rgb, size, across, along, x, y, float(radius), float(turn), stretch, face, hat)
+    return Figure(kind.name, colour, COLOURS[colour], size, across, along, x, y, radius * CELL, turn, face, hat)
+
+
+def _radius(rng: np.random.Generator, size: Size, count: int) -> float:
+    """The radius of one of `count` figures, in cells."""
+    if count == 3:
+        return _TRIPLE_RADIUS
+    return float(rng.choice((_RADII if count == 1 else _PAIR_RADII)[size]))
 
 
 def _colour(rng: np.random.Generator, kind: Kind, allowed: list[str]) -> str:
@@ -170,7 +189,7 @@ def render(scene: Scene, side: int = 128) -> UInt8[np.ndarray, "side side 3"]:
     canvas = ImageDraw.Draw(image)
     for figure in scene.figures:
         _draw(
-            figure, Pen(canvas, figure.x * large, figure.y * large, figure.radius * large, figure.turn, figure.stretch)
+            figure, Pen(canvas, figure.x * large, figure.y * large, figure.radius * large, figure.turn)
         )
     return np.asarray(image.reduce(OVERSAMPLING))
 
@@ -187,4 +206,4 @@ def _draw(figure: Figure, pen: Pen) -> None:
 def _at(pen: Pen, spot: Spot) -> Pen:
     """A pen for what is worn at a spot of the figure."""
     x, y = pen.placed(((spot.x, spot.y),))[0]
-    return Pen(pen.canvas, float(x), float(y), pen.radius * spot.size, pen.turn, pen.stretch)
+    return Pen(pen.canvas, float(x), float(y), pen.radius * spot.size, pen.turn)

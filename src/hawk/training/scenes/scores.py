@@ -93,7 +93,7 @@ def figure_mask(picture: Picture, behind: Float[np.ndarray, " 3"]) -> Bool[np.nd
 
 
 def _bare(figure: Figure) -> Figure:
-    return replace(figure, face=None, hat=None, turn=0.0, stretch=1.0, rgb=COLOURS[figure.colour])
+    return replace(figure, face=None, hat=None, turn=0.0, rgb=COLOURS[figure.colour])
 
 
 def _middle(places: np.ndarray) -> float:

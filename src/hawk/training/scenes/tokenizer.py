@@ -79,7 +79,7 @@ def figure_crops(places: range, seed: int = 0, side: int = CROP) -> Float[Tensor
         figure = scene.figures[rng.integers(len(scene.figures))]
         room = picture.shape[0] - side
         centre = np.array((figure.y, figure.x)) + rng.uniform(-figure.radius, figure.radius, 2)
-        top, left = np.clip(centre * picture.shape[0] - side / 2, 0, room).astype(int)
+        top, left = np.clip(centre * picture.shape[0] - side / 2, 0, room).astype(int) // 8 * 8  # cells stay whole
         crops.append(picture[top : top + side, left : left + side])
     return to_tensor(crops)
 

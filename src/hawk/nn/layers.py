@@ -60,7 +60,9 @@ def rotary_angles(
     return torch.stack((angles.cos(), angles.sin()), dim=-1)
 
 
-def rotate(x: Float[Tensor, "b n heads d"], angles: Float[Tensor, "#b n half 2"]) -> Float[Tensor, "b n heads d"]:
+def rotate(
+    x: Float[Tensor, "b #n heads d"], angles: Float[Tensor, "#b #n half 2"]
+) -> Float[Tensor, "b whole heads d"]:
     """Turn each pair of adjacent channels by its angle; (cos, sin) of (0, 0) makes it zero, as in LlamaGen's prefix."""
     wide = at_least_float32(x)
     pairs, angles = wide.unflatten(-1, (-1, 2)), angles.to(wide.dtype).unsqueeze(-3)
@@ -77,12 +79,16 @@ def swiglu_width(dim: int, multiple_of: int) -> int:
 
 
 def rotated_heads(
-    projected: Float[Tensor, "b n channels"], heads: int, kv_heads: int, angles: Float[Tensor, "#b n half 2"]
-) -> tuple[Float[Tensor, "b heads n d"], Float[Tensor, "b kv_heads n d"], Float[Tensor, "b kv_heads n d"]]:
-    """Split one projection into queries, keys and values; queries and keys are rotated to their positions."""
+    projected: Float[Tensor, "b n channels"], heads: int, kv_heads: int, angles: Float[Tensor, "#b queries half 2"]
+) -> tuple[Float[Tensor, "b heads queries d"], Float[Tensor, "b kv_heads n d"], Float[Tensor, "b kv_heads n d"]]:
+    """Split one projection into queries, keys and values; queries and keys are rotated to their positions.
+
+    For one row there may be several angles: then there is a query for each of them (`whole_query_blocks`).
+    """
     split = projected.unflatten(-1, (heads + 2 * kv_heads, -1))
     turned = rotate(split[..., : heads + kv_heads, :], angles).transpose(1, 2)
-    return turned[:, :heads], turned[:, heads:], split[..., heads + kv_heads :, :].transpose(1, 2)
+    keys = turned[:, heads:, : projected.shape[1]]
+    return turned[:, :heads], keys, split[..., heads + kv_heads :, :].transpose(1, 2)
 
 
 def causal_visibility(real: Bool[Tensor, "b n"]) -> Bool[Tensor, "b n n"]:
@@ -114,15 +120,16 @@ def whole_query_blocks(mask: Float[Tensor, "b 1 n m"]) -> Float[Tensor, "b 1 who
 
 
 def attend(
-    q: Float[Tensor, "b heads n d"],
+    q: Float[Tensor, "b heads queries d"],
     k: Float[Tensor, "b kv_heads m d"],
     v: Float[Tensor, "b kv_heads m d"],
     mask: Float[Tensor, "#b 1 whole m"] | None,
+    nodes: int | None = None,
 ) -> Float[Tensor, "b n dim"]:
     """Attention under an additive mask (None: causal). There may be fewer key heads than query heads (grouped keys).
 
-    The mask may have more rows than there are queries (`whole_query_blocks`): so many queries are computed, and those
-    added are dropped. The heads' outputs are joined in the last axis.
+    The mask may have more rows than there are queries (`whole_query_blocks`): so many queries are computed. The outputs
+    of the first `nodes` queries are returned (default: of all that were given), with the heads joined in the last axis.
     """
     grouped, queries = q.shape[1] != k.shape[1], q.shape[2]
     if torch.is_grad_enabled() and q.requires_grad and q.device.type == "cpu" and mask is not None and not grouped:
@@ -139,7 +146,7 @@ def attend(
         is_causal=mask is None,
         enable_gqa=grouped,
     )
-    return out[:, :, :queries].transpose(1, 2).flatten(2)
+    return out[:, :, : nodes or queries].transpose(1, 2).flatten(2)
 
 
 def product(

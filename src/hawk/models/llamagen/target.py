@@ -113,7 +113,7 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "rows n dim"],
-        angles: Float[Tensor, "#rows n half 2"],
+        angles: Float[Tensor, "#rows queries half 2"],
         mask: Float[Tensor, "rows 1 whole m"] | None,
         cache: KVCache | None = None,
         layer: int = 0,
@@ -121,7 +121,7 @@ class Attention(nn.Module):
         q, k, v = rotated_heads(self.wqkv(x), self.n_head, self.kv_heads, angles)
         if cache is not None:
             k, v = cache.append(layer, k, v)
-        return self.resid_dropout(self.wo(attend(q, k, v, mask)))
+        return self.resid_dropout(self.wo(attend(q, k, v, mask, nodes=x.shape[1])))
 
 
 class Block(nn.Module):
@@ -144,7 +144,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "rows n dim"],
-        angles: Float[Tensor, "#rows n half 2"],
+        angles: Float[Tensor, "#rows queries half 2"],
         mask: Float[Tensor, "rows 1 whole m"] | None,
         cache: KVCache | None = None,
         layer: int = 0,
@@ -336,6 +336,8 @@ class LlamaGen(nn.Module):
         self, x: Tensor, angles: Tensor, padding: Tensor, ancestors: Tensor, cache: KVCache
     ) -> Float[Tensor, "rows n dim"]:
         mask = whole_query_blocks(cache.mask(padding, ancestors).to(self.dtype))
+        if x.shape[1] == 1:  # plain AR: copies of the one query fill its block at the price of a broadcast
+            angles = angles.expand(-1, mask.shape[2], -1, -1)
         with self._blocks():
             for i, block in enumerate(self.layers):
                 x = block(x, angles, mask, cache, i)

@@ -60,9 +60,7 @@ def rotary_angles(
     return torch.stack((angles.cos(), angles.sin()), dim=-1)
 
 
-def rotate(
-    x: Float[Tensor, "b #n heads d"], angles: Float[Tensor, "#b #n half 2"]
-) -> Float[Tensor, "b whole heads d"]:
+def rotate(x: Float[Tensor, "b #n heads d"], angles: Float[Tensor, "#b #n half 2"]) -> Float[Tensor, "b whole heads d"]:
     """Turn each pair of adjacent channels by its angle; (cos, sin) of (0, 0) makes it zero, as in LlamaGen's prefix."""
     wide = at_least_float32(x)
     pairs, angles = wide.unflatten(-1, (-1, 2)), angles.to(wide.dtype).unsqueeze(-3)

@@ -188,9 +188,7 @@ def render(scene: Scene, side: int = 128) -> UInt8[np.ndarray, "side side 3"]:
     image = paint(scene.background, large)
     canvas = ImageDraw.Draw(image)
     for figure in scene.figures:
-        _draw(
-            figure, Pen(canvas, figure.x * large, figure.y * large, figure.radius * large, figure.turn)
-        )
+        _draw(figure, Pen(canvas, figure.x * large, figure.y * large, figure.radius * large, figure.turn))
     return np.asarray(image.reduce(OVERSAMPLING))
 
 

@@ -6,13 +6,16 @@ import torch
 
 from hawk.models.llamagen.target import LlamaGen
 from hawk.models.tokenizers.fsq import FSQConfig, FSQTokenizer
+from hawk.training.endless.codes import code_digits
+from hawk.training.endless.pause import wait_while_exists
+from hawk.training.endless.target import EndlessTokens, endless_shape, fit_endless_target, load_averaged_target
+from hawk.training.endless.tokenizer import fit_endless_tokenizer
+from hawk.training.endless.words import write_text_encoder
 from hawk.training.loop import FitConfig
 from hawk.training.scenes.captions import caption, unknown_words, vocabulary
-from hawk.training.scenes.codes import code_digits
 from hawk.training.scenes.colours import COLOURS
-from hawk.training.scenes.data import scene_batch
+from hawk.training.scenes.data import ScenePictures
 from hawk.training.scenes.kinds import KINDS
-from hawk.training.scenes.pause import wait_while_exists
 from hawk.training.scenes.scene import (
     BLOCK,
     held_out_number,
@@ -23,9 +26,6 @@ from hawk.training.scenes.scene import (
     training_number,
 )
 from hawk.training.scenes.scores import judge, mean_of, plain_caption, plain_question
-from hawk.training.scenes.target import SceneTokens, fit_scene_target, load_averaged_target, scene_shape
-from hawk.training.scenes.tokenizer import fit_scene_tokenizer
-from hawk.training.scenes.words import write_text_encoder
 
 TINY = FSQConfig((4, 4), (4, 4, 8), (4, 4, 8), (1, 1, 1))
 
@@ -70,7 +70,7 @@ def test_captions_use_known_words_only():
 
 
 def test_synonyms_share_a_vector_and_every_caption_fits(tmp_path):
-    text = write_text_encoder(tmp_path)
+    text = write_text_encoder(tmp_path, vocabulary())
     kitten, cat, dog = (text.encode([word]).features for word in ("kitten", "cat", "dog"))
     assert torch.equal(kitten, cat)
     assert not torch.equal(cat, dog)
@@ -92,27 +92,27 @@ def test_scenes_show_what_they_are():
 
 
 def test_splits_are_batches_of_their_own():
-    batches = [scene_batch(split, range(3)) for split in ("train", "held-out", "held-out pairs")]
+    batches = [ScenePictures().batch(split, range(3)) for split in ("train", "held-out", "held-out pairs")]
     assert len({batch.rgb.tobytes() for batch in batches}) == 3
     assert all(len(batch.captions) == 3 for batch in batches)
 
 
 def test_training_runs_and_goes_on(tmp_path):
     small = FitConfig(steps=2, batch_size=2, warmup=1, dtype="float32", save_every=1, evaluate_every=2)
-    tokenizer, fitted = fit_scene_tokenizer(tmp_path / "tokenizer", small, TINY)
+    tokenizer, fitted = fit_endless_tokenizer(ScenePictures(), tmp_path / "tokenizer", small, TINY)
     assert fitted.scalars["psnr"] > 0
     wider = FSQConfig((4, 8), (4, 4, 8), (4, 4, 8), (1, 1, 1))
-    fit_scene_tokenizer(tmp_path / "wider", small, wider, start=tokenizer)
-    text = write_text_encoder(tmp_path / "text")
-    shape = scene_shape(tokenizer, text, dim=64, layers=1)
-    source = SceneTokens(tokenizer, text)
-    fit_scene_target(source, shape, small, tmp_path / "own rows", shared_rows=False)
-    _, first = fit_scene_target(source, shape, small, tmp_path / "target")
-    _, again = fit_scene_target(source, shape, small, tmp_path / "target")
-    assert first.scalars["nll"] == pytest.approx(again.scalars["nll"])
+    fit_endless_tokenizer(ScenePictures(), tmp_path / "wider", small, wider, start=tokenizer)
+    text = write_text_encoder(tmp_path / "text", vocabulary())
+    shape = endless_shape(tokenizer, text, dim=64, layers=1)
+    source = EndlessTokens(ScenePictures(), tokenizer, text)
+    fit_endless_target(source, shape, small, tmp_path / "own rows", shared_rows=False)
+    _, first = fit_endless_target(source, shape, small, tmp_path / "target")
+    _, again = fit_endless_target(source, shape, small, tmp_path / "target")
+    assert first.scalars["nll held-out"] == pytest.approx(again.scalars["nll held-out"])
     target = load_averaged_target(tmp_path / "target", shape, tokenizer)
     assert target.state_dict().keys() == LlamaGen(shape).state_dict().keys()
-    assert {"nll", "nll_null", "nll_pairs"} <= first.scalars.keys()
+    assert {"nll held-out", "nll held-out pairs", "nll without captions"} <= first.scalars.keys()
 
 
 def test_codes_share_rows_by_their_digits():

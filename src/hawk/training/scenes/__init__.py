@@ -1,1 +1,1 @@
-"""An endless source of captioned pictures: drawn scenes, of which none comes twice."""
+"""Drawn scenes with captions: figures on backgrounds, each a function of its seed and number."""

@@ -1,4 +1,4 @@
-"""The text encoder of scenes: the bundled `StaticTextEncoder` over the captions' small closed vocabulary.
+"""A text encoder for captions of a small closed vocabulary: the bundled `StaticTextEncoder` over it.
 
 Each meaning is a one-hot vector, and synonyms share one. The caption MLP's first layer thus is a trainable table with a
 row per meaning and place in the window, and no word means anything that captions did not teach.
@@ -6,21 +6,24 @@ row per meaning and place in the window, and no word means anything that caption
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from hawk.files import save_tensors, write_bytes, write_json
 from hawk.models.llamagen.words import StaticTextEncoder
-from hawk.training.scenes.captions import vocabulary
 
 TOKENS = 24
 """Words that fit into a caption; most captions have ten, and no prompt needs filling up (captions keep their keys)."""
 
 
-def write_text_encoder(folder: Path) -> StaticTextEncoder:
-    """Write `words.txt`, `words.safetensors` and `text.json` to a folder; returns the encoder that they hold."""
-    words = vocabulary()
+def write_text_encoder(folder: Path, words: Mapping[str, str]) -> StaticTextEncoder:
+    """Write `words.txt`, `words.safetensors` and `text.json` to a folder; returns the encoder that they hold.
+
+    Args:
+        words: each word, and the word whose meaning it shares.
+    """
     meanings = {meaning: i for i, meaning in enumerate(sorted(set(words.values())))}
     rows = torch.tensor([meanings[meaning] for meaning in words.values()])
     size = len(meanings) ** 0.5  # unit mean square over the channels, as trained word vectors have

@@ -1,4 +1,4 @@
-"""Fit a text-to-image transformer on endless scenes, tokenised while it trains."""
+"""Fit a text-to-image transformer on endless pictures, tokenised while it trains."""
 
 from __future__ import annotations
 
@@ -12,37 +12,38 @@ from torch import Tensor, nn
 from hawk.models.llamagen.target import LlamaGen, LlamaGenConfig
 from hawk.models.llamagen.words import StaticTextEncoder
 from hawk.models.tokenizers.fsq import FSQTokenizer
+from hawk.training.endless.codes import fold_rows, share_rows
+from hawk.training.endless.pause import wait_while_exists
+from hawk.training.endless.pictures import Pictures
 from hawk.training.loop import BatchLoss, FitConfig, Fitted, fit, load_averaged
-from hawk.training.scenes.codes import fold_rows, share_rows
-from hawk.training.scenes.data import Split, scene_batch
-from hawk.training.scenes.pause import wait_while_exists
 from hawk.training.sprites.target import CaptionedTokens, Dropouts, TeacherForced, held_out_loss, training_loss
 from hawk.training.sprites.tokenizer import to_tensor
 from hawk.training.world import World
 
-CHECK = 16
-"""Held-out scenes to a batch."""
+CHECK, CHECKS = 16, 3
+"""Pictures to a batch that is measured, and how many batches of each split are."""
 
 
 @dataclass(frozen=True)
-class SceneTokens:
-    """Draws scenes and makes training batches of them: tokens of the pictures, features of the captions."""
+class EndlessTokens:
+    """Makes training batches of pictures: their tokens, and features of their captions."""
 
+    pictures: Pictures
     tokenizer: FSQTokenizer
     text: StaticTextEncoder
     device: str = "cpu"
 
     @torch.no_grad()
-    def batch(self, split: Split, places: range, seed: int = 0) -> CaptionedTokens:
-        """The scenes at some places of a split's row."""
-        drawn = scene_batch(split, places, seed)
+    def batch(self, split: str, places: range, seed: int = 0) -> CaptionedTokens:
+        """The pictures at some places of a split's row."""
+        drawn = self.pictures.batch(split, places, seed)
         codes = self.tokenizer.encode(to_tensor(list(drawn.rgb)).to(self.device))
         encoded = self.text.encode(list(drawn.captions))
         return CaptionedTokens(codes.flatten(1), encoded.features.to(self.device), encoded.mask.to(self.device))
 
 
-def fit_scene_target(
-    source: SceneTokens,
+def fit_endless_target(
+    source: EndlessTokens,
     shape: LlamaGenConfig,
     config: FitConfig,
     out: Path,
@@ -51,7 +52,7 @@ def fit_scene_target(
     shared_rows: bool = True,
     pause: Path | None = None,
 ) -> tuple[LlamaGen, Fitted]:
-    """Fit a target on scenes; state and tensorboard go to `out`.
+    """Fit a target on endless pictures; state and tensorboard go to `out`.
 
     Args:
         dropouts: shares of captions dropped and of context hidden (default: captions 0.1, all context is seen).
@@ -68,15 +69,14 @@ def fit_scene_target(
     if shared_rows:
         share_rows(target, source.tokenizer)
     module = TeacherForced(target, target.grid)
-    checks = {split: [source.batch(split, range(i * CHECK, (i + 1) * CHECK)) for i in range(n)] for split, n in SPLITS}
+    checks = {
+        split: [source.batch(split, range(i * CHECK, (i + 1) * CHECK)) for i in range(CHECKS)]
+        for split in source.pictures.checks
+    }
     evaluate = partial(held_out_nats, checks=checks, config=config, pause=pause)
     fitted = fit(module, _batch_loss(source, config, rates, pause), config, out, evaluate)
     fold_rows(target)
     return target, fitted
-
-
-SPLITS: tuple[tuple[Split, int], ...] = (("held-out", 4), ("held-out pairs", 2))
-"""What is measured, and how many batches of it."""
 
 
 def load_averaged_target(run: Path, shape: LlamaGenConfig, tokenizer: FSQTokenizer) -> LlamaGen:
@@ -90,7 +90,7 @@ def load_averaged_target(run: Path, shape: LlamaGenConfig, tokenizer: FSQTokeniz
     return target.eval()
 
 
-def _batch_loss(source: SceneTokens, config: FitConfig, rates: Dropouts, pause: Path | None) -> BatchLoss:
+def _batch_loss(source: EndlessTokens, config: FitConfig, rates: Dropouts, pause: Path | None) -> BatchLoss:
     own = World.join(config.device).own(config.batch_size)
 
     def batch_loss(runner: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -106,13 +106,13 @@ def _batch_loss(source: SceneTokens, config: FitConfig, rates: Dropouts, pause: 
 def held_out_nats(
     runner: nn.Module,
     step: int,
-    checks: dict[Split, list[CaptionedTokens]],
+    checks: dict[str, list[CaptionedTokens]],
     config: FitConfig,
     pause: Path | None = None,
 ) -> dict[str, float]:
-    """Nats a token of each split with the captions, and of the held-out scenes with the null caption."""
+    """Nats a token of each split with the captions, and of the first split with the null caption."""
 
-    def mean(split: Split, null: bool) -> float:
+    def mean(split: str, null: bool) -> float:
         with torch.autocast(config.device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
             losses = []
             for batch in checks[split]:
@@ -120,17 +120,15 @@ def held_out_nats(
                 losses.append(held_out_loss(runner, batch, null))
         return sum(losses) / len(losses)
 
-    return {
-        "nll": mean("held-out", null=False),
-        "nll_null": mean("held-out", null=True),
-        "nll_pairs": mean("held-out pairs", null=False),
-    }
+    first = next(iter(checks))
+    measured = {f"nll {split}": mean(split, null=False) for split in checks}
+    return measured | {"nll without captions": mean(first, null=True)}
 
 
-def scene_shape(
+def endless_shape(
     tokenizer: FSQTokenizer, text: StaticTextEncoder, dim: int, layers: int, side: int = 128
 ) -> LlamaGenConfig:
-    """A target for scenes: heads of 64 channels, captions that keep their keys."""
+    """A target for small pictures: heads of 64 channels, captions that keep their keys."""
     cells = side // tokenizer.downsample
     base = LlamaGenConfig(dim=dim, n_layer=layers, n_head=dim // 64, vocab_size=tokenizer.codebook_size)
     prefix = replace(base, caption_keys=True, caption_dim=text.width, caption_tokens=text.tokens)

@@ -1,14 +1,16 @@
-"""Train a tokenizer and a target on endless drawn scenes, and look at what they draw.
+"""Train a tokenizer and a target on endless pictures, drawn scenes or cut-outs of photographs, and look at them.
 
-    python recipes/scenes.py examples OUT.png                   # 40 training scenes with their captions
-    python recipes/scenes.py tokenizer RUN [--levels 8 8 8 4] [--start MODEL_OR_RUN] [--decoder-only] [--pause FILE]
-    python recipes/scenes.py reconstruct RUN OUT.png
-    python recipes/scenes.py target RUN --tokenizer RUN [--dim 256] [--layers 6] [--steps N] [--pause FILE]
-    python recipes/scenes.py model RUN --tokenizer RUN          # writes RUN/model from the averaged weights so far
-    python recipes/scenes.py sheet MODEL OUT.png [--scale 2]    # prompts never trained on, first seeds, none left out
-    python recipes/scenes.py score MODEL [--scale 2] [--images 48]
+    python recipes/endless.py examples OUT.png                   # 40 training pictures with their captions
+    python recipes/endless.py photos FOLDER                      # fetch the photographs from Debian packages
+    python recipes/endless.py tokenizer RUN [--levels 8 8 8 4] [--start MODEL_OR_RUN] [--decoder-only] [--pause FILE]
+    python recipes/endless.py reconstruct RUN OUT.png
+    python recipes/endless.py target RUN --tokenizer RUN [--dim 256] [--layers 6] [--steps N] [--pause FILE]
+    python recipes/endless.py model RUN --tokenizer RUN          # writes RUN/model from the averaged weights so far
+    python recipes/endless.py sheet MODEL OUT.png [--scale 2]    # prompts never trained on, first seeds, none left out
+    python recipes/endless.py score MODEL [--scale 2] [--images 48]
 
-Training goes on where it was killed, and waits while the file of `--pause` exists.
+With `--photos FOLDER` the pictures are cut-outs of those photographs, else scenes. Training goes on where it was
+killed, and waits while the file of `--pause` exists.
 """
 
 from __future__ import annotations
@@ -28,17 +30,28 @@ from hawk.models.llamagen.words import StaticTextEncoder
 from hawk.models.tokenizers.fsq import FSQConfig, FSQTokenizer
 from hawk.pictures.contact_sheet import contact_sheet
 from hawk.pipeline import HawkPipeline, PipelineOutput
+from hawk.training.endless.pictures import Pictures
+from hawk.training.endless.target import EndlessTokens, endless_shape, fit_endless_target, load_averaged_target
+from hawk.training.endless.tokenizer import fit_endless_tokenizer, measure_endless_tokenizer
+from hawk.training.endless.words import write_text_encoder
 from hawk.training.loop import FitConfig
-from hawk.training.scenes.data import scene_batch
+from hawk.training.photos.data import PhotoPictures
+from hawk.training.photos.sources import fetch_photos, find_photos
+from hawk.training.scenes.data import ScenePictures
 from hawk.training.scenes.scores import judge, mean_of, plain_caption, plain_question
-from hawk.training.scenes.target import SceneTokens, fit_scene_target, load_averaged_target, scene_shape
-from hawk.training.scenes.tokenizer import fit_scene_tokenizer, measure_scene_tokenizer, scene_images
-from hawk.training.scenes.words import write_text_encoder
-from hawk.training.sprites.tokenizer import load_tokenizer
+from hawk.training.sprites.tokenizer import load_tokenizer, to_tensor
+
+
+def pictures_of(args: argparse.Namespace) -> Pictures:
+    return ScenePictures() if args.photos is None else PhotoPictures.load(find_photos(args.photos))
+
+
+def photos(args: argparse.Namespace) -> None:
+    print(len(fetch_photos(args.folder)), "photographs in", args.folder)
 
 
 def examples(args: argparse.Namespace) -> None:
-    batch = scene_batch("train", range(40))
+    batch = pictures_of(args).batch("train", range(40))
     contact_sheet(list(batch.rgb), batch.captions, columns=8).save(args.out)
 
 
@@ -49,7 +62,9 @@ def tokenizer_run(args: argparse.Namespace) -> None:
     )  # fmt: skip
     start = None if args.start is None else tokenizer_of(Path(args.start))
     shape = FSQConfig(levels=tuple(args.levels))
-    _, fitted = fit_scene_tokenizer(Path(args.run), config, shape, start, args.decoder_only, args.pause)
+    _, fitted = fit_endless_tokenizer(
+        pictures_of(args), Path(args.run), config, shape, start, args.decoder_only, args.pause
+    )
     print(args.run, fitted.scalars, f"{fitted.seconds:.0f} s")
 
 
@@ -65,8 +80,9 @@ def tokenizer_of(folder: Path) -> FSQTokenizer:
 
 def reconstruct(args: argparse.Namespace) -> None:
     tokenizer = tokenizer_of(Path(args.run))
-    print(measure_scene_tokenizer(tokenizer))
-    images = scene_images("held-out", range(20))
+    pictures = pictures_of(args)
+    print(measure_endless_tokenizer(tokenizer, pictures))
+    images = to_tensor(list(pictures.batch("held-out", range(20)).rgb))
     with torch.no_grad():
         restored = tokenizer.decode(tokenizer.encode(images))
     rows = [pixels(part[first : first + 10]) for first in (0, 10) for part in (images, restored)]
@@ -76,17 +92,18 @@ def reconstruct(args: argparse.Namespace) -> None:
 def target_run(args: argparse.Namespace) -> None:
     run = Path(args.run)
     written = (run / "text" / "text.json").is_file()  # a run that goes on keeps the words that it began with
-    text = StaticTextEncoder.load(run / "text") if written else write_text_encoder(run / "text")
+    pictures = pictures_of(args)
+    text = StaticTextEncoder.load(run / "text") if written else write_text_encoder(run / "text", pictures.vocabulary)
     tokenizer = tokenizer_of(Path(args.tokenizer)).to(args.device)
     config = FitConfig(
         steps=args.steps, batch_size=args.batch_size, lr=args.lr, weight_decay=args.weight_decay, warmup=args.warmup,
         ema=args.ema, muon=args.muon, dtype=args.dtype, device=args.device, compile=args.compile,
         save_every=args.save_every, evaluate_every=args.evaluate_every,
     )  # fmt: skip
-    shape = scene_shape(tokenizer, text, args.dim, args.layers)
+    shape = endless_shape(tokenizer, text, args.dim, args.layers)
     write_json(run / "target.json", shape.to_dict())
-    source = SceneTokens(tokenizer, text, args.device)
-    _, fitted = fit_scene_target(source, shape, config, run, shared_rows=not args.own_rows, pause=args.pause)
+    source = EndlessTokens(pictures, tokenizer, text, args.device)
+    _, fitted = fit_endless_target(source, shape, config, run, shared_rows=not args.own_rows, pause=args.pause)
     print(run, fitted.scalars, f"{fitted.seconds:.0f} s")
 
 
@@ -95,7 +112,7 @@ def write_model(args: argparse.Namespace) -> None:
     tokenizer = tokenizer_of(Path(args.tokenizer))
     target = load_averaged_target(run, LlamaGenConfig(**read_json(run / "target.json")), tokenizer)
     defaults = SamplingParams(temperature=1.0, cfg_scale=2.0)
-    save_model(run / "model", "hawk-scenes", target, tokenizer, run / "text", defaults)
+    save_model(run / "model", args.name, target, tokenizer, run / "text", defaults)
 
 
 PROMPTS = [
@@ -152,6 +169,9 @@ def main() -> None:
     shown = commands.add_parser("examples")
     shown.set_defaults(call=examples)
     shown.add_argument("out")
+    fetched = commands.add_parser("photos")
+    fetched.set_defaults(call=photos)
+    fetched.add_argument("folder", type=Path)
     tokenizer = commands.add_parser("tokenizer")
     tokenizer.set_defaults(call=tokenizer_run)
     tokenizer.add_argument("run")
@@ -188,6 +208,9 @@ def main() -> None:
     model.set_defaults(call=write_model)
     model.add_argument("run")
     model.add_argument("--tokenizer", required=True)
+    model.add_argument("--name", default="hawk-scenes")
+    for command in (shown, tokenizer, look, target):
+        command.add_argument("--photos", type=Path, help="folder of photographs to cut pictures from")
     for name, call in (("sheet", sheet), ("score", score)):
         command = commands.add_parser(name)
         command.set_defaults(call=call)

@@ -1,0 +1,41 @@
+"""What an endless training set of captioned pictures offers: batches of whole pictures, and cut-outs of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import UInt8
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """Pictures uint8 `[b, side, side, 3]` and their captions."""
+
+    rgb: UInt8[np.ndarray, "b side side 3"]
+    captions: tuple[str, ...]
+
+
+@runtime_checkable
+class Pictures(Protocol):
+    """An endless set of pictures; a picture follows from its split, its place in the split's row, and the seed."""
+
+    @property
+    def checks(self) -> tuple[str, ...]:
+        """The splits that are measured while a target is trained, the plainest first; `train` is none of them."""
+        ...
+
+    @property
+    def vocabulary(self) -> Mapping[str, str]:
+        """Every word of the captions, and the word whose meaning it shares (itself, or a synonym)."""
+        ...
+
+    def batch(self, split: str, places: Sequence[int], seed: int = 0) -> Captioned:
+        """The pictures at some places of a split's row."""
+        ...
+
+    def crops(self, places: Sequence[int], seed: int = 0) -> UInt8[np.ndarray, "b crop crop 3"]:
+        """Cut-outs of training pictures, of a whole number of token cells, for a tokenizer to learn from."""
+        ...

@@ -1,0 +1,53 @@
+"""Cut-outs of photographs as an endless training set, rehearsed on drawn stand-ins for the photographs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hawk.errors import HawkError
+from hawk.training.photos.data import HELD_OUT, PhotoPictures
+from hawk.training.photos.sources import SUBJECTS, find_photos
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> PhotoPictures:
+    """Stand-ins whose left part is red and whose right part, which is held out, is blue."""
+    folder = tmp_path_factory.mktemp("photos")
+    for name in SUBJECTS:
+        rgb = np.zeros((200, 800, 3), np.uint8)
+        rgb[:, :640, 0], rgb[:, 640:, 2] = 200, 200
+        path = folder / "usr/share" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rgb).save(path, quality=95, subsampling=0)
+    return PhotoPictures.load(find_photos(folder))
+
+
+def test_a_picture_follows_from_split_place_and_seed(pictures):
+    first, again = (pictures.batch("train", range(4), seed=1) for _ in range(2))
+    assert np.array_equal(first.rgb, again.rgb)
+    assert first.captions == again.captions
+    assert first.rgb.shape == (4, 128, 128, 3)
+    assert not np.array_equal(first.rgb, pictures.batch("train", range(4), seed=2).rgb)
+    assert pictures.crops(range(3)).shape == (3, 64, 64, 3)
+
+
+def test_training_never_sees_the_held_out_part(pictures):
+    assert HELD_OUT == 0.2
+    for split in ("train", "taught places"):
+        means = pictures.batch(split, range(40)).rgb.mean((0, 1, 2))
+        assert means[0] > 100 > 10 > means[2]
+    means = pictures.batch("held-out", range(40)).rgb.mean((0, 1, 2))
+    assert means[2] > 100 > 10 > means[0]
+
+
+def test_captions_use_known_words_only(pictures):
+    words = {word for caption in pictures.batch("train", range(200)).captions for word in caption.split()}
+    assert words <= pictures.vocabulary.keys()
+    assert {"close", "view"} <= words
+
+
+def test_a_missing_photograph_is_named(tmp_path: Path):
+    with pytest.raises(HawkError, match=r"no Bridge_by.*recipes/endless.py photos"):
+        find_photos(tmp_path)

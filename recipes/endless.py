@@ -93,7 +93,9 @@ def target_run(args: argparse.Namespace) -> None:
     run = Path(args.run)
     written = (run / "text" / "text.json").is_file()  # a run that goes on keeps the words that it began with
     pictures = pictures_of(args)
-    text = StaticTextEncoder.load(run / "text") if written else write_text_encoder(run / "text", pictures.vocabulary)
+    if not written:
+        write_text_encoder(run / "text", pictures.vocabulary, pictures.examples)
+    text = StaticTextEncoder.load(run / "text")
     tokenizer = tokenizer_of(Path(args.tokenizer)).to(args.device)
     config = FitConfig(
         steps=args.steps, batch_size=args.batch_size, lr=args.lr, weight_decay=args.weight_decay, warmup=args.warmup,

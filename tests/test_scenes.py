@@ -70,7 +70,7 @@ def test_captions_use_known_words_only():
 
 
 def test_synonyms_share_a_vector_and_every_caption_fits(tmp_path):
-    text = write_text_encoder(tmp_path, vocabulary())
+    text = write_text_encoder(tmp_path, vocabulary(), ["cat"])
     kitten, cat, dog = (text.encode([word]).features for word in ("kitten", "cat", "dog"))
     assert torch.equal(kitten, cat)
     assert not torch.equal(cat, dog)
@@ -103,7 +103,7 @@ def test_training_runs_and_goes_on(tmp_path):
     assert fitted.scalars["psnr"] > 0
     wider = FSQConfig((4, 8), (4, 4, 8), (4, 4, 8), (1, 1, 1))
     fit_endless_tokenizer(ScenePictures(), tmp_path / "wider", small, wider, start=tokenizer)
-    text = write_text_encoder(tmp_path / "text", vocabulary())
+    text = write_text_encoder(tmp_path / "text", vocabulary(), ["cat"])
     shape = endless_shape(tokenizer, text, dim=64, layers=1)
     source = EndlessTokens(ScenePictures(), tokenizer, text)
     fit_endless_target(source, shape, small, tmp_path / "own rows", shared_rows=False)

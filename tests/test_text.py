@@ -203,3 +203,13 @@ def test_words_that_do_not_match_the_vectors_are_refused(folder: Path, words: li
     (folder / "words.txt").write_text("\n".join(words), encoding="utf-8")
     with pytest.raises(HawkError, match=f"has {len(words)} words but .* {len(WORDS)} vectors"):
         StaticTextEncoder.load(folder)
+
+
+def test_a_hint_names_the_words_that_were_never_taught(encoder: StaticTextEncoder) -> None:
+    taught = replace(encoder, examples=("apple", "cat"))
+    assert taught.hint(["the red zebra", "a zebra on a unicorn"]) == (
+        "not taught: zebra, unicorn; the model knows, among others: apple, cat (`hawk info` lists all)"
+    )
+    assert taught.hint(["a red apple"]) is None
+    assert encoder.hint(["a zebra"]) is None, "word vectors in place of a taught vocabulary: nothing is known"
+    assert taught.facts()["knows"] == "apple, cat"

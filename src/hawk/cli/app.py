@@ -6,6 +6,7 @@ Each subcommand imports what it needs when it is called, so that `hawk --help` i
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -42,6 +43,7 @@ class OneLineErrors(TyperGroup):
         **extra: Any,
     ) -> Any:
         """Run the command, then exit with its code, or return the code if `standalone_mode` is False."""
+        warnings.showwarning = _show_warning
         try:
             code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
             if code == INTERRUPTED:  # the code with which typer itself ends on Ctrl-C
@@ -64,6 +66,11 @@ class OneLineErrors(TyperGroup):
 def _fail(message: str, code: int = USAGE) -> int:
     print("hawk: " + " ".join(message.split()), file=sys.stderr)
     return code
+
+
+def _show_warning(message: Warning | str, *where: Any, **options: Any) -> None:
+    """Print a warning as one line; Python's own form names a line of code and quotes it."""
+    print("hawk: " + " ".join(str(message).split()), file=sys.stderr)
 
 
 def _usage(error: Any) -> int:

@@ -12,6 +12,7 @@ README.md                          model card
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -98,6 +99,9 @@ class FolderModel:
         """The caption features of prompts; an image with an empty negative prompt is guided by the null caption."""
         weight = self.target.tok_embeddings.weight
         encoded = self.text.encode(list(prompts))
+        hint = self.text.hint([*prompts, *negatives]) if isinstance(self.text, StaticTextEncoder) else None
+        if hint:
+            warnings.warn(hint, stacklevel=2)
         features, mask = encoded.features.to(weight), encoded.mask.to(weight.device)
         if not any(text.strip() for text in negatives):
             return CaptionPrompt(features, mask)

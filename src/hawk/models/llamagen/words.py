@@ -67,7 +67,7 @@ class StaticTextEncoder:
 
     `tokens` is the length of the prefix, `longest` the most words of a prompt. With `fill` the caption is repeated
     until the prefix is full: LlamaGen's prefix keys are zero, so that all words get the same attention, and a caption
-    of few words would get little.
+    of few words would get little. `examples` are words to suggest where the vocabulary holds all that was taught.
     """
 
     index: dict[str, int]
@@ -77,6 +77,7 @@ class StaticTextEncoder:
     position_channels: int = 16
     fill: bool = True
     longest: int = 24
+    examples: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, folder: Path) -> StaticTextEncoder:
@@ -93,7 +94,8 @@ class StaticTextEncoder:
         if len(words) != len(vectors):
             raise HawkError(f"{words_file} has {len(words)} words but {vectors_file} {len(vectors)} vectors")
         settings = json.loads(config_file.read_text(encoding="utf-8"))
-        return cls({word: i for i, word in enumerate(words)}, vectors, **settings)
+        examples = tuple(settings.pop("examples", ()))
+        return cls({word: i for i, word in enumerate(words)}, vectors, **settings, examples=examples)
 
     @property
     def width(self) -> int:
@@ -102,19 +104,36 @@ class StaticTextEncoder:
 
     def facts(self) -> dict[str, str | int]:
         """Facts about the encoder, for `hawk info`."""
-        return {"words": len(self.index), "longest_prompt": f"{self.tokens} words"}
+        facts: dict[str, str | int] = {"words": len(self.index), "longest_prompt": f"{self._room} words"}
+        return facts | ({"knows": ", ".join(self.examples)} if self.examples else {})
+
+    def hint(self, prompts: Sequence[str]) -> str | None:
+        """One line on the words of prompts that the model was never taught; None if there are none, or none are known.
+
+        Such words are read by their known pieces, or not at all.
+        """
+        words = dict.fromkeys(word for prompt in prompts for word in _words(prompt))
+        missing = [word for word in words if word not in self.index] if self.examples else []
+        if not missing:
+            return None
+        known = ", ".join(self.examples[:: max(1, len(self.examples) // 16)])
+        return f"not taught: {', '.join(missing)}; the model knows, among others: {known} (`hawk info` lists all)"
 
     def encode(self, prompts: list[str]) -> TextFeatures:
         """Features `[b, tokens, width]` of prompts; raises `HawkError` for an empty or over-long prompt."""
         return left_padded([self._features(prompt) for prompt in prompts], self.tokens)
 
+    @property
+    def _room(self) -> int:
+        """The most words of a prompt."""
+        return min(self.longest, self.tokens)
+
     def _features(self, prompt: str) -> Float[Tensor, "n width"]:
-        words = [word for word in _WORD.findall(prompt.lower()) if word not in _DROPPED]
+        words = _words(prompt)
         if not words:
             raise HawkError(f"the prompt {prompt!r} has no word in it: describe the image, as in 'a red apple'")
-        room = min(self.longest, self.tokens)
-        if len(words) > room:
-            raise HawkError(f"the prompt has {len(words)} words, at most {room} fit: shorten it")
+        if len(words) > self._room:
+            raise HawkError(f"the prompt has {len(words)} words, at most {self._room} fit: shorten it")
         vectors = torch.stack([self._vector(word) for word in words])
         padded = F.pad(vectors, (0, 0, self.context, self.context))
         windows = padded.unfold(0, 2 * self.context + 1, 1).transpose(1, 2).flatten(1)
@@ -141,6 +160,11 @@ class StaticTextEncoder:
             else:
                 start += 1
         return pieces
+
+
+def _words(prompt: str) -> list[str]:
+    """The words of a prompt, in lower case and without articles."""
+    return [word for word in _WORD.findall(prompt.lower()) if word not in _DROPPED]
 
 
 def _position_code(count: int, channels: int) -> Float[Tensor, "count channels"]:

@@ -32,6 +32,11 @@ class Pictures(Protocol):
         """Every word of the captions, and the word whose meaning it shares (itself, or a synonym)."""
         ...
 
+    @property
+    def examples(self) -> Sequence[str]:
+        """Words to suggest to people whose prompts hold unknown ones."""
+        ...
+
     def batch(self, split: str, places: Sequence[int], seed: int = 0) -> Captioned:
         """The pictures at some places of a split's row."""
         ...

@@ -6,8 +6,9 @@ row per meaning and place in the window, and no word means anything that caption
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,11 +19,12 @@ TOKENS = 24
 """Words that fit into a caption; most captions have ten, and no prompt needs filling up (captions keep their keys)."""
 
 
-def write_text_encoder(folder: Path, words: Mapping[str, str]) -> StaticTextEncoder:
+def write_text_encoder(folder: Path, words: Mapping[str, str], examples: Sequence[str]) -> StaticTextEncoder:
     """Write `words.txt`, `words.safetensors` and `text.json` to a folder; returns the encoder that they hold.
 
     Args:
         words: each word, and the word whose meaning it shares.
+        examples: words to suggest to people whose prompts hold unknown ones.
     """
     meanings = {meaning: i for i, meaning in enumerate(sorted(set(words.values())))}
     rows = torch.tensor([meanings[meaning] for meaning in words.values()])
@@ -32,6 +34,13 @@ def write_text_encoder(folder: Path, words: Mapping[str, str]) -> StaticTextEnco
     scales = torch.full((len(rows),), size / 127, dtype=torch.float16)
     save_tensors(folder / "words.safetensors", {"vectors": vectors, "scales": scales})
     write_bytes(folder / "words.txt", "\n".join(words).encode())
-    settings = {"tokens": TOKENS, "context": 2, "position_channels": 16, "fill": False, "longest": TOKENS}
+    settings: dict[str, Any] = {
+        "tokens": TOKENS,
+        "context": 2,
+        "position_channels": 16,
+        "fill": False,
+        "longest": TOKENS,
+    }
+    settings["examples"] = list(examples)
     write_json(folder / "text.json", settings)
     return StaticTextEncoder.load(folder)

@@ -50,6 +50,10 @@ class PhotoPictures:
         subjects = {word for photo in self.photos for word in photo.subject.split()}
         return {word: word for word in sorted({*SMALL_WORDS, *subjects})}
 
+    @property
+    def examples(self) -> Sequence[str]:
+        return [photo.subject for photo in self.photos]
+
     def batch(self, split: str, places: Sequence[int], seed: int = 0) -> Captioned:
         made = [self._picture(split, place, seed) for place in places]
         return Captioned(np.stack([rgb for rgb, _ in made]), tuple(caption for _, caption in made))

@@ -9,7 +9,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from hawk.training.endless.pictures import Captioned
-from hawk.training.scenes.captions import caption, vocabulary
+from hawk.training.scenes.captions import MOODS, PATTERN_WORDS, SIZES, caption, vocabulary
+from hawk.training.scenes.colours import COLOURS
+from hawk.training.scenes.kinds import KINDS
 from hawk.training.scenes.scene import (
     Pairs,
     Scene,
@@ -19,6 +21,7 @@ from hawk.training.scenes.scene import (
     scene_rng,
     training_number,
 )
+from hawk.training.scenes.worn import HATS
 
 CROP = 64
 """Side of the cut-outs that the tokenizer learns from, in pixels."""
@@ -38,6 +41,10 @@ class ScenePictures:
     @property
     def vocabulary(self) -> Mapping[str, str]:
         return vocabulary()
+
+    @property
+    def examples(self) -> Sequence[str]:
+        return [*KINDS, *COLOURS, *PATTERN_WORDS, *SIZES, *MOODS, *HATS]
 
     def batch(self, split: str, places: Sequence[int], seed: int = 0) -> Captioned:
         numbers = [_number(split, place) for place in places]

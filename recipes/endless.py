@@ -1,6 +1,7 @@
 """Train a tokenizer and a target on endless pictures, drawn scenes or cut-outs of photographs, and look at them.
 
     python recipes/endless.py examples OUT.png                   # 40 training pictures with their captions
+    python recipes/endless.py captions OUT.txt                  # prompts to train drafters with
     python recipes/endless.py photos FOLDER                      # fetch the photographs from Debian packages
     python recipes/endless.py tokenizer RUN [--levels 8 8 8 4] [--start MODEL_OR_RUN] [--decoder-only] [--pause FILE]
     python recipes/endless.py reconstruct RUN OUT.png
@@ -16,6 +17,7 @@ killed, and waits while the file of `--pause` exists.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ import torch
 
 from hawk.decoding.sampling import SamplingParams
 from hawk.errors import HawkError
-from hawk.files import read_json, write_json
+from hawk.files import read_json, write_bytes, write_json
 from hawk.models.folder import load_model, save_model
 from hawk.models.llamagen.target import LlamaGenConfig
 from hawk.models.llamagen.words import StaticTextEncoder
@@ -43,7 +45,14 @@ from hawk.training.sprites.tokenizer import load_tokenizer, to_tensor
 
 
 def pictures_of(args: argparse.Namespace) -> Pictures:
-    return ScenePictures() if args.photos is None else PhotoPictures.load(find_photos(args.photos))
+    if args.photos is None:
+        return ScenePictures(side=args.side)
+    return replace(PhotoPictures.load(find_photos(args.photos)), side=args.side)
+
+
+def captions(args: argparse.Namespace) -> None:
+    texts = dict.fromkeys(pictures_of(args).batch("train", range(args.count)).captions)
+    write_bytes(Path(args.out), "".join(f"{text}\n" for text in texts).encode())
 
 
 def photos(args: argparse.Namespace) -> None:
@@ -102,10 +111,12 @@ def target_run(args: argparse.Namespace) -> None:
         ema=args.ema, muon=args.muon, dtype=args.dtype, device=args.device, compile=args.compile,
         save_every=args.save_every, evaluate_every=args.evaluate_every,
     )  # fmt: skip
-    shape = endless_shape(tokenizer, text, args.dim, args.layers)
+    shape = endless_shape(tokenizer, text, args.dim, args.layers, args.side)
     write_json(run / "target.json", shape.to_dict())
     source = EndlessTokens(pictures, tokenizer, text, args.device)
-    _, fitted = fit_endless_target(source, shape, config, run, shared_rows=not args.own_rows, pause=args.pause)
+    _, fitted = fit_endless_target(
+        source, shape, config, run, shared_rows=not args.own_rows, pause=args.pause, workers=args.workers
+    )
     print(run, fitted.scalars, f"{fitted.seconds:.0f} s")
 
 
@@ -211,8 +222,14 @@ def main() -> None:
     model.add_argument("run")
     model.add_argument("--tokenizer", required=True)
     model.add_argument("--name", default="hawk-scenes")
-    for command in (shown, tokenizer, look, target):
+    texts = commands.add_parser("captions")
+    texts.set_defaults(call=captions)
+    texts.add_argument("out")
+    texts.add_argument("--count", type=int, default=4000)
+    for command in (shown, tokenizer, look, target, texts):
         command.add_argument("--photos", type=Path, help="folder of photographs to cut pictures from")
+        command.add_argument("--side", type=int, default=128, help="side of the pictures in pixels")
+    target.add_argument("--workers", type=int, default=0, help="processes that draw pictures in advance")
     for name, call in (("sheet", sheet), ("score", score)):
         command = commands.add_parser(name)
         command.set_defaults(call=call)

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,12 +25,13 @@ from hawk.models.folder import HEADS_FOLDER, load_model, save_model
 from hawk.models.llamagen.target import LlamaGen, LlamaGenConfig
 from hawk.models.llamagen.words import StaticTextEncoder
 from hawk.models.tokenizers.fsq import FSQConfig, FSQTokenizer
+from hawk.training.ahead import Ahead
 from hawk.training.drafters.recipe import KindRecipe
 from hawk.training.drafters.run import FrozenModel, Plan, train_drafter
 from hawk.training.loop import FitConfig, fit, learning_rate, load_averaged, optimizers_of
 from hawk.training.sprites.data import SpriteJob, write_shards
 from hawk.training.sprites.records import Split, SpriteRecord, SpriteSet
-from hawk.training.sprites.target import Batches, Dropouts, TeacherForced, seen_tokens, train_target
+from hawk.training.sprites.target import Dropouts, TeacherForced, seen_tokens, step_batch, train_target
 from hawk.training.sprites.texts import SpriteCaptions
 from hawk.training.sprites.tokenizer import flat_cell_share, reconstruction_loss
 
@@ -122,7 +124,8 @@ def test_batches_depend_on_the_step_alone_and_not_on_the_workers() -> None:
     rgba = np.zeros((2, 128, 128, 4), np.uint8)
     rgba[:, 40:80, 40:90] = (200, 30, 30, 255)
     records = [SpriteRecord(name, name, (name,), (), "flat", "fake", "MIT", "train") for name in ("cat", "dog")]
-    here, ahead = (Batches(SpriteSet(rgba, tuple(records)), 3, seed=4, steps=9, workers=n) for n in (0, 2))
+    make = partial(step_batch, SpriteSet(rgba, tuple(records)), 3, 4, 0)
+    here, ahead = (Ahead(make, steps=9, workers=n) for n in (0, 2))
     for step in (5, 6, 7):
         one, other = here.at(step), ahead.at(step)
         assert one.captions == other.captions

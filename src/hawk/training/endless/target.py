@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from hawk.models.llamagen.target import LlamaGen, LlamaGenConfig
 from hawk.models.llamagen.words import StaticTextEncoder
 from hawk.models.tokenizers.fsq import FSQTokenizer
+from hawk.training.ahead import Ahead
 from hawk.training.endless.codes import fold_rows, share_rows
 from hawk.training.endless.pause import wait_while_exists
-from hawk.training.endless.pictures import Pictures
+from hawk.training.endless.pictures import Captioned, Pictures
 from hawk.training.loop import BatchLoss, FitConfig, Fitted, fit, load_averaged
 from hawk.training.sprites.target import CaptionedTokens, Dropouts, TeacherForced, held_out_loss, training_loss
 from hawk.training.sprites.tokenizer import to_tensor
@@ -33,10 +34,13 @@ class EndlessTokens:
     text: StaticTextEncoder
     device: str = "cpu"
 
-    @torch.no_grad()
     def batch(self, split: str, places: range, seed: int = 0) -> CaptionedTokens:
         """The pictures at some places of a split's row."""
-        drawn = self.pictures.batch(split, places, seed)
+        return self.tokenised(self.pictures.batch(split, places, seed))
+
+    @torch.no_grad()
+    def tokenised(self, drawn: Captioned) -> CaptionedTokens:
+        """Pictures and captions as the target reads them."""
         codes = self.tokenizer.encode(to_tensor(list(drawn.rgb)).to(self.device))
         encoded = self.text.encode(list(drawn.captions))
         return CaptionedTokens(codes.flatten(1), encoded.features.to(self.device), encoded.mask.to(self.device))
@@ -51,6 +55,7 @@ def fit_endless_target(
     start: dict[str, Tensor] | None = None,
     shared_rows: bool = True,
     pause: Path | None = None,
+    workers: int = 0,
 ) -> tuple[LlamaGen, Fitted]:
     """Fit a target on endless pictures; state and tensorboard go to `out`.
 
@@ -59,6 +64,7 @@ def fit_endless_target(
         start: weights to begin from in place of fresh ones.
         shared_rows: let codes share embedding and output rows by their digits while training (`codes.py`).
         pause: training waits while this file exists.
+        workers: processes that draw pictures in advance.
     """
     rates = dropouts or Dropouts(caption=0.1, blind=0.0, hazy=0.0)
     torch.manual_seed(config.seed)
@@ -74,7 +80,7 @@ def fit_endless_target(
         for split in source.pictures.checks
     }
     evaluate = partial(held_out_nats, checks=checks, config=config, pause=pause)
-    fitted = fit(module, _batch_loss(source, config, rates, pause), config, out, evaluate)
+    fitted = fit(module, _batch_loss(source, config, rates, pause, workers), config, out, evaluate)
     fold_rows(target)
     return target, fitted
 
@@ -90,17 +96,25 @@ def load_averaged_target(run: Path, shape: LlamaGenConfig, tokenizer: FSQTokeniz
     return target.eval()
 
 
-def _batch_loss(source: EndlessTokens, config: FitConfig, rates: Dropouts, pause: Path | None) -> BatchLoss:
+def _batch_loss(
+    source: EndlessTokens, config: FitConfig, rates: Dropouts, pause: Path | None, workers: int
+) -> BatchLoss:
     own = World.join(config.device).own(config.batch_size)
+    batches = Ahead(partial(_training_pictures, source.pictures, config, own), config.steps, workers)
 
     def batch_loss(runner: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         wait_while_exists(pause)
-        first = step * config.batch_size
         with torch.autocast(config.device, enabled=False):  # the codes of a picture are the same in every precision
-            batch = source.batch("train", range(first + own.start, first + own.stop), config.seed)
+            batch = source.tokenised(batches.at(step))
         return {"loss": training_loss(runner, batch, rates, config.batch_size, own, generator)}
 
     return batch_loss
+
+
+def _training_pictures(pictures: Pictures, config: FitConfig, own: slice, step: int) -> Captioned:
+    """This process's part of the pictures of a step."""
+    first = step * config.batch_size
+    return pictures.batch("train", range(first + own.start, first + own.stop), config.seed)
 
 
 def held_out_nats(

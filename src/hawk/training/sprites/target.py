@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,12 +12,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from hawk.decoding.grid import Grid
 from hawk.models.llamagen.target import LlamaGen, LlamaGenConfig
 from hawk.models.llamagen.words import StaticTextEncoder
 from hawk.models.tokenizers.fsq import ImageTokenizer
+from hawk.training.ahead import Ahead
 from hawk.training.loop import FitConfig, Fitted, fit
 from hawk.training.sprites.composition import compose
 from hawk.training.sprites.data import load_sprites
@@ -99,7 +98,8 @@ def train_target(
     checks = [encode(compose_batch(held_out, 32, np.random.default_rng(i))) for i in range(6)]
     world = World.join(config.device)
     own = world.own(config.batch_size)
-    batches = Batches(train, own.stop - own.start, config.seed, config.steps, workers, world.rank)
+    make = partial(step_batch, train, own.stop - own.start, config.seed, world.rank)
+    batches = Ahead(make, config.steps, workers)
 
     def batch_loss(runner: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {"loss": training_loss(runner, encode(batches.at(step)), rates, config.batch_size, own, generator)}
@@ -157,25 +157,9 @@ def compose_batch(sprites: SpriteSet, size: int, rng: np.random.Generator) -> Co
     return ComposedBatch(np.stack([image.rgb for image in composed]), [image.caption for image in composed])
 
 
-class Batches(Dataset[ComposedBatch]):
-    """The batch of each step, which depends on seed, step and rank alone. `workers` processes compose it in advance."""
-
-    def __init__(self, sprites: SpriteSet, size: int, seed: int, steps: int, workers: int, rank: int = 0) -> None:
-        self.sprites, self.size, self.seed, self.steps, self.workers = sprites, size, seed, steps, workers
-        self.rank = rank
-        self.ahead: Iterator[ComposedBatch] | None = None
-
-    def __getitem__(self, step: int) -> ComposedBatch:
-        return compose_batch(self.sprites, self.size, np.random.default_rng((self.seed, step, self.rank)))
-
-    def at(self, step: int) -> ComposedBatch:
-        """The batch of a step. The first call may ask for any step; later calls must ask for the steps that follow."""
-        if not self.workers:
-            return self[step]
-        if self.ahead is None:
-            order = range(step, self.steps)
-            self.ahead = iter(DataLoader(self, batch_size=None, sampler=order, num_workers=self.workers))
-        return next(self.ahead)
+def step_batch(sprites: SpriteSet, size: int, seed: int, rank: int, step: int) -> ComposedBatch:
+    """The batch of a step in the process `rank`."""
+    return compose_batch(sprites, size, np.random.default_rng((seed, step, rank)))
 
 
 @torch.no_grad()

@@ -1,0 +1,33 @@
+"""Batches that processes make in advance, while the model is fitted on those before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from torch.utils.data import DataLoader, Dataset
+
+Batch = TypeVar("Batch")
+
+
+class Ahead(Dataset[Batch], Generic[Batch]):
+    """The batch of each of `steps` steps: `make(step)`, which must depend on its argument alone.
+
+    `workers` processes make batches in advance; with 0 each is made when it is asked for.
+    """
+
+    def __init__(self, make: Callable[[int], Batch], steps: int, workers: int = 0) -> None:
+        self.make, self.steps, self.workers = make, steps, workers
+        self.made: Iterator[Batch] | None = None
+
+    def __getitem__(self, step: int) -> Batch:
+        return self.make(step)
+
+    def at(self, step: int) -> Batch:
+        """The batch of a step. The first call may ask for any step; later calls must ask for the steps that follow."""
+        if not self.workers:
+            return self.make(step)
+        if self.made is None:
+            order = range(step, self.steps)
+            self.made = iter(DataLoader(self, batch_size=None, sampler=order, num_workers=self.workers))
+        return next(self.made)

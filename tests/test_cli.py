@@ -124,7 +124,11 @@ def test_without_json_the_paths_are_printed(saved_model, empty_folder):
 
 
 BAD_CALLS = {
-    "no prompt": ((), "Missing argument"),
+    "no prompt": ((), "no prompt given"),
+    "prompts twice": (("a cat", "--prompts", "taken"), "not both"),
+    "too many images": (("a cat", "-n", "100000000000"), "--count"),
+    "no file of prompts": (("--prompts", "nowhere.txt"), "cannot read prompts from nowhere.txt"),
+    "like no picture": (("--like", "taken"), "taken is no PNG picture"),
     "empty prompt": (("",), "no word in it"),
     "long prompt": (("cat " * 7,), "7 words, at most 6"),
     "second prompt bad": (("a cat", "!!"), "no word in it"),
@@ -183,8 +187,12 @@ def test_a_full_disk_ends_with_one_line_and_nothing_half_written(saved_model, em
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    assert "No space left on device: out/" in refused(*command, "-m", saved_model, "-o", "out/")
+    result = hawk_command(*command, "-m", saved_model, "-o", "out/", code=2)
+    assert "No space left on device: out/" in result.stderr
+    assert result.stderr.count("\n") == 1
     assert files(empty_folder) == []
+    if command[0] == "compare":
+        assert last_json(result)["identical"] is True, "what was measured is not lost with the picture"
 
 
 def test_ctrl_c_keeps_the_finished_images(saved_model, empty_folder, monkeypatch):
@@ -200,6 +208,83 @@ def test_ctrl_c_keeps_the_finished_images(saved_model, empty_folder, monkeypatch
     result = hawk_command("generate", "a cat", "-n", 3, "--seed", 1, "-m", saved_model, code=130)
     assert files(empty_folder) == ["a-cat-1.png"] == [result.stdout.split()[0]]
     assert result.stderr == "hawk: interrupted\n"
+
+
+def test_a_file_of_prompts_is_drawn_and_a_rerun_keeps_what_is_there(saved_model, empty_folder):
+    lines = ["# mine", "a cat", "", '{"prompt": "red apple", "seed": 40, "negative_prompt": "a cat"}', "a cat"]
+    Path("mine.txt").write_text("\n".join(lines), encoding="utf-8-sig")
+    call = ("generate", "--prompts", "mine.txt", "-m", saved_model, "-o", "out", "--json", "--batch-size", 2)
+    images = last_json(hawk_command(*call))["images"]
+    assert [image["seed"] for image in images] == [0, 40, 2]
+    assert files(empty_folder) == ["mine.txt", "out/a-cat-0.png", "out/a-cat-2.png", "out/red-apple-40.png"]
+    single = last_json(hawk_command("generate", "a cat", "--seed", 2, "-m", saved_model, "--json"))
+    assert single["tokens_sha256"] == images[2]["tokens_sha256"]
+
+    Path("out/a-cat-0.png").unlink()
+    again = hawk_command(*call)
+    assert [line for line in again.stdout.splitlines() if line.endswith("kept")] == [
+        "out/red-apple-40.png  kept",
+        "out/a-cat-2.png  kept",
+    ]
+    assert last_json(again)["path"] == "out/a-cat-0.png"
+    other = last_json(hawk_command(*call, "--temperature", 0.5))
+    assert other["images"][0]["path"] == "out/a-cat-0-2.png", "other settings, other pictures"
+
+
+def test_prompts_come_from_standard_input(saved_model, empty_folder):
+    words = ("generate", "--prompts", "-", "-m", saved_model)
+    result = runner.invoke(app, list(map(str, words)), input="a cat\nred apple\n")
+    assert result.exit_code == 0, result.stderr
+    assert files(empty_folder) == ["a-cat-0.png", "red-apple-1.png"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "a cat", "size": 3}', "mine.txt, line 2: size"),
+        ('{"prompt": 3}', "line 2: prompt"),
+        ('{"prompt": " "}', "line 2: the prompt is empty"),
+        ('{"prompt": "a cat"', "line 2: Invalid JSON"),
+        ('{"prompt": "a cat", "seed": "x"}', "line 2: seed"),
+    ],
+)
+def test_a_bad_line_of_prompts_is_named_before_anything_is_drawn(saved_model, empty_folder, line, message):
+    Path("mine.txt").write_text(f"a cat\n{line}\n")
+    assert message in refused("generate", "--prompts", "mine.txt", "-m", saved_model)
+    assert files(empty_folder) == ["mine.txt"]
+
+
+def test_a_picture_shows_how_it_was_drawn_and_is_drawn_again(saved_model, empty_folder):
+    settings = ("--cfg-scale", 1.5, "--top-k", 5, "--height", 16, "--method", "scd", "--negative-prompt", "a cat")
+    hawk_command("generate", "red apple", "--seed", 9, "-m", saved_model, "-o", "first.png", *settings)
+    shown = hawk_command("show", "first.png").stdout
+    assert re.search(r"^prompt +red apple$", shown, re.M)
+    assert re.search(r"^top_k +5$", shown, re.M)
+    assert last_json(hawk_command("show", "first.png", "--json"))["settings"]["cfg_scale"] == 1.5
+
+    again = hawk_command("generate", "--like", "first.png", "-m", saved_model, "-o", "again.png")
+    assert again.stdout.splitlines()[1] == "the tokens are those of first.png"
+    assert Path("again.png").read_bytes() == Path("first.png").read_bytes()
+    other = hawk_command("generate", "--like", "first.png", "-m", saved_model, "-o", "other.png", "--seed", 10)
+    assert "the tokens differ" in other.stdout
+    Image.new("RGB", (8, 8)).save("plain.png")
+    assert "does not say how it was drawn" in refused("show", "plain.png")
+
+
+def test_two_processes_never_claim_one_name(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from hawk.pictures.png import save_png
+
+    pictures = [Image.new("RGB", (4, 4), (i, j, 0)) for i in range(25) for j in range(2)]
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(lambda picture: save_png(picture, tmp_path / "name.png", {}), pictures))
+    assert len(set(paths)) == len(pictures) == len(files(tmp_path))
+
+
+def test_short_help_and_completion_are_there():
+    assert "PROMPT" in hawk_command("generate", "-h").stdout
+    assert "--show-completion" in hawk_command("--help").stdout
 
 
 # --- compare

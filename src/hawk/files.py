@@ -25,13 +25,20 @@ if TYPE_CHECKING:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; it replaces `path` if the block succeeds, and is removed if it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    with _temporary(path) as temporary:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        os.replace(temporary, path)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """Yield a temporary file in the folder of `path`; it is removed at the end. An OSError names `path`."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        os.replace(temporary, path)
     except OSError as error:
         if error.filename is None:  # a failed write (disk full) does not name the file
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
@@ -66,6 +73,28 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically. Raises OSError (disk full, no permission) and leaves nothing behind in that case."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def write_new(path: Path, content: bytes) -> bool:
+    """Write a file atomically if there is none at `path`; returns whether it was written.
+
+    Of several processes that write to one path, one succeeds. Raises OSError as `write_bytes` does.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _temporary(path) as temporary:
+        temporary.write_bytes(content)
+        temporary.chmod(0o666 & ~_umask())
+        try:
+            os.link(temporary, path)  # unlike a move, a link never replaces a file
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links: reserve the name with an empty file
+            try:
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            except FileExistsError:
+                return False
+            os.replace(temporary, path)
+    return True
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -106,17 +135,27 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         HawkError: the file cannot be read, is not UTF-8 text, or holds no prompt.
     """
+    prompts = [line for _, line in prompt_lines(read_prompt_text(path))]
+    if not prompts:
+        raise HawkError(f"{path} holds no prompt: write one a line")
+    return prompts
+
+
+def read_prompt_text(path: Path) -> str:
+    """The text of a file of prompts, without its byte-order mark; `HawkError` if it cannot be read as UTF-8."""
     expected = "give a UTF-8 file with one prompt a line"
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise HawkError(f"{path} is not UTF-8 text: {expected}") from error
     except OSError as error:
         raise HawkError(f"cannot read prompts from {path}: {expected}") from error
-    prompts = [line for line in lines if line and not line.startswith("#")]
-    if not prompts:
-        raise HawkError(f"{path} holds no prompt: write one a line")
-    return prompts
+
+
+def prompt_lines(text: str) -> list[tuple[int, str]]:
+    """The lines that hold a prompt, each with its number; blank lines and lines that begin with # hold none."""
+    lines = enumerate((line.strip() for line in text.splitlines()), start=1)
+    return [(number, line) for number, line in lines if line and not line.startswith("#")]
 
 
 def _umask() -> int:

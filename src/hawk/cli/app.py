@@ -18,12 +18,15 @@ from hawk.cli.convert import convert_app
 from hawk.cli.data import data_app
 from hawk.cli.generate import generate
 from hawk.cli.info import info
+from hawk.cli.interrupts import INTERRUPTED, end_children, was_interrupted
 from hawk.cli.measure import bench, compare, verify
 from hawk.cli.options import unprintable
+from hawk.cli.show import show
 from hawk.cli.train import train_app
 from hawk.errors import HawkError
 
-USAGE, INTERRUPTED = 2, 130  # exit codes: bad input, Ctrl-C
+USAGE = 2
+"""The exit code of bad input."""
 # The class of typer's own usage errors. It is found by name, because its package differs between versions of typer.
 USAGE_ERROR: type[Exception] = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException" and issubclass(kind, Exception)
@@ -47,17 +50,21 @@ class OneLineErrors(TyperGroup):
         try:
             code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
             if code == INTERRUPTED:  # the code with which typer itself ends on Ctrl-C
-                _fail("interrupted")
+                _interrupted()
         except (HawkError, OSError) as error:
             code = _fail(_os_line(error) if isinstance(error, OSError) else str(error))
         except USAGE_ERROR as error:
             code = _usage(error)
         except (KeyboardInterrupt, typer.Abort):
-            code = _fail("interrupted", INTERRUPTED)
+            code = _interrupted()
         except UnicodeEncodeError as error:  # text that standard output or a file name cannot hold
             code = _fail(unprintable(error))
         except MemoryError:
             code = _fail("not enough memory")
+        except Exception:  # an import that Ctrl-C cut short raises what it likes
+            if not was_interrupted():
+                raise
+            code = _interrupted()
         if not standalone_mode:
             return code
         sys.exit(code if isinstance(code, int) else 0)
@@ -66,6 +73,11 @@ class OneLineErrors(TyperGroup):
 def _fail(message: str, code: int = USAGE) -> int:
     print("hawk: " + " ".join(message.split()), file=sys.stderr)
     return code
+
+
+def _interrupted() -> int:
+    end_children()
+    return _fail("interrupted", INTERRUPTED)
 
 
 def _show_warning(message: Warning | str, *where: Any, **options: Any) -> None:
@@ -88,7 +100,7 @@ def _os_line(error: OSError) -> str:
 
 app = typer.Typer(
     cls=OneLineErrors,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -114,10 +126,5 @@ def root(
     """Draw images from text with autoregressive models: the same images as plain decoding, in fewer forwards."""
 
 
-def main() -> None:
-    """The `hawk` command."""
-    app()
-
-
-for command in (generate, compare, bench, verify, info):
+for command in (generate, compare, bench, verify, info, show):
     app.command()(command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,23 +28,39 @@ from hawk.cli.options import (
     load_pipeline,
     token_bar,
 )
+from hawk.errors import HawkError
 
 if TYPE_CHECKING:
+    from hawk.cli.wanted import Recipe
     from hawk.pipeline import HawkPipeline, PipelineOutput
+
+MOST_IMAGES = 100_000
+"""The most images of one command."""
 
 
 def generate(
     prompts: Annotated[
-        list[str], typer.Argument(metavar="PROMPT...", help="What to draw; several prompts draw several images.")
-    ],
+        list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw; several prompts draw several images.")
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option(
+            "--prompts",
+            help="File with a prompt a line, or a JSON object with prompt, seed, negative_prompt; - is standard input. "
+            "Seeds count from --seed or 0; pictures that are there already are kept.",
+        ),
+    ] = None,
+    like: Annotated[
+        Path | None, typer.Option("--like", metavar="FILE.png", help="Draw as this picture says; options come first.")
+    ] = None,
     method: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--method",
             help="hawk, ar, medusa, hawk-vertical, hawk-paper, hawk-spatial, eagle, eagle-topk, sjd, scd, "
-            "scd-maximal, sjd-pac or lantern (LOSSY: changes the distribution of the images).",
+            "scd-maximal, sjd-pac or lantern (LOSSY: changes the distribution of the images); default: hawk.",
         ),
-    ] = "hawk",
+    ] = None,
     verifier: Annotated[
         str | None,
         typer.Option(
@@ -57,7 +74,12 @@ def generate(
     seed: Annotated[
         int | None, typer.Option("--seed", help="Seed of the first image; each further image takes the next one.")
     ] = None,
-    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Number of images of each prompt.")] = 1,
+    count: Annotated[
+        int, typer.Option("-n", "--count", min=1, max=MOST_IMAGES, help="Number of images of each prompt.")
+    ] = 1,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Images decoded together; more than 1 pays on a GPU.")
+    ] = 1,
     cfg_scale: CfgScaleOption = None,
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
@@ -77,23 +99,51 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Draw images of prompts and write them to PNG files, which also hold the settings that they were drawn with."""
-    from hawk.cli.tables import image_metadata, image_report
+    from hawk.cli.tables import drawn_metadata, image_metadata, image_report, image_settings
+    from hawk.cli.wanted import Asked, read_asked, wanted_pictures
     from hawk.drafters.methods import method_named
-    from hawk.pictures.png import picture_path, save_png
-    from hawk.pipeline import PipelineOutput, image_seeds
+    from hawk.pictures.png import picture_path, save_png, saved_before
+    from hawk.pipeline import PipelineOutput, grid_of, image_seeds, sampling_params
 
-    verifier = verifier or method_named(method).verifier
-    wanted = [prompt for prompt in prompts for _ in range(count)]
-    seeds = image_seeds(len(wanted), seed, None)
+    if sum(given is not None for given in (prompts or None, file)) > 1:
+        raise HawkError("give prompts as arguments or by --prompts, not both")
+    options = Options(method, verifier, seed, negative_prompt, cfg_scale, temperature, top_k, top_p, height, width)
+    earlier = None if like is None else earlier_picture(like)
+    if earlier is not None:
+        options, dtype = options.like(earlier), earlier.settings["dtype"] if dtype == "auto" else dtype
+    asked = read_asked(file) if file is not None else [Asked(prompt) for prompt in prompts or ()]
+    if not asked and earlier is not None:
+        asked = [Asked(earlier.prompt)]
+    if not asked:
+        raise HawkError("no prompt given: describe the image, as in hawk generate 'a red apple'")
+    if len(asked) * count > MOST_IMAGES:
+        raise HawkError(f"{len(asked)} prompts of {count} images each: at most {MOST_IMAGES} images are drawn at once")
+    chosen = method_named(options.method or "hawk")
+    verified = options.verifier or chosen.verifier
+    first = 0 if file is not None and options.seed is None else options.seed
+    wanted = wanted_pictures(asked, count, image_seeds(len(asked) * count, first, None), options.negative)
     is_folder = out is not None and out.endswith(("/", os.sep))
     out_path = None if out is None else Path(out)
-    paths = [picture_path(out_path, prompt, s, len(wanted), is_folder) for prompt, s in zip(wanted, seeds, strict=True)]
+    paths = [picture_path(out_path, each.prompt, each.seed, len(wanted), is_folder) for each in wanted]
     for path in paths:  # fail before the first image is drawn, here and below
         check_printable(str(path))
     pipe = load_pipeline(model, device, dtype, drafter, threads, engine)
-    pipe.condition(prompts, height, width)
+    if earlier is not None and earlier.model != pipe.model.name:
+        raise HawkError(f"{like} was drawn by the model {earlier.model}, not {pipe.model.name}: give --model")
+    params = sampling_params(pipe.model, options.cfg_scale, options.temperature, options.top_k, options.top_p)
+    grid = grid_of(pipe.model, options.height, options.width)
+    settings = image_settings(pipe, params, grid, verified)
+    pipe.condition([line.prompt for line in asked], options.height, options.width)
+    metadata = [image_metadata(pipe, each, chosen.name, settings) for each in wanted]
+    todo: list[int] = []
     reports: list[dict[str, Any]] = []
     lines: list[str] = []
+    for i, path in enumerate(paths):
+        kept = saved_before(path, metadata[i]) if file is not None else None
+        if kept is None:
+            todo.append(i)
+        else:
+            lines.append(f"{kept}  kept")
     try:
         with token_bar() as bar:
             task = bar.add_task("drawing", total=None, accept="")
@@ -102,39 +152,88 @@ def generate(
                 cells = state["canvas"].grid.size
                 accept = f"accept length {state['stats'].accept_length:.2f}"
                 done = len(reports) * cells + committed
-                bar.update(task, completed=done, total=len(wanted) * cells, accept=accept)
+                bar.update(task, completed=done, total=len(todo) * cells, accept=accept)
 
-            for prompt, image_seed, path in zip(wanted, seeds, paths, strict=True):
+            for together in (todo[i : i + batch_size] for i in range(0, len(todo), batch_size)):
+                negatives = [wanted[i].negative for i in together]
                 output = pipe(
-                    prompt,
-                    negative_prompt=negative_prompt,
-                    guidance_scale=cfg_scale,
-                    seed=image_seed,
-                    temperature=temperature,
-                    top_k=top_k,
-                    top_p=top_p,
-                    method=method,
-                    verifier=verifier,
+                    [wanted[i].prompt for i in together],
+                    negative_prompt=negatives if any(negatives) else None,
+                    guidance_scale=options.cfg_scale,
+                    seed=[wanted[i].seed for i in together],
+                    temperature=options.temperature,
+                    top_k=options.top_k,
+                    top_p=options.top_p,
+                    method=chosen.name,
+                    verifier=verified,
                     num_draft_tokens=num_draft_tokens,
                     window=window,
-                    height=height,
-                    width=width,
+                    height=options.height,
+                    width=options.width,
                     callback_on_step_end=on_step,
+                    batch_size=batch_size,
                 )
                 assert isinstance(output, PipelineOutput)
-                metadata = image_metadata(pipe, output, prompt, method, negative_prompt)
-                written = save_png(output.images[0], path, metadata)
-                reports.append(image_report(pipe, output, prompt, method, written))
-                lines.append(_summary(written, output))
+                for row, i in enumerate(together):
+                    drawn = drawn_metadata(output, row)
+                    written = save_png(output.images[row], paths[i], metadata[i] | drawn)
+                    reports.append(image_report(pipe, output, row, wanted[i].prompt, chosen.name, written))
+                    lines.append(_summary(written, output, row))
+                    if earlier is not None and like is not None and i == 0:
+                        lines.append(_compared(like, earlier, drawn["tokens_sha256"]))
     finally:  # Ctrl-C or a full disk may end the loop early: name the files that were written until then
         print("".join(f"{line}\n" for line in lines), end="")
     if as_json:
-        print(json.dumps(reports[0] if len(reports) == 1 else {**reports[0], "images": reports}))
+        print(json.dumps(reports[0] if len(reports) == 1 else {**(reports[0] if reports else {}), "images": reports}))
 
 
-def _summary(path: Path, output: PipelineOutput) -> str:
-    """One line on an image: its file, seed, time and counts."""
-    nfe, length = output.nfe, output.accept_length
+@dataclass(frozen=True)
+class Options:
+    """What the command line may say of all images; None is not said."""
+
+    method: str | None
+    verifier: str | None
+    seed: int | None
+    negative: str | None
+    cfg_scale: float | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    height: int | None
+    width: int | None
+
+    def like(self, picture: Recipe) -> Options:
+        """The options, completed by how a picture was drawn."""
+        same_method = self.method is None
+        said = {
+            "method": picture.method,
+            "verifier": picture.settings["verifier"] if same_method else None,
+            "seed": picture.seed,
+            "negative": picture.negative,
+            **{name: picture.settings[name] for name in ("cfg_scale", "temperature", "top_k", "top_p")},
+            **{name: picture.settings[name] for name in ("height", "width")},
+        }
+        own = {name: value for name, value in asdict(self).items() if value is not None}
+        return Options(**{**said, **own})
+
+
+def earlier_picture(path: Path) -> Recipe:
+    """How a picture was drawn; `HawkError` for a file that does not say so."""
+    from hawk.cli.wanted import recipe_of
+    from hawk.pictures.png import picture_text
+
+    return recipe_of(picture_text(path), path)
+
+
+def _compared(like: Path, earlier: Recipe, tokens: str) -> str:
+    if tokens == earlier.tokens:
+        return f"the tokens are those of {like}"
+    return f"the tokens differ from those of {like}: other options, another machine or another version"
+
+
+def _summary(path: Path, output: PipelineOutput, index: int) -> str:
+    """One line on an image: its file, seed, time and the counts of its batch."""
+    stats = output.stats[index]
+    counts = f"NFE {stats.nfe:.0f}, accept length {stats.accept_length:.2f}"
     lossy = "" if output.lossless else ", LOSSY: not from the distribution of plain decoding"
-    line = f"{path}  seed {output.seeds[0]}, {output.seconds[0]:.2f} s, NFE {nfe:.0f}, accept length {length:.2f}"
-    return line + lossy
+    return f"{path}  seed {output.seeds[index]}, {output.seconds[index]:.2f} s, {counts}" + lossy

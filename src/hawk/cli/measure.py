@@ -26,6 +26,7 @@ from hawk.cli.options import (
     TopKOption,
     TopPOption,
     WindowOption,
+    check_printable,
     image_bar,
     load_pipeline,
     proof_bar,
@@ -63,14 +64,18 @@ def compare(
     from hawk.pictures.png import check_writable, write_png
 
     check_writable(out)
+    check_printable(f"{prompt} {out}")
     pipe = load_pipeline(model, device, dtype, drafter, threads, engine)
     with image_bar() as bar:
         task = bar.add_task("drawing in turns: plain, hawk", total=2 * (repeats + 1))
         result = run(pipe, prompt, seed, repeats, on_image=lambda: bar.update(task, advance=1, refresh=True))
-    path = write_png(draw_comparison(result, pipe.model.name), out / "compare.png")
+    path = out / "compare.png"
     Console().print(comparison_table(result))
-    print(f"wrote {path}")
-    print(json.dumps(comparison_report(result, pipe.model.name, path)))
+    try:
+        write_png(draw_comparison(result, pipe.model.name), path)
+        print(f"wrote {path}")
+    finally:  # a full disk loses the picture, not the figures
+        print(json.dumps(comparison_report(result, pipe.model.name, path)))
 
 
 def bench(
@@ -117,6 +122,8 @@ def bench(
     from hawk.pictures.png import check_writable
 
     if json_out is not None:
+        if json_out.is_dir():
+            raise HawkError(f"--json-out {json_out} is a folder: name a file")
         check_writable(json_out.parent)
     if plots is not None:
         if suite != "scaling":
@@ -129,7 +136,7 @@ def bench(
     pipe = load_pipeline(model, device, dtype, drafter, threads, engine)
     result: Measured
     if suite == "scaling":
-        result = _scaling(pipe, plots)
+        result = _scaling(pipe)
     elif suite == "steps":
         result = _steps(pipe)
     else:
@@ -141,9 +148,13 @@ def bench(
         given = {name: value for name, value in overrides.items() if value is not None}
         result = _methods(pipe, names, chosen, seeds, batch, given)
     document = result.to_json()
+    try:
+        if plots is not None:
+            _plot(result, plots)
+    finally:  # what was measured is printed before it is written: a full disk does not lose it
+        print(json.dumps(document))
     if json_out is not None:
         write_json(json_out, document)
-    print(json.dumps(document))
 
 
 def _methods(
@@ -162,18 +173,24 @@ def _methods(
     return result
 
 
-def _scaling(pipe: HawkPipeline, plots: Path | None) -> Measured:
-    """Run the scaling suite, print its table and draw its plots."""
+def _scaling(pipe: HawkPipeline) -> Measured:
+    """Run the scaling suite and print its table."""
     from hawk.cli.tables import scaling_table
-    from hawk.measure.scaling import draw_plots, run_scaling
+    from hawk.measure.scaling import run_scaling
 
     with _measuring() as update:
         result = run_scaling(pipe, on_progress=lambda what: update(advance=1, description=what))
     wide_console().print(scaling_table(result))
-    if plots is not None:
-        for path in draw_plots(result, plots):
-            print(f"wrote {path}")
     return result
+
+
+def _plot(result: Measured, folder: Path) -> None:
+    """Draw the plots of the scaling suite."""
+    from hawk.measure.scaling import ScalingResult, draw_plots
+
+    assert isinstance(result, ScalingResult)
+    for path in draw_plots(result, folder):
+        print(f"wrote {path}")
 
 
 def _steps(pipe: HawkPipeline) -> Measured:

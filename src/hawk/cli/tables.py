@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from hawk import __version__
+from hawk.cli.wanted import Wanted
+from hawk.decoding.grid import Grid
+from hawk.decoding.sampling import SamplingParams
+from hawk.decoding.verify import LOSSLESS
 from hawk.drafters.methods import method_named
 from hawk.drafters.parts import DraftParts
 from hawk.measure.compare import Comparison, origin_counts
@@ -23,45 +27,51 @@ if TYPE_CHECKING:
     from hawk.proofs.losslessness import Check
 
 
-def image_settings(pipe: HawkPipeline, output: PipelineOutput) -> dict[str, Any]:
+def image_settings(pipe: HawkPipeline, params: SamplingParams, grid: Grid, verifier: str) -> dict[str, Any]:
     """The settings that an image depends on, besides prompt, seed, model and method."""
     cell = pipe.model.cell
-    size = {"height": output.grid.height * cell, "width": output.grid.width * cell}
-    verified = {"verifier": output.verifier, "lossless": output.lossless}
-    return {**asdict(output.params), **size, **verified, "dtype": pipe.dtype}
+    size = {"height": grid.height * cell, "width": grid.width * cell}
+    verified = {"verifier": verifier, "lossless": verifier in LOSSLESS}
+    return {**asdict(params), **size, **verified, "dtype": pipe.dtype}
 
 
-def image_metadata(
-    pipe: HawkPipeline, output: PipelineOutput, prompt: str, method: str, negative_prompt: str | None
-) -> dict[str, str]:
-    """Text metadata for the PNG of a single image. Equal calls give equal text, so it holds no time and no path."""
+def image_metadata(pipe: HawkPipeline, wanted: Wanted, method: str, settings: dict[str, Any]) -> dict[str, str]:
+    """Text metadata for the PNG of an image, without what is known only after it is drawn.
+
+    Equal calls give equal text, so it holds no time and no path.
+    """
     return {
-        "prompt": prompt,
-        **({"negative_prompt": negative_prompt} if negative_prompt else {}),
-        "seed": str(output.seeds[0]),
+        "prompt": wanted.prompt,
+        **({"negative_prompt": wanted.negative} if wanted.negative else {}),
+        "seed": str(wanted.seed),
         "model": pipe.model.name,
         "method": method,
-        "settings": json.dumps(image_settings(pipe, output)),
-        "tokens_sha256": tokens_sha256(output.tokens[0]),
-        "Software": f"hawk {__version__}",
+        "settings": json.dumps(settings),
     }
 
 
-def image_report(pipe: HawkPipeline, output: PipelineOutput, prompt: str, method: str, path: Path) -> dict[str, Any]:
-    """What `hawk generate --json` reports of a single image."""
-    stats = output.stats[0]
+def drawn_metadata(output: PipelineOutput, index: int) -> dict[str, str]:
+    """What a PNG says besides: the tokens of image `index`, and the version of Hawk."""
+    return {"tokens_sha256": tokens_sha256(output.tokens[index]), "Software": f"hawk {__version__}"}
+
+
+def image_report(
+    pipe: HawkPipeline, output: PipelineOutput, index: int, prompt: str, method: str, path: Path
+) -> dict[str, Any]:
+    """What `hawk generate --json` reports of image `index`; the counts are those of its batch."""
+    stats = output.stats[index]
     return {
         "method": method,
-        "seed": output.seeds[0],
-        "tokens_sha256": tokens_sha256(output.tokens[0]),
+        "seed": output.seeds[index],
+        "tokens_sha256": tokens_sha256(output.tokens[index]),
         "nfe": stats.nfe,
         "accept_length": stats.accept_length,
-        "seconds": output.seconds[0],
+        "seconds": output.seconds[index],
         "path": str(path),
         "prompt": prompt,
         "model": pipe.model.name,
         "device": pipe.device.type,
-        **image_settings(pipe, output),
+        **image_settings(pipe, output.params, output.grid, output.verifier),
         "acceptance_rate": stats.acceptance_rate,
         "accepted_by_source": stats.accepted_by_source,
     }
@@ -69,7 +79,7 @@ def image_report(pipe: HawkPipeline, output: PipelineOutput, prompt: str, method
 
 def comparison_table(result: Comparison) -> Table:
     """The table of `hawk compare`."""
-    table = Table(title=f"“{result.prompt}”, seed {result.seed}", title_justify="left")
+    table = Table(title=f'"{result.prompt}", seed {result.seed}', title_justify="left")
     for column in ("method", "seconds", "NFE", "accept length", "speed-up", "identical"):
         table.add_column(column, justify="left" if column == "method" else "right")
     identical = f"no ({result.differing} tokens)" if result.differing else "yes"

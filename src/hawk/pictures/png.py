@@ -12,8 +12,8 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from hawk.errors import HawkError
-from hawk.files import write_bytes
+from hawk.errors import HawkError, one_line
+from hawk.files import write_bytes, write_new
 
 MAX_SLUG = 60
 
@@ -61,10 +61,34 @@ def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str]) -> Pat
     """
     content = _png(image, metadata)
     for candidate in _numbered(path):
-        if not candidate.exists():
-            write_bytes(candidate, content)
+        if write_new(candidate, content) or (candidate.is_file() and candidate.read_bytes() == content):
             return candidate
-        if candidate.is_file() and candidate.read_bytes() == content:
+    raise AssertionError("unreachable")
+
+
+def picture_text(path: Path) -> dict[str, str]:
+    """The text metadata of a PNG. Raises `HawkError` if the file is missing or no PNG."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.load()  # text may follow the pixels
+            return dict(getattr(image, "text", {}))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise HawkError(f"{path} is no PNG picture that can be read ({one_line(error)})") from error
+
+
+def saved_before(path: Path, metadata: Mapping[str, str]) -> Path | None:
+    """The picture at `path`, or at its name with `-2`, `-3`, ..., whose metadata has all these values.
+
+    None if there is no such picture. A file that is no readable picture counts as another picture.
+    """
+    for candidate in _numbered(path):
+        if not candidate.exists():
+            return None
+        try:
+            found = picture_text(candidate)
+        except HawkError:
+            continue
+        if metadata.items() <= found.items():
             return candidate
     raise AssertionError("unreachable")
 

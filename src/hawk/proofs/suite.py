@@ -7,6 +7,7 @@ any order.
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -92,15 +93,27 @@ def proofs(target: LlamaGen | None = None) -> list[Proof]:
 def run_in_processes(every: Sequence[Proof], processes: int) -> Iterator[list[Check]]:
     """Run the proofs in several processes and yield the checks of each proof, in the order of the proofs.
 
-    A process has one thread, because tiny models do not gain from more.
+    A process has one thread, because tiny models do not gain from more. If the caller stops early (Ctrl-C), the
+    processes are ended.
     """
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        min(processes, MOST_PROCESSES), spawn, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(min(processes, MOST_PROCESSES), spawn, initializer=_prepare_process) as pool:
         pending = [pool.submit(proof) for proof in every]
-        for each in pending:
-            yield each.result()
+        try:
+            for each in pending:
+                yield each.result()
+        except BaseException:
+            for child in set(multiprocessing.active_children()) - others:
+                child.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _prepare_process() -> None:
+    """One thread; Ctrl-C, which reaches all processes of a terminal, is left to the process that waits."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
 
 
 def prove_exact(params: SamplingParams, target: LlamaGen | None = None) -> list[Check]:

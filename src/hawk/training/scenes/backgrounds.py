@@ -35,8 +35,8 @@ class Background:
 
 
 PATTERNS: dict[str, float] = {
-    "plain": 0.36,
-    "gradient": 0.14,
+    "plain": 0.42,
+    "gradient": 0.08,
     "stripes": 0.12,
     "dots": 0.11,
     "checks": 0.07,

@@ -137,9 +137,6 @@ def _figures(scene: Scene, rng: np.random.Generator) -> str:
             place = _one(PLACES[figure.across, figure.along], rng)
             return f"{place} {phrases[0]}" if rng.random() < 0.1 else f"{phrases[0]} {place}"
         return phrases[0]
-    if len(phrases) == 3:
-        joined = f"{phrases[0]}, {phrases[1]} and {phrases[2]}"
-        return joined if rng.random() < 0.7 else " and ".join(phrases)
     forms = STACKED if scene.layout == "column" else SIDES if rng.random() < 0.4 else BESIDE
     return _one(forms, rng).format(a=phrases[0], b=phrases[1])
 

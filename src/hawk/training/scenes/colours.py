@@ -39,19 +39,19 @@ INK: Rgb = (44, 42, 52)
 
 @dataclass(frozen=True)
 class Shades:
-    """One colour and what is drawn beside it: its lit part, its shaded part, and its outline."""
+    """One colour and what is drawn beside it: its lit part, its shaded part, and its fine lines."""
 
     main: Rgb
     light: Rgb
     shade: Rgb
-    edge: Rgb
+    deep: Rgb
 
     @classmethod
     def of(cls, main: Rgb) -> Shades:
-        """The shades of a colour; the outline of a nearly black colour is lighter than the colour."""
+        """The shades of a colour; on a nearly black colour, fine lines are lighter than the colour."""
         dark = brightness(main) < 60
-        edge = mix(main, (150, 150, 160), 0.5) if dark else mix(main, (30, 22, 40), 0.45)
-        return cls(main, mix(main, (255, 255, 255), 0.45), mix(main, (30, 22, 40), 0.2), edge)
+        deep = mix(main, (150, 150, 160), 0.5) if dark else mix(main, (30, 22, 40), 0.45)
+        return cls(main, mix(main, (255, 255, 255), 0.45), mix(main, (30, 22, 40), 0.2), deep)
 
     @property
     def ink(self) -> Rgb:

@@ -17,9 +17,6 @@ Real = int | float
 Point = tuple[Real, Real]
 Points = Sequence[Point] | Float[np.ndarray, "n 2"]
 
-EDGE = 0.055
-"""Width of an outline, in units of the thing's radius."""
-
 _ANGLES = np.linspace(0, 2 * math.pi, 40, endpoint=False)
 _CIRCLE = np.stack((np.cos(_ANGLES), np.sin(_ANGLES)), axis=1)
 
@@ -40,39 +37,31 @@ class Pen:
         cos, sin = math.cos(self.turn), math.sin(self.turn)
         return own @ np.array(((cos, sin), (-sin, cos))) + (self.x, self.y)
 
-    def polygon(self, points: Points, fill: Rgb, edge: Rgb | None = None) -> None:
-        """A filled polygon, outlined in `edge` if one is given."""
-        corners = _tuples(self.placed(points))
-        self.canvas.polygon(corners, fill=fill)
-        if edge is not None:
-            width = max(1, round(EDGE * self.radius))
-            self.canvas.line([*corners, corners[0], corners[1]], fill=edge, width=width, joint="curve")
+    def polygon(self, points: Points, fill: Rgb) -> None:
+        """A filled polygon."""
+        self.canvas.polygon(_tuples(self.placed(points)), fill=fill)
 
-    def blob(self, points: Points, fill: Rgb, edge: Rgb | None = None) -> None:
+    def blob(self, points: Points, fill: Rgb) -> None:
         """A filled smooth closed curve through the points."""
-        self.polygon(smooth(np.asarray(points, dtype=float)), fill, edge)
+        self.polygon(smooth(np.asarray(points, dtype=float)), fill)
 
-    def ellipse(
-        self, x: Real, y: Real, rx: Real, ry: Real, fill: Rgb, edge: Rgb | None = None, turn: Real = 0.0
-    ) -> None:
+    def ellipse(self, x: Real, y: Real, rx: Real, ry: Real, fill: Rgb, turn: Real = 0.0) -> None:
         """A filled ellipse around (`x`, `y`) with half axes `rx` and `ry`, itself turned by `turn`."""
-        self.polygon(np.add(_turned(_CIRCLE * (rx, ry), turn), (x, y)), fill, edge)
+        self.polygon(np.add(_turned(_CIRCLE * (rx, ry), turn), (x, y)), fill)
 
-    def disc(self, x: Real, y: Real, r: Real, fill: Rgb, edge: Rgb | None = None) -> None:
+    def disc(self, x: Real, y: Real, r: Real, fill: Rgb) -> None:
         """A filled circle."""
-        self.ellipse(x, y, r, r, fill, edge)
+        self.ellipse(x, y, r, r, fill)
 
-    def box(self, left: Real, top: Real, right: Real, bottom: Real, fill: Rgb, edge: Rgb | None = None) -> None:
+    def box(self, left: Real, top: Real, right: Real, bottom: Real, fill: Rgb) -> None:
         """A filled rectangle."""
-        self.polygon(((left, top), (right, top), (right, bottom), (left, bottom)), fill, edge)
+        self.polygon(((left, top), (right, top), (right, bottom), (left, bottom)), fill)
 
-    def round_box(
-        self, left: Real, top: Real, right: Real, bottom: Real, r: Real, fill: Rgb, edge: Rgb | None = None
-    ) -> None:
+    def round_box(self, left: Real, top: Real, right: Real, bottom: Real, r: Real, fill: Rgb) -> None:
         """A filled rectangle with corners rounded at radius `r`."""
         centres = np.array(((right - r, bottom - r), (left + r, bottom - r), (left + r, top + r), (right - r, top + r)))
         corners = [_CIRCLE[10 * i : 10 * i + 11] if i < 3 else np.vstack((_CIRCLE[30:], _CIRCLE[:1])) for i in range(4)]
-        self.polygon(np.concatenate([c * r + centre for c, centre in zip(corners, centres, strict=True)]), fill, edge)
+        self.polygon(np.concatenate([c * r + centre for c, centre in zip(corners, centres, strict=True)]), fill)
 
     def line(self, points: Points, width: Real, fill: Rgb) -> None:
         """An open line of `width` (in units of the thing) with round ends."""

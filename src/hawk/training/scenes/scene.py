@@ -1,4 +1,4 @@
-"""A scene: a background and one to three figures, sampled from a seed and a number, and drawn."""
+"""A scene: a background and one or two figures, sampled from a seed and a number, and drawn."""
 
 from __future__ import annotations
 
@@ -95,9 +95,8 @@ def sample_scene(seed: int, number: int, pairs: Pairs = "taught") -> Scene:
     """Scene `number` of `seed`, a function of the two alone; `held-out` pairs are those that training never shows."""
     rng = scene_rng(seed, number)
     background = sample_background(rng)
-    count = int(rng.choice(3, p=(0.62, 0.3, 0.08))) + 1
-    layout: Layout = "one" if count == 1 else "column" if count == 2 and rng.random() < 0.3 else "row"
-    figures = tuple(_figure(rng, background, layout, count, place, pairs) for place in range(count))
+    layout: Layout = str(rng.choice(("one", "row", "column"), p=(0.66, 0.24, 0.1)))  # type: ignore[assignment]
+    figures = tuple(_figure(rng, background, layout, place, pairs) for place in range(1 if layout == "one" else 2))
     return Scene(background, layout, figures)
 
 
@@ -107,46 +106,41 @@ CELL = 1 / 16
 Figures lie on whole cells, in few sizes and exact colours, so that one figure is one pattern of tokens wherever it is:
 a model of a few million parameters learns the pattern once, not at each of 64 shifts within a cell.
 """
-_RADII: dict[Size, tuple[float, ...]] = {"small": (2.5, 3), "medium": (4, 4.5), "large": (5.5, 6.5)}
-_PAIR_RADII: dict[Size, tuple[float, ...]] = {"small": (2.5,), "medium": (3.5,)}
-_TRIPLE_RADIUS = 2.5
-"""Radii of figures that are alone, two or three in a scene, in cells."""
-_REACH, _LOOSE = (None, 4.0, 5.5), (1.2, 0.7, 0.49)
-"""For one, two and three figures, in cells: how far from the middle the outer ones lie (None: at the border), and how
-far each may be from there."""
+_RADII: dict[Size, float] = {"small": 3.5, "medium": 5, "large": 7}
+_PAIR_RADIUS = 3.5
+"""Radii of a figure that is alone, by its size, and of two figures, in cells."""
+_PAIR_REACH = 4
+"""How far from the picture's middle two figures lie, in cells."""
+_LOOSE = 1.2
+"""How far a figure may lie from where its scene puts it, in cells."""
 _LEAN = 0.45
 """How far a tilted figure leans, in radians."""
 _ACROSS: tuple[Across, ...] = ("left", "centre", "right")
 _ALONG: tuple[Along, ...] = ("top", "centre", "bottom")
 
 
-def _figure(
-    rng: np.random.Generator, background: Background, layout: Layout, count: int, place: int, pairs: Pairs
-) -> Figure:
+def _figure(rng: np.random.Generator, background: Background, layout: Layout, place: int, pairs: Pairs) -> Figure:
     allowed = [name for name in COLOURS if name != background.colour]
     if pairs == "held-out":
         kind, colour = _held_out_pair(rng, allowed)
     else:
         kind = KINDS[str(rng.choice(list(KINDS)))]
         colour = _colour(rng, kind, allowed)
-    size, across, along = _place(rng, layout, count, place)
-    radius = _radius(rng, size, count)
-    reach, loose = _REACH[count - 1] or 8 - radius, _LOOSE[count - 1]
-    x, y = (
-        float(np.clip(round(middle + rng.uniform(-loose, loose)), np.ceil(radius), np.floor(16 - radius))) * CELL
-        for middle in (8 + reach * (_ACROSS.index(across) - 1), 8 + reach * (_ALONG.index(along) - 1))
-    )
+    size, across, along = _place(rng, layout, place)
+    radius = _RADII[size] if layout == "one" else _PAIR_RADIUS
+    x, y = (_coordinate(rng, radius, layout, step) for step in (_ACROSS.index(across) - 1, _ALONG.index(along) - 1))
     turn = _LEAN * float(rng.choice((-1, 1))) if rng.random() < 0.08 else 0.0
     face = str(rng.choice(list(FACES))) if kind.face and rng.random() < 0.5 else None
     hat = str(rng.choice(list(HATS))) if kind.hat and rng.random() < 0.25 else None
     return Figure(kind.name, colour, COLOURS[colour], size, across, along, x, y, radius * CELL, turn, face, hat)
 
 
-def _radius(rng: np.random.Generator, size: Size, count: int) -> float:
-    """The radius of one of `count` figures, in cells."""
-    if count == 3:
-        return _TRIPLE_RADIUS
-    return float(rng.choice((_RADII if count == 1 else _PAIR_RADII)[size]))
+def _coordinate(rng: np.random.Generator, radius: float, layout: Layout, step: int) -> float:
+    """A figure's middle in one direction, on whole cells; `step` is -1, 0 or 1 from the picture's middle."""
+    if layout != "one" and step:
+        return (8 + _PAIR_REACH * step) * CELL  # two figures keep their distance
+    middle = round(8 + (8 - radius) * step + rng.uniform(-_LOOSE, _LOOSE))
+    return float(np.clip(middle, np.ceil(radius), np.floor(16 - radius))) * CELL
 
 
 def _colour(rng: np.random.Generator, kind: Kind, allowed: list[str]) -> str:
@@ -163,20 +157,15 @@ def _held_out_pair(rng: np.random.Generator, allowed: list[str]) -> tuple[Kind, 
     return pairs[rng.integers(len(pairs))]
 
 
-def _place(rng: np.random.Generator, layout: Layout, count: int, place: int) -> tuple[Size, Across, Along]:
+def _place(rng: np.random.Generator, layout: Layout, place: int) -> tuple[Size, Across, Along]:
     if layout == "row":
-        across: Across = _ACROSS[place] if count == 3 else ("left", "right")[place]
-        return _either(rng, count), across, "centre"
+        return "medium", ("left", "right")[place], "centre"
     if layout == "column":
-        return _either(rng, count), "centre", ("top", "bottom")[place]
+        return "medium", "centre", ("top", "bottom")[place]
     size: Size = ("small", "medium", "large")[rng.choice(3, p=(0.25, 0.5, 0.25))]
     if size == "large" or rng.random() < 0.5:
         return size, "centre", "centre"
     return size, _ACROSS[rng.integers(3)], _ALONG[rng.integers(3)]
-
-
-def _either(rng: np.random.Generator, count: int) -> Size:
-    return "small" if count == 2 and rng.random() < 0.25 else "medium"
 
 
 # --- drawing -------------------------------------------------------------------------------------------------

@@ -42,29 +42,29 @@ def _eyes(pen: Pen, ink: Rgb) -> None:
 
 def crown(pen: Pen, c: Shades) -> None:
     points = ((-0.9, 0.1), (-1.0, -0.9), (-0.5, -0.4), (0, -1.1), (0.5, -0.4), (1.0, -0.9), (0.9, 0.1))
-    pen.polygon(points, GOLD, GOLD_EDGE)
+    pen.polygon(points, GOLD)
     pen.disc(0, -0.2, 0.17, (220, 50, 70))
 
 
 def cap(pen: Pen, c: Shades) -> None:
-    blue, edge = (52, 92, 190), (26, 46, 110)
-    pen.blob(((-0.9, 0.1), (-0.84, -0.5), (-0.3, -0.94), (0.3, -0.94), (0.84, -0.5), (0.9, 0.1)), blue, edge)
-    pen.round_box(0.1, -0.06, 1.6, 0.2, 0.12, edge)
-    pen.disc(0, -0.96, 0.13, edge)
+    blue, dark = (52, 92, 190), (26, 46, 110)
+    pen.blob(((-0.9, 0.1), (-0.84, -0.5), (-0.3, -0.94), (0.3, -0.94), (0.84, -0.5), (0.9, 0.1)), blue)
+    pen.round_box(0.1, -0.06, 1.6, 0.2, 0.12, dark)
+    pen.disc(0, -0.96, 0.13, dark)
 
 
 def bow(pen: Pen, c: Shades) -> None:
-    pink, edge = (240, 78, 140), (150, 30, 84)
+    pink = (240, 78, 140)
     for side in (-1, 1):
-        pen.blob([(side * x, y) for x, y in ((0, -0.2), (0.9, -0.72), (1.0, 0.3), (0, -0.1))], pink, edge)
-    pen.disc(0, -0.18, 0.26, pink, edge)
+        pen.blob([(side * x, y) for x, y in ((0, -0.2), (0.9, -0.72), (1.0, 0.3), (0, -0.1))], pink)
+    pen.disc(0, -0.18, 0.26, pink)
 
 
 def party_hat(pen: Pen, c: Shades) -> None:
-    pen.polygon(((0, -1.7), (0.74, 0.14), (-0.74, 0.14)), (250, 120, 60), (150, 60, 30))
+    pen.polygon(((0, -1.7), (0.74, 0.14), (-0.74, 0.14)), (250, 120, 60))
     pen.line(((-0.46, -0.4), (0.5, -0.24)), 0.18, (255, 232, 120))
     pen.line(((-0.24, -0.98), (0.28, -0.9)), 0.16, (255, 232, 120))
-    pen.disc(0, -1.7, 0.26, (255, 244, 200), (200, 170, 90))
+    pen.disc(0, -1.7, 0.26, (255, 244, 200))
 
 
 FACES: dict[str, Wearer] = {"happy": happy, "sad": sad, "surprised": surprised, "sleepy": sleepy}

@@ -149,6 +149,7 @@ BAD_CALLS = {
     "device": (("a cat", "--device", "npu"), "npu"),
     "absent gpu": (("a cat", "--device", "cuda:77"), "not there"),
     "dtype": (("a cat", "--dtype", "int4"), "unknown dtype"),
+    "too many threads": (("a cat", "--threads", "100000"), "--threads"),
     "no threads": (("a cat", "--threads", "0"), "--threads"),
     "drafter": (("a cat", "--drafter", "nowhere"), "no drafter folder at nowhere"),
     "not a png": (("a cat", "-o", "cat.jpg"), "ends in .png"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -213,3 +214,10 @@ def test_a_hint_names_the_words_that_were_never_taught(encoder: StaticTextEncode
     assert taught.hint(["a red apple"]) is None
     assert encoder.hint(["a zebra"]) is None, "word vectors in place of a taught vocabulary: nothing is known"
     assert taught.facts()["knows"] == "apple, cat"
+
+
+def test_a_word_of_many_letters_takes_no_long_time(encoder: StaticTextEncoder) -> None:
+    began = time.process_time()
+    features = encoder.encode(["butterfly" * 20_000]).features
+    assert time.process_time() - began < 2
+    assert torch.allclose(window(features[0, -1:])[0, CONTEXT], (vector("butter") + vector("fly")) / 2)

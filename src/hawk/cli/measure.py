@@ -134,6 +134,8 @@ def bench(
         bench_methods(suite, methods, None)
     chosen = bench_prompts(prompts) if of_methods else []
     pipe = load_pipeline(model, device, dtype, drafter, threads, engine)
+    if chosen:
+        pipe.condition(chosen)  # a prompt that cannot be read is refused before anything is measured
     result: Measured
     if suite == "scaling":
         result = _scaling(pipe)

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -128,6 +129,11 @@ class StaticTextEncoder:
         """The most words of a prompt."""
         return min(self.longest, self.tokens)
 
+    @cached_property
+    def _longest_piece(self) -> int:
+        """The letters of the longest known word: no longer piece is looked for."""
+        return max(map(len, self.index), default=0)
+
     def _features(self, prompt: str) -> Float[Tensor, "n width"]:
         words = _words(prompt)
         if not words:
@@ -151,7 +157,7 @@ class StaticTextEncoder:
         """Split a word greedily into its longest known pieces, from left to right; unknown letters are skipped."""
         pieces, start = [], 0
         while start < len(word):
-            for end in range(len(word), start + 1, -1):
+            for end in range(min(len(word), start + self._longest_piece), start + 1, -1):
                 piece = word[start:end]
                 if piece in self.index and (end - start > 2 or len(word) <= 3):
                     pieces.append(self.index[piece])

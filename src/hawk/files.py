@@ -120,8 +120,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise HawkError(f"{path} is missing")
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise HawkError(f"{path} is not valid JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise HawkError(f"{path} is not valid JSON ({one_line(error)})") from error
     if not isinstance(document, dict):
         raise HawkError(f"{path} must hold a JSON object")
     return document

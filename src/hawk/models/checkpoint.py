@@ -96,15 +96,15 @@ def refuse_pointers(folder: Path) -> None:
             refuse_pointer(path)
 
 
-def indexed_files(index: Path) -> list[Path]:
-    """The weight files that a safetensors index names; raises `HawkError` unless each one lies beside the index."""
+def indexed_files(index: Path, suffix: str = ".safetensors") -> list[Path]:
+    """The weight files that an index names; raises `HawkError` unless each has the suffix and lies beside the index."""
     files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not files:
         raise HawkError(f"{index} has no weight_map")
     names = sorted({str(name) for name in files.values()})
     for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise HawkError(f"{index} names {name}, which is no safetensors file beside it")
+        if Path(name).name != name or not name.endswith(suffix):
+            raise HawkError(f"{index} names {name}, which is no {suffix.removeprefix('.')} file beside it")
         if not (index.parent / name).is_file():
             raise HawkError(f"{index.parent / name} is missing, though {index.name} names it: fetch or make it again")
     return [index.parent / name for name in names]

@@ -16,7 +16,7 @@ from hawk.cli.tables import model_facts
 from hawk.decoding.grid import Grid
 from hawk.models import checkpoint, loading
 from hawk.models.checkpoint import read_checkpoint
-from hawk.models.folder import load_model
+from hawk.models.folder import HEADS_FOLDER, load_model
 from hawk.models.hf.control import added_tokens, is_text
 from hawk.models.hf.families import Lumina
 from hawk.models.pixels import finite_pixels
@@ -221,12 +221,33 @@ def test_a_git_lfs_pointer_in_a_transformers_folder_is_named(name, tmp_path):
         loaded(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["target.safetensors", "tokenizer.safetensors", "words.safetensors"])
+DRAFTER_FILES = ("heads.safetensors", "heads.json", "pool.json", "feature.safetensors", "left.safetensors")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "target.safetensors",
+        "tokenizer.safetensors",
+        "words.safetensors",
+        "words.txt",
+        "config.json",
+        *(f"drafters/heads/{name}" for name in DRAFTER_FILES),
+    ],
+)
 def test_a_git_lfs_pointer_in_our_own_folder_is_named(name, saved_model, tmp_path):
     folder = Path(shutil.copytree(saved_model, tmp_path / "model"))
     (folder / name).write_text(POINTER)
     with pytest.raises(HawkError, match=f"{name} is a Git LFS pointer: run git lfs pull"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("name", DRAFTER_FILES)
+def test_a_git_lfs_pointer_in_a_drafter_folder_is_named(name, saved_model, tmp_path):
+    drafter = Path(shutil.copytree(saved_model / HEADS_FOLDER, tmp_path / "drafter"))
+    (drafter / name).write_text(POINTER)
+    with pytest.raises(HawkError, match=f"{name} is a Git LFS pointer: run git lfs pull"):
+        load_model(saved_model, drafter=drafter)
 
 
 def test_a_git_lfs_pointer_among_published_files_is_named(tmp_path):

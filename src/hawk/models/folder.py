@@ -29,7 +29,7 @@ from hawk.drafters.heads import DraftHeads
 from hawk.drafters.parts import DraftParts, load_parts
 from hawk.drafters.settings import FusedSettings
 from hawk.errors import HawkError, one_line
-from hawk.files import replacing, save_tensors, write_bytes, write_json
+from hawk.files import refuse_pointers, replacing, save_tensors, write_bytes, write_json
 from hawk.models.checkpoint import check_weights, indexed_files, opened, read_safetensors, shapes_in, shapes_of
 from hawk.models.config import FSQFields, ModelConfig, StaticTextFields, T5Fields, check_target_shape, read_fields
 from hawk.models.fingerprint import fingerprint
@@ -176,6 +176,7 @@ def _folder_model(
     folder: Path, dtype: torch.dtype | None, heads_folder: Path | None, text_device: torch.device | None = None
 ) -> FolderModel:
     """The parts of a model folder; with `dtype` None, target and image tokenizer have no weights."""
+    refuse_pointers(folder)
     config = read_config(folder)
     target = _read_module(lambda: LlamaGen(config.target), target_files(folder), dtype, on_meta=True)
     # The tokenizer is small, and low precision shows in pixels: it is in float32.

@@ -12,8 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from hawk.errors import HawkError, one_line
-from hawk.files import read_json
-from hawk.models.checkpoint import refuse_pointer
+from hawk.files import read_json, refuse_pointer
 from hawk.models.hf.families import PADDING
 
 BEGIN, END = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"

@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging
 
 from hawk.errors import HawkError, one_line
-from hawk.files import read_json
-from hawk.models.checkpoint import read_safetensors, refuse_pointers, shapes_in, weight_files
+from hawk.files import read_json, refuse_pointers
+from hawk.models.checkpoint import read_safetensors, shapes_in, weight_files
 
 PROCESSOR_FILES = ("chat_template.json", "processor_config.json")
 """Files in which releases of transformers have kept the chat template of a processor."""
@@ -96,8 +96,7 @@ def read_tokenizer(folder: Path) -> Any:
 
     A chat template that the folder keeps for its processor is given to the tokenizer, if that has none of its own.
     """
-    if folder.is_dir():
-        refuse_pointers(folder)
+    refuse_pointers(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:

@@ -12,6 +12,7 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging
 
+from hawk.decoding.memory import is_out_of_memory
 from hawk.errors import HawkError, one_line
 from hawk.files import read_json, refuse_pointers
 from hawk.models.checkpoint import read_safetensors, shapes_in, weight_files
@@ -53,6 +54,8 @@ def read_model(
                 output_loading_info=True,
             )
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
+            if is_out_of_memory(error):
+                raise
             raise HawkError(f"{folder} is no checkpoint that transformers can read: {one_line(error)}") from error
     lacking = sorted(name for name in info["missing_keys"] if not name.startswith(may_lack))
     if lacking:

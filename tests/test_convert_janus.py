@@ -250,6 +250,14 @@ def test_hawk_draws_from_the_converted_folder(original, tmp_path):
     assert drawn[0].images[0].tobytes() == drawn[1].images[0].tobytes()
 
 
+def test_a_head_that_shares_the_embeddings_stays_shared(original, tmp_path):
+    change_config(original, lambda config: config["language_config"].update(tie_word_embeddings=True))
+    change_weights(original, lambda weights: weights.pop("language_model.lm_head.weight"))
+    convert_janus(original, tmp_path / "out")
+    loaded = JanusForConditionalGeneration.from_pretrained(tmp_path / "out")
+    assert loaded.lm_head.weight is loaded.model.language_model.embed_tokens.weight
+
+
 def test_the_origins_are_deepseeks_names_and_shapes_for_janus_pro_1b():
     text = LlamaConfig(vocab_size=102400, hidden_size=2048, intermediate_size=5632, num_hidden_layers=24)
     config = JanusConfig(text_config=text, vision_config=JanusVisionConfig(), vq_config=JanusVQVAEConfig())
@@ -309,6 +317,34 @@ DAMAGES = {
     "misshapen": (
         lambda at: change_weights(at, lambda w: w.update({"gen_embed.weight": torch.zeros(CODES, 9)})),
         r"gen_embed.weight has shape \(12, 9\), config.json and the other weights ask for \(12, 8\)",
+    ),
+    "a decoder without a weight that tells its shape": (
+        lambda at: change_weights(at, lambda w: w.pop("gen_vision_model.post_quant_conv.weight")),
+        "lacks gen_vision_model.post_quant_conv.weight: it is no Janus",
+    ),
+    "an encoder with one axis less": (
+        lambda at: change_weights(
+            at, lambda w: w.update({"vision_model.vision_tower.patch_embed.proj.weight": torch.zeros(2, 3, 2)})
+        ),
+        "the weights of vision_model.vision_tower. are of another model",
+    ),
+    "an encoder of other cells": (
+        lambda at: change_weights(
+            at, lambda w: w.update({"vision_model.vision_tower.patch_embed.proj.weight": torch.zeros(WIDTH, 3, 4, 4)})
+        ),
+        "the image encoder has cells of 4 pixels, the pixel decoder of 2",
+    ),
+    "a head of another width": (
+        lambda at: change_config(at, lambda c: c["gen_head_config"]["params"].update(image_token_embed=64)),
+        "gen_head is 64 wide and gen_aligner 32: transformers' Janus needs both alike",
+    ),
+    "too few embeddings": (
+        lambda at: change_config(at, lambda c: c["language_config"].update(vocab_size=100)),
+        "tokenizer.json has token ids up to 263, the language model only 100 tokens",
+    ),
+    "transformers' own format": (
+        lambda at: change_config(at, lambda c: c.update(model_type="janus")),
+        "is in transformers' format already: give it to --model as it is",
     ),
     "another encoder": (
         lambda at: change_weights(at, lambda w: w.pop("vision_model.vision_tower.patch_embed.proj.weight")),

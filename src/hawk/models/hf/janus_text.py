@@ -27,7 +27,7 @@ _TEMPLATE = """\
 {%- set names = {'user': 'USER', 'assistant': 'ASSISTANT'} -%}
 {%- for message in messages -%}
     {%- set open = loop.last and not add_generation_prompt -%}
-    {{- names[message['role'] | lower] ~ (':' if open else ': ') -}}
+    {{- names.get(message['role'] | lower, message['role'] | capitalize) ~ (':' if open else ': ') -}}
     {%- set said = namespace(text='') -%}
     {%- for part in message['content'] -%}
         {%- set piece = 'IMAGE' if part['type'] == 'image' else part['text'] -%}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from huggingface_hub.errors import StrictDataclassError
 from pydantic import BaseModel, ConfigDict, Field
@@ -26,7 +26,9 @@ from hawk.models.folder import save_sharded
 from hawk.models.hf.janus_origins import LEFT_OUT, PIXELS, VISION, origins_in
 from hawk.models.hf.janus_text import IMAGE_TOKENS, generation_config, processor_files, read_original_tokenizer
 from hawk.models.hf.reading import quiet
-from hawk.models.tokenizers.vqgan import VQGANConfig, decoding_weights, shape_of
+from hawk.models.tokenizers.vqgan import decoding_weights, shape_of
+
+R = TypeVar("R")
 
 KIND = "multi_modality"
 """The `model_type` of DeepSeek's format."""
@@ -42,7 +44,7 @@ SIGLIP_HEADS = 16
 class _Fields(BaseModel):
     """Fields that the conversion reads; a file may have more."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
 
 
 class Projector(_Fields):
@@ -72,7 +74,6 @@ class Head(_Fields):
 
     n_embed: Count
     image_token_embed: Count
-    image_token_size: Count
 
 
 class _Aligner(_Fields):
@@ -110,7 +111,7 @@ class OriginalConfig(_Fields):
 
 
 def janus_config(source: Path, original: OriginalConfig, weights: Mapping[str, Tensor]) -> Any:
-    """The config of transformers for an original one; what config.json does not tell is read from the weights' shapes.
+    """The `JanusConfig` for an original config; what config.json does not tell is read from the weights' shapes.
 
     Raises `HawkError` where transformers' Janus cannot have this shape.
     """
@@ -121,34 +122,23 @@ def janus_config(source: Path, original: OriginalConfig, weights: Mapping[str, T
             f"{source}: gen_head is {head.image_token_embed} wide and gen_aligner {aligner.n_embed}: "
             "transformers' Janus needs both alike"
         )
-    try:
-        decoder = shape_of(decoding_weights(_below(PIXELS, weights)), unit_codes=True)
-        width, channels, cell, _ = weights[f"{VISION}patch_embed.proj.weight"].shape
-        hidden = weights[f"{VISION}blocks.0.mlp.fc1.weight"].shape[0]
-    except KeyError as error:
-        raise HawkError(f"{source} lacks {error.args[0]}: it is no Janus, or its weights were renamed") from error
-    except ValueError as error:
-        raise HawkError(f"{source} is no Janus: a weight has another number of axes ({one_line(error)})") from error
-    if cell != 2 ** (len(decoder.multipliers) - 1):
+    seen = _read_off(source, VISION, lambda: _encoder_fields(_below(VISION, weights)))
+    drawn = _read_off(source, PIXELS, lambda: _decoder_fields(_below(PIXELS, weights)))
+    cell, cell_drawn = seen["patch_size"], 2 ** (len(drawn["channel_multiplier"]) - 1)
+    if cell != cell_drawn:
         raise HawkError(
-            f"{source}: the image encoder has cells of {cell} pixels, the pixel decoder of "
-            f"{2 ** (len(decoder.multipliers) - 1)}: transformers' Janus needs both alike"
+            f"{source}: the image encoder has cells of {cell} pixels, the pixel decoder of {cell_drawn}: "
+            "transformers' Janus needs both alike"
         )
-    blocks = (re.match(r"blocks\.(\d+)\.", name) for name in _below(VISION, weights))
     vision: dict[str, Any] = {
-        "hidden_size": width,
-        "num_channels": channels,
-        "patch_size": cell,
+        **seen,
         "image_size": encoder.image_size,
         "num_image_tokens": (encoder.image_size // cell) ** 2,
-        "num_hidden_layers": 1 + max(int(block[1]) for block in blocks if block),
-        "num_attention_heads": SIGLIP_HEADS,
-        "mlp_ratio": hidden / width,
         "projection_dim": original.aligner_config.params.n_embed,
         "depth": original.aligner_config.params.depth,
     }
     vq: dict[str, Any] = {
-        **_decoder_fields(decoder),
+        **drawn,
         "embed_dim": codes.n_embed,
         "num_embeddings": codes.image_token_size,
         "projection_dim": aligner.n_embed,
@@ -169,14 +159,41 @@ def janus_config(source: Path, original: OriginalConfig, weights: Mapping[str, T
         raise HawkError(f"{source / 'config.json'} is refused by transformers: {one_line(error)}") from error
 
 
-def _decoder_fields(shape: VQGANConfig) -> dict[str, Any]:
-    """The pixel decoder's shape in transformers' words."""
+def _encoder_fields(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The shape of the image encoder with these weights, as fields of `JanusVisionConfig`."""
+    width, channels, cell, _ = weights["patch_embed.proj.weight"].shape
+    blocks = (re.match(r"blocks\.(\d+)\.", name) for name in weights)
+    return {
+        "hidden_size": width,
+        "num_channels": channels,
+        "patch_size": cell,
+        "num_hidden_layers": 1 + max(int(block[1]) for block in blocks if block),
+        "num_attention_heads": SIGLIP_HEADS,
+        "mlp_ratio": weights["blocks.0.mlp.fc1.weight"].shape[0] / width,
+    }
+
+
+def _decoder_fields(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The shape of the pixel decoder with these weights, as fields of `JanusVQVAEConfig`."""
+    shape = shape_of(decoding_weights(weights), unit_codes=True)
     return {
         "latent_channels": shape.z_channels,
         "base_channels": shape.channels,
         "channel_multiplier": list(shape.multipliers),
         "num_res_blocks": shape.blocks,
     }
+
+
+def _read_off(source: Path, prefix: str, read: Callable[[], R]) -> R:
+    """What `read` finds in the shapes of weights below a prefix; `HawkError` names a weight that it does not find."""
+    try:
+        return read()
+    except KeyError as error:
+        raise HawkError(
+            f"{source} lacks {prefix}{error.args[0]}: it is no Janus, or its weights were renamed"
+        ) from error
+    except (ValueError, IndexError) as error:
+        raise HawkError(f"{source}: the weights of {prefix} are of another model ({one_line(error)})") from error
 
 
 def _below(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from fixtures.tiny_transformers import CODES, FAMILIES, PROMPTS, save, tiny
 from hawk import HawkError, HawkPipeline
 from hawk.cli.tables import model_facts
 from hawk.decoding.grid import Grid
+from hawk.drafters.settings import FusedSettings, settings_for
 from hawk.models import checkpoint, loading
 from hawk.models.checkpoint import read_checkpoint
-from hawk.models.folder import load_model
+from hawk.models.folder import HEADS_FOLDER, load_model
 from hawk.models.hf.control import added_tokens, is_text
 from hawk.models.hf.families import Lumina
 from hawk.models.pixels import finite_pixels
@@ -66,6 +68,85 @@ def test_pixels_of_our_own_tokenizer_that_are_not_finite_are_refused(saved_model
     next(p for name, p in model.tokenizer.decoder.named_parameters() if name.endswith("bias")).fill_(value)
     with pytest.raises(HawkError, match="pixels that are not finite"):
         finite_pixels(model, codes)
+
+
+# --- memory that ends ----------------------------------------------------------------------------------------
+
+
+def out_of_memory(kind: str) -> None:
+    """Raise what PyTorch raises where a GPU's or this machine's memory ends."""
+    if kind == "gpu":
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    if kind == "windows":
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory: you tried to")
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+def tighten(model, room: int, kind: str, monkeypatch) -> list[int]:
+    """Let a model's decoder have memory for `room` images at once; the list returned takes the sizes of its batches."""
+    decode, sizes = model.tokenizer.decode, []
+
+    def tight(codes):
+        sizes.append(len(codes))
+        return decode(codes) if len(codes) <= room else out_of_memory(kind)
+
+    monkeypatch.setattr(model.tokenizer, "decode", tight)
+    return sizes
+
+
+@pytest.mark.parametrize("kind", ["gpu", "cpu", "windows"])
+def test_pixels_that_do_not_fit_at_once_are_decoded_in_parts_before_giving_up(kind, saved_model, monkeypatch):
+    model = load_model(saved_model)
+    codes = torch.arange(5 * 24).remainder(12).view(5, 4, 6)
+    expected = finite_pixels(model, codes)
+    with monkeypatch.context() as patch:
+        sizes = tighten(model, 2, kind, patch)
+        torch.testing.assert_close(finite_pixels(model, codes), expected)
+        assert sizes == [5, 3, 2, 1, 2]
+    tighten(model, 0, kind, monkeypatch)
+    with pytest.raises(HawkError, match=r"memory is too small \(.+\): the tokens were drawn, but not even") as refused:
+        finite_pixels(model, codes)
+    assert "\n" not in str(refused.value)
+    assert str(refused.value).startswith("the GPU's" if kind == "gpu" else "the machine's")
+
+
+def test_another_error_of_a_pixel_decoder_is_not_called_memory(saved_model, monkeypatch):
+    model = load_model(saved_model)
+    monkeypatch.setattr(model.tokenizer, "decode", lambda codes: torch.ones(2, 3) @ torch.ones(2, 3))
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        finite_pixels(model, torch.zeros(2, 4, 6, dtype=torch.long))
+
+
+def test_images_are_drawn_where_only_one_fits_into_the_decoder(saved_model, monkeypatch):
+    pipe = HawkPipeline.from_pretrained(saved_model, "cpu", "float32")
+    call = {"seed": 1, "num_images_per_prompt": 3, "method": "ar", "output_type": "pt", "batch_size": 3}
+    expected = pipe("a red cat", **call).images
+    sizes = tighten(pipe.model, 1, "cpu", monkeypatch)
+    torch.testing.assert_close(pipe("a red cat", **call).images, expected)
+    assert sizes == [3, 2, 1, 1, 1]
+
+
+@pytest.mark.parametrize("kind", ["gpu", "cpu"])
+def test_memory_that_ends_while_steps_are_priced_or_a_model_is_loaded_is_one_line(kind, saved_model, monkeypatch):
+    target = load_model(saved_model).target
+    monkeypatch.setattr(target, "prefill", lambda *_, **__: out_of_memory(kind))
+    fitted = FusedSettings.unfitted()
+    elsewhere = replace(fitted, measured_on="elsewhere", refresh=8, tokens_at={8: 2.0})
+    with pytest.raises(
+        HawkError, match=r"memory is too small .*: steps cannot be timed, so load the model in bfloat16"
+    ):
+        settings_for(elsewhere, target, f"full {kind}")
+    monkeypatch.setattr(loading, "load_model", lambda *_, **__: out_of_memory(kind))
+    with pytest.raises(HawkError, match=r"memory is too small .*: load the model in bfloat16"):
+        HawkPipeline.from_pretrained(saved_model, "cpu", "float32")
+
+
+def test_a_checkpoint_that_does_not_fit_is_not_called_unreadable(tmp_path, monkeypatch):
+    one = tiny("janus")
+    folder = save(one, tmp_path / "janus")
+    monkeypatch.setattr(type(one.hf), "from_pretrained", lambda *_, **__: out_of_memory("gpu"))
+    with pytest.raises(HawkError, match=r"the GPU's memory is too small .*: load the model in bfloat16"):
+        loaded(folder)
 
 
 # --- control words in prompts --------------------------------------------------------------------------------
@@ -221,12 +302,33 @@ def test_a_git_lfs_pointer_in_a_transformers_folder_is_named(name, tmp_path):
         loaded(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["target.safetensors", "tokenizer.safetensors", "words.safetensors"])
+DRAFTER_FILES = ("heads.safetensors", "heads.json", "pool.json", "feature.safetensors", "left.safetensors")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "target.safetensors",
+        "tokenizer.safetensors",
+        "words.safetensors",
+        "words.txt",
+        "config.json",
+        *(f"drafters/heads/{name}" for name in DRAFTER_FILES),
+    ],
+)
 def test_a_git_lfs_pointer_in_our_own_folder_is_named(name, saved_model, tmp_path):
     folder = Path(shutil.copytree(saved_model, tmp_path / "model"))
     (folder / name).write_text(POINTER)
     with pytest.raises(HawkError, match=f"{name} is a Git LFS pointer: run git lfs pull"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("name", DRAFTER_FILES)
+def test_a_git_lfs_pointer_in_a_drafter_folder_is_named(name, saved_model, tmp_path):
+    drafter = Path(shutil.copytree(saved_model / HEADS_FOLDER, tmp_path / "drafter"))
+    (drafter / name).write_text(POINTER)
+    with pytest.raises(HawkError, match=f"{name} is a Git LFS pointer: run git lfs pull"):
+        load_model(saved_model, drafter=drafter)
 
 
 def test_a_git_lfs_pointer_among_published_files_is_named(tmp_path):

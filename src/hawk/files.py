@@ -20,6 +20,9 @@ from hawk.errors import HawkError, one_line
 if TYPE_CHECKING:
     from torch import Tensor
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that Git left in place of a large one, where Git LFS is not installed."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -118,6 +121,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises `HawkError` if the file is missing or holds anything else."""
     if not path.is_file():
         raise HawkError(f"{path} is missing")
+    refuse_pointer(path)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -125,6 +129,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise HawkError(f"{path} must hold a JSON object")
     return document
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise `HawkError` for a Git LFS pointer, a few lines of text in place of the file itself."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise HawkError(f"{path} is a Git LFS pointer: run git lfs pull in its folder")
+
+
+def refuse_pointers(folder: Path) -> None:
+    """Raise `HawkError` for a Git LFS pointer among the files of a folder, if there is such a folder."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_file():
+            refuse_pointer(path)
 
 
 def read_prompts(path: Path) -> list[str]:

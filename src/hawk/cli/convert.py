@@ -1,4 +1,4 @@
-"""`hawk convert llamagen`: the command line of `hawk.models.convert`."""
+"""`hawk convert`: the command line of `hawk.models.convert`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from hawk.cli.options import JsonOption, byte_bar
 
 convert_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Convert published checkpoints into model folders."
+    no_args_is_help=True, rich_markup_mode=None, help="Convert published checkpoints into folders that Hawk loads."
 )
 
 
@@ -66,3 +66,22 @@ def convert_llamagen_command(
                 {**facts, "tokenizer": str(sources.tokenizer), "grid": [config.target.height, config.target.width]}
             )
         )
+
+
+@convert_app.command("janus")
+def convert_janus_command(
+    folder: Annotated[
+        Path, typer.Argument(metavar="IN", help="Folder with DeepSeek's files (model_type multi_modality).")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not exist yet.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Convert DeepSeek's Janus or Janus-Pro to transformers' format (from safetensors or pytorch_model*.bin)."""
+    from hawk.models.convert import convert_janus
+
+    with byte_bar() as bar:
+        task = bar.add_task("writing weights", total=None)
+        grid = convert_janus(folder, out, lambda done, total: bar.update(task, completed=done, total=total))
+    typer.echo(f"{out}: {grid.height}x{grid.width} tokens; draw with hawk generate --model {out}")
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), "source": str(folder), "grid": [grid.height, grid.width]}))

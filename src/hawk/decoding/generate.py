@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 
 from hawk.decoding import recording, trees
 from hawk.decoding.forward import Target
+from hawk.decoding.memory import refused_where_memory_ends
 from hawk.decoding.recording import Recordings
 from hawk.decoding.request import Request
 from hawk.decoding.stats import Generation, OnStep
 from hawk.decoding.tree import Window
 from hawk.decoding.trees import Drafter
-from hawk.errors import HawkError, one_line
+from hawk.errors import HawkError
+
+SMALLER = "draw smaller images, fewer of them at once (batch_size), or load the model in bfloat16"
+"""What to lower where memory ends while images are drawn."""
 
 
 def generate(
@@ -32,28 +33,15 @@ def generate(
         recordings: how the steps of a window are run, and what a GPU has recorded of them in earlier calls.
 
     Raises:
-        HawkError: the drafts do not carry what the request's verifier needs, the target's logits are not finite, or a
-            GPU's memory is too small.
+        HawkError: the drafts do not carry what the request's verifier needs, the target's logits are not finite, or
+            the memory is too small.
     """
     if request.drafts_for not in drafter.lossless_with:
         needed = " or ".join(drafter.lossless_with)
         raise HawkError(
             f"this method's drafts need the verifier {needed}, not {request.verifier}: choose it, or another method"
         )
-    with torch.inference_mode(), refused_where_memory_ends():
+    with torch.inference_mode(), refused_where_memory_ends(SMALLER):
         if isinstance(drafter, Window):
             return recording.draw(target, request, drafter, on_step, recordings)
         return trees.draw(target, request, drafter, on_step)
-
-
-@contextmanager
-def refused_where_memory_ends() -> Iterator[None]:
-    """Turn an accelerator's out-of-memory error into a `HawkError` that says what to lower."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        reason = one_line(error)
-        raise HawkError(
-            f"the GPU's memory is too small ({reason}): draw smaller images, fewer of them at once (batch_size), "
-            "or load the model in bfloat16"
-        ) from error

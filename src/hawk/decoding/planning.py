@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from hawk.decoding.forward import Target
 from hawk.decoding.grid import Grid
+from hawk.decoding.memory import refused_where_memory_ends
 from hawk.decoding.recording import Engine, on_device, recorded
 from hawk.decoding.request import Condition, Request
 from hawk.decoding.sampling import SamplingParams
@@ -76,8 +77,16 @@ def known_seconds(key: str, widths: list[int], measure: Callable[[], dict[int, f
 def step_seconds(target: TimedTarget, widths: list[int], repeats: int, engine: Engine = "eager") -> dict[int, float]:
     """Median seconds of a guided step of window decoding over n nodes, for each n of `widths`, measured by turns.
 
-    The steps are timed in the middle of an image.
+    The steps are timed in the middle of an image. Raises `HawkError` where the memory is too small.
     """
+    lower = "load the model in bfloat16, or draw with a method that times no steps (ar, scd)"
+    if engine != "eager":
+        lower = f"choose --engine eager, {lower}"
+    with refused_where_memory_ends(f"steps cannot be timed, so {lower}"):
+        return _median_seconds(target, widths, repeats, engine)
+
+
+def _median_seconds(target: TimedTarget, widths: list[int], repeats: int, engine: Engine) -> dict[int, float]:
     start = MidImage.of(target, target.grid, SamplingParams(cfg_scale=2.0), max(widths) - 1, engine)
     seconds: dict[int, list[float]] = {nodes: [] for nodes in widths}
     steps = {nodes: partial(advance, target, start.state, nodes - 1) for nodes in widths}

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hawk.errors import HawkError
-from hawk.files import save_tensors, write_json
+from hawk.files import refuse_pointers, save_tensors, write_json
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -30,7 +30,12 @@ def save_part(part: nn.Module, config: Any, folder: Path, name: str, target_fing
 
 
 def load_part(make: Callable[[dict[str, Any]], M], folder: Path, name: str, target_fingerprint: str) -> M | None:
-    """Read a part that `make` builds from its shape; None where there is none. `HawkError` for another target."""
+    """Read a part that `make` builds from its shape; None where there is none.
+
+    Raises `HawkError` for a part of another target, and for a Git LFS pointer anywhere in the folder: no other part of
+    the drafter could be read either.
+    """
+    refuse_pointers(folder)
     weights, described = (folder / file for file in files_of(name))
     if not weights.is_file() or not described.is_file():
         return None

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hawk.errors import HawkError, one_line
-from hawk.files import read_json
+from hawk.files import read_json, refuse_pointer
 
 WRAPPERS = ("model", "module", "state_dict")
 """Keys under which training scripts put the state dict of a checkpoint."""
@@ -29,9 +29,6 @@ FLOATS = ("BF16", "F16", "F32", "F64")
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 """The weight files of a checkpoint in transformers' format."""
-
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-"""How a file begins that Git left in place of a large one, where Git LFS is not installed."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 """The shape of each weight, by the weight's name."""
@@ -82,29 +79,15 @@ def opened(path: Path) -> Iterator[Any]:
         raise HawkError(f"{path} is damaged or cut short ({one_line(error)}): fetch or make it again") from error
 
 
-def refuse_pointer(path: Path) -> None:
-    """Raise `HawkError` for a Git LFS pointer, a few lines of text in place of the file itself."""
-    with path.open("rb") as file:
-        if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise HawkError(f"{path} is a Git LFS pointer: run git lfs pull in its folder")
-
-
-def refuse_pointers(folder: Path) -> None:
-    """Raise `HawkError` for a Git LFS pointer among the files of a folder."""
-    for path in sorted(folder.iterdir()):
-        if path.is_file():
-            refuse_pointer(path)
-
-
-def indexed_files(index: Path) -> list[Path]:
-    """The weight files that a safetensors index names; raises `HawkError` unless each one lies beside the index."""
+def indexed_files(index: Path, suffix: str = ".safetensors") -> list[Path]:
+    """The weight files that an index names; raises `HawkError` unless each has the suffix and lies beside the index."""
     files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not files:
         raise HawkError(f"{index} has no weight_map")
     names = sorted({str(name) for name in files.values()})
     for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise HawkError(f"{index} names {name}, which is no safetensors file beside it")
+        if Path(name).name != name or not name.endswith(suffix):
+            raise HawkError(f"{index} names {name}, which is no {suffix.removeprefix('.')} file beside it")
         if not (index.parent / name).is_file():
             raise HawkError(f"{index.parent / name} is missing, though {index.name} names it: fetch or make it again")
     return [index.parent / name for name in names]

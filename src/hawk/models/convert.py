@@ -1,4 +1,4 @@
-"""Converts published checkpoints to model folders: `hawk convert llamagen`.
+"""Converts published checkpoints to folders that Hawk loads: `hawk convert llamagen` and `hawk convert janus`.
 
 A LlamaGen text-to-image model is published as t2i_XL_stage1_256.pt or t2i_XL_stage2_512.pt (the transformer),
 vq_ds16_t2i.pt (the image tokenizer) and FLAN-T5-XL (the text encoder, which is not copied).
@@ -170,6 +170,21 @@ def convert_llamagen(
         write_bytes(folder / "README.md", _card(config, published).encode())
         write_json(folder / "config.json", config.model_dump(mode="json"))
     return config
+
+
+def convert_janus(source: Path, out: Path, on_bytes: Callable[[int, int], None] = lambda done, total: None) -> Grid:
+    """Write a Janus of DeepSeek's own format in transformers' format, and return the grid of an image.
+
+    The folder `out` appears whole or not at all. `on_bytes` is called with the bytes of the weights written so far and
+    their bytes in all. Raises `HawkError`: one line on what is missing, unknown, damaged or misshapen.
+    """
+    try:
+        from hawk.models.hf.original_janus import convert_original
+    except ModuleNotFoundError as error:
+        if error.name not in ("transformers", "tokenizers", "huggingface_hub"):
+            raise
+        raise HawkError("Janus is converted with transformers: pip install 'hawk-t2i[hf]'") from error
+    return convert_original(source, out, on_bytes)
 
 
 def official_size(dim: int, n_layer: int) -> Size | None:

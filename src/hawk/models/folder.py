@@ -30,7 +30,7 @@ from hawk.drafters.heads import DraftHeads
 from hawk.drafters.parts import DraftParts, load_parts
 from hawk.drafters.settings import FusedSettings
 from hawk.errors import HawkError, one_line
-from hawk.files import replacing, save_tensors, write_bytes, write_json
+from hawk.files import refuse_pointers, replacing, save_tensors, write_bytes, write_json
 from hawk.models.checkpoint import check_weights, indexed_files, opened, read_safetensors, shapes_in, shapes_of
 from hawk.models.config import FSQFields, ModelConfig, StaticTextFields, T5Fields, check_target_shape, read_fields
 from hawk.models.fingerprint import fingerprint
@@ -180,6 +180,7 @@ def _folder_model(
     folder: Path, dtype: torch.dtype | None, heads_folder: Path | None, text_device: torch.device | None = None
 ) -> FolderModel:
     """The parts of a model folder; with `dtype` None, target and image tokenizer have no weights."""
+    refuse_pointers(folder)
     config = read_config(folder)
     target = _read_module(lambda: LlamaGen(config.target), target_files(folder), dtype, on_meta=True)
     # The tokenizer is small, and low precision shows in pixels: it is in float32.
@@ -346,18 +347,31 @@ def save_target(
     shard_bytes: int = SHARD_BYTES,
     on_bytes: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Write a target's weights in `dtype` (None: each in its own), file by file, so that only one file's are copied.
+    """Write a target's weights in `dtype` (None: each in its own); see `save_sharded`."""
+    save_sharded(folder, "target", weights, dtype, shard_bytes, on_bytes)
 
-    Weights that do not fit into one file of `shard_bytes` are split over several files with an index. Files of an
-    earlier save are removed. After each file `on_bytes` is called with the bytes written so far and the bytes in all.
+
+def save_sharded(
+    folder: Path,
+    stem: str,
+    weights: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+    shard_bytes: int,
+    on_bytes: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Write weights in `dtype` (None: each in its own), file by file, so that only one file's are copied.
+
+    The file is STEM.safetensors. Weights that do not fit into one file of `shard_bytes` are split over several files
+    with an index, in the layout of transformers. Files of an earlier save are removed. After each file `on_bytes` is
+    called with the bytes written so far and the bytes in all.
     """
     sizes = {name: tensor.numel() * (dtype or tensor.dtype).itemsize for name, tensor in weights.items()}
     shards = _shards(sizes, shard_bytes)
-    old = set(folder.glob("target*.safetensors*"))
-    names = [f"target-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    old = set(folder.glob(f"{stem}*.safetensors*"))
+    names = [f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     written = {folder / name: shard for name, shard in zip(names, shards, strict=True)}
     if len(shards) == 1:
-        written = {folder / "target.safetensors": shards[0]}
+        written = {folder / f"{stem}.safetensors": shards[0]}
     done = 0
     for path, shard in written.items():
         save_tensors(path, _stored({name: weights[name] for name in shard}, dtype))
@@ -365,7 +379,7 @@ def save_target(
         on_bytes(done, sum(sizes.values()))
     kept = set(written)
     if len(shards) > 1:
-        index = folder / "target.safetensors.index.json"
+        index = folder / f"{stem}.safetensors.index.json"
         weight_map = {name: path.name for path, shard in written.items() for name in shard}
         write_json(index, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map})
         kept.add(index)

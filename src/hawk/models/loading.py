@@ -9,6 +9,7 @@ from typing import cast, get_args
 
 import torch
 
+from hawk.decoding.memory import refused_where_memory_ends
 from hawk.decoding.recording import Engine
 from hawk.errors import HawkError
 from hawk.files import read_json
@@ -40,17 +41,19 @@ def load_on(
         with_drafter: False loads no drafter, not even the model's own.
 
     Raises:
-        HawkError: one line on what is missing, damaged, or made for another target.
+        HawkError: one line on what is missing, damaged, made for another target, or too large for the memory.
     """
-    if is_checkpoint(folder):
-        return _load_checkpoint(folder, device, DTYPES[dtype], drafter)
-    read_as = torch.float32 if mixed_precision(device, dtype) else DTYPES[dtype]
-    model = load_model(folder, read_as, drafter, with_drafter, text_device=device)
-    for module in model.modules:
-        module.to(device)
-    if pack and should_pack(model.target, device, dtype):
-        model.pack(DTYPES[dtype])
-    return model
+    elsewhere = "" if device.type == "cpu" else ", or --device cpu"
+    with refused_where_memory_ends(f"load the model in bfloat16, or choose a smaller model{elsewhere}"):
+        if is_checkpoint(folder):
+            return _load_checkpoint(folder, device, DTYPES[dtype], drafter)
+        read_as = torch.float32 if mixed_precision(device, dtype) else DTYPES[dtype]
+        model = load_model(folder, read_as, drafter, with_drafter, text_device=device)
+        for module in model.modules:
+            module.to(device)
+        if pack and should_pack(model.target, device, dtype):
+            model.pack(DTYPES[dtype])
+        return model
 
 
 def packed_copy(target: ImageTarget, device: torch.device, dtype: str) -> ImageTarget:

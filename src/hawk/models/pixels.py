@@ -9,19 +9,42 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from hawk.decoding.memory import is_out_of_memory, refused_where_memory_ends
 from hawk.errors import HawkError
 from hawk.models.protocol import Model
 
+DRAWN = (
+    "the tokens were drawn, but not even one image's pixels could be decoded: free memory or draw smaller images; "
+    "the same seeds draw the same tokens again"
+)
+"""What to do where memory ends after the tokens were drawn."""
+
 
 def finite_pixels(model: Model, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]:
-    """Images of token grids, about in [-1, 1]; raises `HawkError` where a pixel is not a finite number."""
-    pixels = model.pixels(codes)
+    """Images of token grids, about in [-1, 1].
+
+    A batch that does not fit into memory is decoded in parts. Raises `HawkError` where a pixel is not a finite number,
+    and where not even one image fits.
+    """
+    with refused_where_memory_ends(DRAWN):
+        pixels = _in_parts(model, codes)
     if not bool(pixels.isfinite().all()):
         raise HawkError(
             "the pixel decoder gave pixels that are not finite numbers: its weights are damaged, or were too large for "
             "the dtype that they were converted to: load the published weights in float32"
         )
     return pixels
+
+
+def _in_parts(model: Model, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]:
+    """Images of token grids: of all at once, or else of either half, on the CPU."""
+    try:
+        return model.pixels(codes)
+    except (RuntimeError, MemoryError) as error:
+        if len(codes) == 1 or not is_out_of_memory(error):
+            raise
+    # The error is gone here, and with it the memory that its traceback held.
+    return torch.cat([_in_parts(model, half).cpu() for half in codes.tensor_split(2)])
 
 
 def decoded_wide(decoder: Any, codes: Int[Tensor, "b *grid"]) -> Float[Tensor, "b 3 height width"]:

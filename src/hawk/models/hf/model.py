@@ -171,6 +171,8 @@ def load_transformers_model(
 def known_kind(folder: Path, config: Mapping[str, Any]) -> str:
     """The `model_type` in config.json; raises `HawkError` for a kind of model that Hawk does not draw with."""
     kind = str(config["model_type"])
+    if kind == "multi_modality":
+        raise HawkError(f"{folder} is in DeepSeek's own format: hawk convert janus {folder} OUT, then draw with OUT")
     if kind not in ARCHITECTURES:
         raise HawkError(f"{folder} is a {kind!r} model: Hawk draws with {', '.join(ARCHITECTURES)}")
     return kind

@@ -12,9 +12,10 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging
 
+from hawk.decoding.memory import is_out_of_memory
 from hawk.errors import HawkError, one_line
-from hawk.files import read_json
-from hawk.models.checkpoint import read_safetensors, refuse_pointers, shapes_in, weight_files
+from hawk.files import read_json, refuse_pointers
+from hawk.models.checkpoint import read_safetensors, shapes_in, weight_files
 
 PROCESSOR_FILES = ("chat_template.json", "processor_config.json")
 """Files in which releases of transformers have kept the chat template of a processor."""
@@ -53,6 +54,8 @@ def read_model(
                 output_loading_info=True,
             )
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
+            if is_out_of_memory(error):
+                raise
             raise HawkError(f"{folder} is no checkpoint that transformers can read: {one_line(error)}") from error
     lacking = sorted(name for name in info["missing_keys"] if not name.startswith(may_lack))
     if lacking:
@@ -96,8 +99,7 @@ def read_tokenizer(folder: Path) -> Any:
 
     A chat template that the folder keeps for its processor is given to the tokenizer, if that has none of its own.
     """
-    if folder.is_dir():
-        refuse_pointers(folder)
+    refuse_pointers(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from hawk.errors import HawkError, one_line
-from hawk.models.checkpoint import refuse_pointers
+from hawk.files import refuse_pointers
 from hawk.models.llamagen.cleaning import clean_caption
 from hawk.models.llamagen.words import TextFeatures, left_padded
 
@@ -66,8 +66,7 @@ class T5TextEncoder:
             from hawk.models.hf.reading import quiet
         except ImportError as error:
             raise HawkError("T5 text features need transformers: pip install 'hawk-t2i[hf]'") from error
-        if Path(self.source).is_dir():
-            refuse_pointers(Path(self.source))
+        refuse_pointers(Path(self.source))
         try:
             with quiet():
                 tokenizer = transformers.AutoTokenizer.from_pretrained(self.source)

@@ -8,3 +8,8 @@ class HawkError(ValueError):
 def one_line(error: Exception) -> str:
     """The message of another library's exception in one line of at most 200 characters, to be part of a `HawkError`."""
     return " ".join(str(error).split())[:200]
+
+
+def install(extra: str) -> str:
+    """What an error advises where a package of one of Hawk's extras is missing."""
+    return f"run pip install '.[{extra}]' in Hawk's folder"

@@ -43,7 +43,9 @@ EngineOption = Annotated[
         "--engine", help="eager, graph or compiled (the last two need a GPU); auto is graph on a GPU, else eager."
     ),
 ]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, max=1024, help="CPU threads (default: PyTorch's choice).")]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, max=1024, help="CPU threads (default: PyTorch's choice).")
+]
 CfgScaleOption = Annotated[
     float | None, typer.Option("--cfg-scale", help="Scale of classifier-free guidance; 1 or less turns it off.")
 ]

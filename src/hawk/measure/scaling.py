@@ -18,7 +18,7 @@ import torch
 
 from hawk.decoding.planning import step_seconds
 from hawk.decoding.recording import Engine
-from hawk.errors import HawkError
+from hawk.errors import HawkError, install
 from hawk.machine import seconds_of
 from hawk.measure.methods import environment
 from hawk.models.llamagen.target import LlamaGen, LlamaGenConfig
@@ -200,7 +200,7 @@ def draw_plots(result: ScalingResult, folder: Path) -> list[Path]:
         from matplotlib.figure import Figure
         from matplotlib.ticker import LogLocator
     except ImportError:
-        raise HawkError("plots need matplotlib: pip install 'hawk-t2i[eval]', or leave out --plots") from None
+        raise HawkError(f"plots need matplotlib: {install('eval')}, or leave out --plots") from None
     folder.mkdir(parents=True, exist_ok=True)
     labels = {
         "step": "nodes in a step",

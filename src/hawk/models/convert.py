@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hawk.decoding.grid import Grid
 from hawk.decoding.sampling import SamplingParams
-from hawk.errors import HawkError, one_line
+from hawk.errors import HawkError, install, one_line
 from hawk.files import new_folder, read_json, save_tensors, write_bytes, write_json
 from hawk.models.checkpoint import check_weights, read_checkpoint, shapes_of
 from hawk.models.config import ModelConfig, T5Fields, VQGANFields, check_target_shape
@@ -183,7 +183,7 @@ def convert_janus(source: Path, out: Path, on_bytes: Callable[[int, int], None] 
     except ModuleNotFoundError as error:
         if error.name not in ("transformers", "tokenizers", "huggingface_hub"):
             raise
-        raise HawkError("Janus is converted with transformers: pip install 'hawk-t2i[hf]'") from error
+        raise HawkError(f"Janus is converted with transformers: {install('hf')}") from error
     return convert_original(source, out, on_bytes)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from hawk.decoding.memory import refused_where_memory_ends
 from hawk.decoding.recording import Engine
-from hawk.errors import HawkError
+from hawk.errors import HawkError, install
 from hawk.files import read_json
 from hawk.models.checkpoint import shapes_in, weight_files
 from hawk.models.folder import BUNDLED, load_model, outline_model, target_files
@@ -119,7 +119,7 @@ def _without_transformers(folder: Path, error: ModuleNotFoundError) -> Exception
     """What to raise where a checkpoint cannot be read because a module is missing."""
     if error.name != "transformers":
         return error
-    return HawkError(f"{folder} is a transformers checkpoint: pip install 'hawk-t2i[hf]' to draw with it")
+    return HawkError(f"{folder} is a transformers checkpoint: {install('hf')} to draw with it")
 
 
 # --- names ---------------------------------------------------------------------------------------------------

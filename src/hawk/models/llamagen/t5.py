@@ -13,7 +13,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
-from hawk.errors import HawkError, one_line
+from hawk.errors import HawkError, install, one_line
 from hawk.files import refuse_pointers
 from hawk.models.llamagen.cleaning import clean_caption
 from hawk.models.llamagen.words import TextFeatures, left_padded
@@ -65,7 +65,7 @@ class T5TextEncoder:
 
             from hawk.models.hf.reading import quiet
         except ImportError as error:
-            raise HawkError("T5 text features need transformers: pip install 'hawk-t2i[hf]'") from error
+            raise HawkError(f"T5 text features need transformers: {install('hf')}") from error
         refuse_pointers(Path(self.source))
         try:
             with quiet():

@@ -22,6 +22,7 @@ MAX_LINES = 450
 MAX_ROOMS = 20
 
 FLOORS = (
+    ("__main__",),  # the command
     ("cli",),  # what a person types
     ("server", "cluster"),  # reserved: they are built next, as are evaluation and engine
     ("measure", "evaluation"),
@@ -41,9 +42,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     for room in floor
 }
 
-# The command line starts fast: before a command is called, it loads this room alone (`tables` waits for its command).
+# The command line starts fast: before a command is called, it loads this room alone (`tables` and `wanted` wait for theirs).
 CLI_MAY_LOAD_AT_ONCE = frozenset({"errors"})
-LOADED_BY_COMMANDS = frozenset({"cli/tables.py"})
+LOADED_BY_COMMANDS = frozenset({"cli/tables.py", "cli/wanted.py"})
 
 HEAVY = frozenset(
     {"transformers", "ray", "fastapi", "torchmetrics", "webdataset", "resvg_py", "tensorboard", "diffusers"}

@@ -106,10 +106,10 @@ CELL = 1 / 16
 Figures lie on whole cells, in few sizes and exact colours, so that one figure is one pattern of tokens wherever it is:
 a model of a few million parameters learns the pattern once, not at each of 64 shifts within a cell.
 """
-_RADII: dict[Size, float] = {"small": 3.5, "medium": 5, "large": 7}
+_RADII: dict[Size, float] = {"small": 3.5, "medium": 5.0, "large": 7.0}
 _PAIR_RADIUS = 3.5
 """Radii of a figure that is alone, by its size, and of two figures, in cells."""
-_PAIR_REACH = 4
+_PAIR_REACH = 4.0
 """How far from the picture's middle two figures lie, in cells."""
 _LOOSE = 1.2
 """How far a figure may lie from where its scene puts it, in cells."""

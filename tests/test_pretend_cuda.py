@@ -1,10 +1,16 @@
 """Every method on a device that is played on the CPU: tensors on two devices, wrong generators and host reads show."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
+from transformers import GenerationConfig
 
-from fixtures.pretend_cuda import DEVICE, moved, pretend_cuda, rehearsed
+import hawk
+from fixtures.pretend_cuda import DEVICE, moved, on_cuda, pretend_cuda, rehearsed
+from fixtures.tiny_transformers import tiny
 from hawk.decoding import noise, recording, trees
 from hawk.decoding.generate import generate
 from hawk.decoding.grid import Grid
@@ -111,6 +117,35 @@ def test_grids_for_training_are_drawn_by_windows_with_one_recording(engine, monk
         drawn = draw_on_policy(target, drawing(target), 6, tmp_path / "cuda", Recordings(engine))
     assert torch.equal(drawn, expected)
     assert len(captures) == (engine == "graph")
+
+
+def generated(model, ids, grid, **more) -> list[list[int]]:
+    """The ids that `model.generate(ids, custom_generate=hawk_generate)` returns."""
+    settings = GenerationConfig(do_sample=True, max_length=99)
+    size = {"height": grid.height, "width": grid.width, "seed": 3, "method": "scd"}
+    return hawk.hawk_generate(model, ids, [], [], settings, **{**size, **more}).tolist()
+
+
+def test_a_second_generate_call_captures_nothing_until_the_weights_move(monkeypatch):
+    one, ids = tiny("emu3"), torch.tensor([[1, 5, 6]])
+    expected = generated(one.hf, ids, one.grid)
+    grid, model = one.grid, moved(one.hf)
+    del one
+    with pretend_cuda() as mode:
+        captures, ids = counted_captures(mode, monkeypatch), on_cuda(ids)
+        assert [generated(model, ids, grid) for _ in range(2)] == [expected] * 2
+        assert len(captures) == 1
+        for method in ("ar", "scd", "ar"):
+            generated(model, ids, grid, method=method)
+        assert len(captures) == 2
+        head = model.lm_head._parameters
+        head["weight"] = on_cuda(head["weight"].clone())  # as a move to another device and back
+        assert generated(model, ids, grid) == expected
+        assert len(captures) == 3
+    gone = weakref.ref(model)
+    del model, head
+    gc.collect()
+    assert gone() is None
 
 
 def test_one_call_draws_the_noise_of_all_rows(monkeypatch):

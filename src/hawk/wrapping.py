@@ -23,6 +23,7 @@ from hawk.decoding.sampling import SamplingParams
 from hawk.decoding.stats import Stats
 from hawk.drafters.methods import UNTRAINED, build_drafter, method_named
 from hawk.errors import HawkError
+from hawk.machine import lacking_operations_refused
 from hawk.models.loading import drafter_folder, engine_named
 from hawk.pipeline import HawkPipeline, evaluation_mode, image_seeds
 
@@ -143,7 +144,8 @@ def hawk_generate(
         drafting = build_drafter(chosen, parts, session.target)
         with session.own_recordings() as recordings:
             on_step = None if streamer is None else feed.on_step
-            drawn = generate(session.target, request, drafting, on_step, recordings)
+            with lacking_operations_refused(model.device):
+                drawn = generate(session.target, request, drafting, on_step, recordings)
         feed.send(drawn.tokens, feed.entries)
         return torch.cat((input_ids, feed.ids_of(drawn.tokens).to(input_ids)), dim=1)
 

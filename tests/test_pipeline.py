@@ -413,7 +413,8 @@ def test_auto_is_bfloat16_where_the_cpu_has_matrix_units(saved_model, monkeypatc
     [
         ({"dtype": "int8"}, "unknown dtype 'int8'"),
         ({"device": "tpu9"}, "unknown device"),
-        ({"device": "mps"}, "not supported"),
+        ({"device": "mps"}, "'mps' is not there: this PyTorch sees no Apple GPU"),
+        ({"device": "xpu"}, "not supported"),
         ({"device": "cuda:99"}, "not there"),
         ({"drafter": "nowhere"}, "no drafter folder at nowhere"),
         ({"model": "nowhere"}, "no model folder at nowhere"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from fixtures.tiny_training import GRID, prompts, tiny_target
 from hawk.decoding.generate import generate
 from hawk.decoding.noise import gumbel_rows
+from hawk.decoding.recording import Recordings
 from hawk.decoding.request import Request
 from hawk.decoding.sampling import SamplingParams
 from hawk.drafters.feature import FeatureDrafter, FeatureTree
@@ -37,9 +39,12 @@ from hawk.training.drafters.pool import (
     record_drafts,
     weigh_left,
 )
+from hawk.training.drafters.recipe import KindRecipe
+from hawk.training.drafters.run import FrozenModel, Plan, train_drafter
 from hawk.training.drafters.spatial import SpatialLoss, train_spatial, window_noise
 from hawk.training.drafters.teacher import forced_hidden, teacher_log_p
 from hawk.training.loop import FitConfig
+from hawk.training.texts import PromptFile
 
 CONFIG = FitConfig(steps=60, batch_size=16, lr=1e-2, warmup=2, dtype="float32", save_every=50, evaluate_every=60)
 SMALL = SpatialConfig(32, width=32, heads=2, window=6, columns=2, left=3)
@@ -64,6 +69,26 @@ def test_drawn_grids_are_kept_and_not_drawn_again(tmp_path: Path) -> None:
 
     again = draw_on_policy(tiny_target(), Drawing(no_prompts, GRID, PARAMS, batch=4), 8, tmp_path)
     assert torch.equal(first, again)
+
+
+def test_the_engine_that_the_user_chose_draws_the_grids(
+    saved_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = []
+
+    def drawn(target: object, drawing: object, images: int, out: Path, recordings: Recordings) -> None:
+        engines.append(recordings.engine)
+        raise InterruptedError
+
+    monkeypatch.setattr("hawk.training.drafters.run.draw_on_policy", drawn)
+    frozen = FrozenModel.load(saved_model, torch.device("cpu"), "float32")
+    plan = Plan({"heads": KindRecipe(CONFIG, {})}, 64, PARAMS, GRID)
+    for chosen in (frozen, replace(frozen, engine="graph")):
+        with pytest.raises(InterruptedError):
+            train_drafter(chosen, PromptFile(("a cat",)), plan, tmp_path)
+    assert engines == ["eager", "graph"]
+    with pytest.raises(HawkError, match="engine 'graph' is for GPUs"):
+        FrozenModel.load(saved_model, torch.device("cpu"), "float32", "graph")
 
 
 def test_every_head_is_trained_on_the_position_it_predicts(onpolicy: OnPolicy) -> None:

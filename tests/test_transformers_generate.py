@@ -14,6 +14,7 @@ import hawk
 from fixtures.tiny_transformers import CODES, PROMPTS, Tiny, left_padded, tiny
 from hawk import HawkError
 from hawk.drafters.heads import DraftHeads, HeadsConfig
+from hawk.models.hf.session import SESSIONS
 
 
 def call(one: Tiny, negatives: list[str]) -> dict[str, object]:
@@ -261,3 +262,42 @@ def test_the_mode_of_the_callers_model_stays():
     assert one.hf.training
     assert one.hf.model.training
     assert not one.hf.lm_head.training
+
+
+def test_what_is_kept_of_a_model_follows_its_weights():
+    """Chameleon's image head is a copy of rows of `lm_head`, which a caller may change in place."""
+    one = tiny("chameleon")
+    arguments = call(one, [""] * 3)
+    first = one.hf.generate(**arguments, **ours(one, method="ar"))
+    torch.nn.init.normal_(one.hf.lm_head.weight, std=0.25)
+    expected = one.hf.generate(**arguments, do_sample=False)
+    assert not torch.equal(first, expected)
+    assert torch.equal(one.hf.generate(**arguments, **ours(one, method="ar")), expected)
+
+
+def test_step_costs_are_measured_once_for_a_model_even_where_no_file_can_keep_them(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("HAWK_CACHE", str(tmp_path / "file"))
+    measured = []
+
+    def step_seconds(target, widths, repeats, engine):
+        measured.append(engine)
+        return {width: 1.0 + width for width in widths}
+
+    monkeypatch.setattr("hawk.drafters.settings.step_seconds", step_seconds)
+    one = tiny("emu3")
+    arguments = call(one, [""] * 3)
+    for _ in range(2):
+        one.hf.generate(**arguments, **ours(one))
+    assert measured == ["eager"]
+
+
+def test_a_call_beside_another_one_uses_no_recordings():
+    one = tiny("emu3")
+    one.hf.generate(**call(one, [""] * 3), **ours(one, method="ar"))
+    session = SESSIONS[one.hf]
+    with session.own_recordings() as mine, session.own_recordings() as others:
+        assert mine is session.recordings
+        assert others is None
+    with session.own_recordings() as again:
+        assert again is session.recordings

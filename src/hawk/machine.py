@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from hawk.errors import HawkError, one_line
 
 
 def machine_name(device: torch.device, dtype: torch.dtype) -> str:
@@ -19,7 +22,14 @@ def machine_name(device: torch.device, dtype: torch.dtype) -> str:
 
 def processor(device: torch.device) -> str:
     """The name of the GPU or CPU behind a device."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"GPU of {cpu_model()}" if device.type == "mps" else cpu_model()
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether a device computes in float64; Apple GPUs ("mps") do not, and every other device does."""
+    return device.type != "mps"
 
 
 CPU_INFO = Path("/proc/cpuinfo")
@@ -44,10 +54,26 @@ def cpu_fact(name: str, path: Path) -> str | None:
     return None
 
 
+@contextmanager
+def lacking_operations_refused(device: torch.device) -> Iterator[None]:
+    """Turn PyTorch's error for an operation that it lacks on an Apple GPU into a `HawkError` of one line."""
+    try:
+        yield
+    except NotImplementedError as error:
+        if device.type != "mps":
+            raise
+        raise HawkError(
+            f"this PyTorch lacks an operation on Apple GPUs ({one_line(error)}): set PYTORCH_ENABLE_MPS_FALLBACK=1, or "
+            "choose the device cpu"
+        ) from error
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until a GPU has finished its queue, so that a clock read next covers all of its work; no-op on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def seconds_of(call: Callable[[], Any], device: torch.device) -> float:

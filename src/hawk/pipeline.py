@@ -34,6 +34,7 @@ from hawk.drafters.methods import UNTRAINED, Method, build_drafter, method_named
 from hawk.drafters.parts import DraftParts
 from hawk.drafters.settings import TreeLimits, settings_for
 from hawk.errors import HawkError
+from hawk.machine import lacking_operations_refused
 from hawk.models.loading import (
     device_named,
     drafter_folder,
@@ -134,14 +135,15 @@ class HawkPipeline:
         """Load a model: "bundled", a folder, or a hub id `owner/name`.
 
         Args:
-            device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:1".
+            device: "auto" (a CUDA GPU where there is one), "cpu", "cuda", "cuda:1", or "mps" (an Apple GPU).
             dtype: of the target and its drafter: float32, bfloat16, float16 or float64. On a CPU, bfloat16 applies to
                 matrix products only, and everything between them is float32. "auto" is bfloat16 on a CPU with matrix
                 units (AMX) and for a model of more than 200 million parameters on a GPU, and float32 elsewhere.
             drafter: a drafter's folder or hub id, to use in place of the model's own.
             engine: how the steps of `ar`, `scd` and untrained `hawk` run. "eager": the host starts each step. "graph":
                 the first image of a size records a step as a CUDA graph, which is then replayed. "compiled": the same
-                with a step that is compiled first, which takes minutes. "auto" is "graph" on a GPU, "eager" elsewhere.
+                with a step that is compiled first, which takes minutes. "auto" is "graph" on a CUDA GPU, "eager"
+                elsewhere. On an Apple GPU every engine is "eager".
 
         Raises:
             HawkError: no such model, a damaged one, or a device that is not there.
@@ -283,9 +285,10 @@ class HawkPipeline:
         if self._interrupt:
             raise _StopError
         started = time.perf_counter()
-        generation = generate(self.model.target, request, drafter, self._on_step(callback, before), self.recordings)
-        codes = generation.tokens.unflatten(1, (request.grid.height, request.grid.width))
-        pixels = finite_pixels(self.model, codes).cpu()
+        with lacking_operations_refused(self.device):
+            generation = generate(self.model.target, request, drafter, self._on_step(callback, before), self.recordings)
+            codes = generation.tokens.unflatten(1, (request.grid.height, request.grid.width))
+            pixels = finite_pixels(self.model, codes).cpu()
         return Batch(generation, pixels, time.perf_counter() - started)
 
     def _on_step(self, callback: OnStepEnd | None, before: int) -> OnStep:

@@ -21,8 +21,9 @@ from hawk.decoding.grid import Grid
 from hawk.decoding.request import Request
 from hawk.decoding.sampling import SamplingParams
 from hawk.decoding.stats import Stats
-from hawk.drafters.methods import build_drafter, method_named
+from hawk.drafters.methods import UNTRAINED, build_drafter, method_named
 from hawk.errors import HawkError
+from hawk.machine import lacking_operations_refused
 from hawk.models.loading import drafter_folder, engine_named
 from hawk.pipeline import HawkPipeline, evaluation_mode, image_seeds
 
@@ -87,6 +88,7 @@ def hawk_generate(
     family: Literal["chameleon", "lumina"] | None = None,
     seed: Number | Sequence[Number] | None = None,
     streamer: Any = None,
+    engine: str = "auto",
     **model_kwargs: Any,
 ) -> Int[Tensor, "b n"]:
     """Draws for transformers' `model.generate(..., custom_generate=hawk_generate, height=..., width=...)`.
@@ -96,6 +98,8 @@ def hawk_generate(
     needed: only image tokens are drawn, and rows are ended where the family ends them. A streamer gets the tokens as
     they are committed. What Hawk cannot do, such as beams, a time limit or scores, is refused.
 
+    A GPU keeps the recordings of a model's steps for further calls, until the model is deleted or its weights move.
+
     Args:
         height, width: the size of the image in tokens. If the family's prompts give the size, it must be this one.
         method: as in `HawkPipeline`.
@@ -104,6 +108,7 @@ def hawk_generate(
         seed: image i of the batch has seed `seed + i`; a list holds one seed for each image. None draws the seeds from
             torch's default generator, so that `set_seed` of transformers and `torch.manual_seed` fix them.
         streamer: transformers gives it the prompts; None takes the streamer of the `generate` call.
+        engine: as in `HawkPipeline.from_pretrained`; "eager" keeps no recordings.
 
     Returns:
         Token ids: each prompt, followed by its image's tokens with end-of-row and closing tokens.
@@ -113,7 +118,8 @@ def hawk_generate(
     """
     from hawk.models.hf.families import SharedVocabulary
     from hawk.models.hf.model import FamilyHint, as_model, family_of
-    from hawk.models.hf.target import TokenPrompt, TransformersTarget
+    from hawk.models.hf.session import session_of
+    from hawk.models.hf.target import TokenPrompt
 
     streamer = argument_of_generate("streamer") if streamer is None else streamer
     with ended(streamer), evaluation_mode(model):
@@ -128,14 +134,18 @@ def hawk_generate(
         guidance = guidance_of(logits_processor, input_ids)
         params = call_params(generation_config, guidance.scale)
         chosen = method_named(method)
-        loaded = None if drafter is None else as_model(described.name, described, drafter_folder(drafter))
-        target = loaded.target if loaded else TransformersTarget(described)
-        drafting = build_drafter(chosen, loaded.drafting if loaded else None, target)
         prompts = without_padding(input_ids, model_kwargs.get("attention_mask"))
         negatives = for_each(guidance.negatives, len(prompts), generation_config.num_return_sequences or 1)
         seeds = image_seeds(len(prompts), seed, torch.default_generator if seed is None else None)
         request = Request(TokenPrompt(prompts, negatives, grid), grid, params, seeds, chosen.verifier)
-        drawn = generate(target, request, drafting, None if streamer is None else feed.on_step)
+        parts = None if drafter is None else as_model(described.name, described, drafter_folder(drafter)).drafting
+        session = session_of(model, described, engine_named(engine, model.device))
+        parts = session.priced(parts or UNTRAINED) if chosen.name == "hawk" else parts
+        drafting = build_drafter(chosen, parts, session.target)
+        with session.own_recordings() as recordings:
+            on_step = None if streamer is None else feed.on_step
+            with lacking_operations_refused(model.device):
+                drawn = generate(session.target, request, drafting, on_step, recordings)
         feed.send(drawn.tokens, feed.entries)
         return torch.cat((input_ids, feed.ids_of(drawn.tokens).to(input_ids)), dim=1)
 

@@ -18,10 +18,12 @@ def info(
 ) -> None:
     """Print what a model folder holds: sizes, grid, defaults, drafters. Large weights are not read."""
     from hawk.cli.tables import model_facts
+    from hawk.measure.memory import memory_line
     from hawk.models.loading import load_outline, model_folder
 
     folder = model_folder(model)
-    facts = model_facts(folder, load_outline(folder))
+    outline = load_outline(folder)
+    facts = {**model_facts(folder, outline), "memory": memory_line(outline)}
     table = Table(show_header=False, box=None)
     for name, value in facts.items():
         table.add_row(

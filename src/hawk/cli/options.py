@@ -29,7 +29,9 @@ ModelOption = Annotated[str, typer.Option("--model", "-m", help="bundled, a mode
 DrafterOption = Annotated[
     str | None, typer.Option("--drafter", help="A drafter to use instead of the model's own: a folder or a hub id.")
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto (a GPU where there is one), cpu or cuda.")]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="auto (a CUDA GPU where there is one), cpu, cuda, or mps (an Apple GPU).")
+]
 DtypeOption = Annotated[
     str,
     typer.Option(
@@ -40,7 +42,8 @@ DtypeOption = Annotated[
 EngineOption = Annotated[
     str,
     typer.Option(
-        "--engine", help="eager, graph or compiled (the last two need a GPU); auto is graph on a GPU, else eager."
+        "--engine",
+        help="eager, graph or compiled (the last two need a CUDA GPU); auto is graph on a CUDA GPU, else eager.",
     ),
 ]
 ThreadsOption = Annotated[

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hawk.machine import has_float64
+
 NOISE_BLOCK = 16
 """Number of positions whose noise is drawn together."""
 
@@ -98,16 +100,17 @@ class GumbelNoise:
 
     def _draw(self, missing: list[tuple[int, int]]) -> None:
         """Draw whole blocks, each given by its row and its first position."""
-        if self.held.device.type == "cpu":
+        device, dtype = self.held.device, self.held.dtype
+        if drawn_by_host(device):
             for row, first in missing:
-                at = first % self.ring
-                self.held[row, at : at + NOISE_BLOCK] = gumbel_rows(self.seeds[row], first, NOISE_BLOCK, self.vocab)
+                at, drawn = first % self.ring, gumbel_rows(self.seeds[row], first, NOISE_BLOCK, self.vocab)
+                self.held[row, at : at + NOISE_BLOCK] = drawn if device.type == "cpu" else drawn.to(dtype).to(device)
             return
         seeds, firsts = [self.seeds[row] for row, _ in missing], [first for _, first in missing]
-        drawn = gumbel(uniform_blocks(seeds, firsts, NOISE_BLOCK, self.vocab, self.held.device))
-        where = torch.tensor([[row, first % self.ring] for row, first in missing], device=self.held.device)
-        slots = where[:, 1:] + torch.arange(NOISE_BLOCK, device=self.held.device)
-        self.held[where[:, :1], slots] = drawn.to(self.held.dtype)
+        drawn = gumbel(uniform_blocks(seeds, firsts, NOISE_BLOCK, self.vocab, device))
+        where = torch.tensor([[row, first % self.ring] for row, first in missing], device=device)
+        slots = where[:, 1:] + torch.arange(NOISE_BLOCK, device=device)
+        self.held[where[:, :1], slots] = drawn.to(dtype)
 
     def restart(self, seeds: list[int]) -> None:
         """Drop all noise and hold that of other seeds, in the same memory."""
@@ -126,14 +129,22 @@ def whole_noise_blocks(positions: int) -> int:
 def gumbel_rows(
     seed: int, first: int, count: int, vocab: int, device: torch.device | None = None
 ) -> Float[Tensor, "count vocab"]:
-    """Standard Gumbel noise of every token at the positions `first` to `first + count - 1`, in float64."""
-    if device is None or device.type == "cpu":  # numpy is faster on a CPU
+    """Standard Gumbel noise of every token at the positions `first` to `first + count - 1`, in float64.
+
+    It lies on the device, or on the CPU where the device has no float64.
+    """
+    if device is None or drawn_by_host(device):
         blocks = counters(vocab)
         generator = np.random.Generator(np.random.Philox(key=seed, counter=first * blocks))
         uniform = torch.from_numpy(generator.random((count, 4 * blocks)))[:, :vocab]
     else:
         uniform = uniform_rows(seed, first, count, vocab, device)
     return gumbel(uniform)
+
+
+def drawn_by_host(device: torch.device) -> bool:
+    """Whether the host draws a device's noise: numpy is faster on a CPU, and Apple GPUs have no float64."""
+    return device.type == "cpu" or not has_float64(device)
 
 
 def gumbel(uniform: Float[Tensor, "*b vocab"]) -> Float[Tensor, "*b vocab"]:

@@ -26,7 +26,7 @@ Engine = Literal["eager", "graph", "compiled"]
 """How steps are run: one by one by the host, as a CUDA graph, or as a CUDA graph of a step that was compiled first."""
 
 MOST_RECORDINGS = 8
-"""Number of recordings that are kept; the one that was used longest ago goes first."""
+"""Number of recordings that are kept, unless a caller names another number."""
 
 MOST_COMPILED = 64
 """Number of shapes for which the compiler may compile one function; torch's own limit is 8."""
@@ -118,12 +118,14 @@ class Recording:
 class Recordings:
     """How a model's steps are run, and the recordings of them that serve further images of the same shape and settings.
 
-    `kept` holds the recordings by key, the one that was used last at its end. A key names the target by its `id`, which
-    no other object can have while the recording holds the target. The recordings share one pool of memory for what
-    happens within a step, since only one of them is replayed at a time.
+    `kept` holds the recordings by key, the one that was used last at its end. Before there are more than `most`, the
+    one that was used longest ago is dropped. A key names the target by its `id`, which no other object can have while
+    the recording holds the target. The recordings share one pool of memory for what happens within a step, since only
+    one of them is replayed at a time.
     """
 
     engine: Engine = "eager"
+    most: int = field(default_factory=lambda: MOST_RECORDINGS)
     kept: dict[tuple[Any, ...], Recording] = field(default_factory=dict, repr=False)
     pool: Any = field(default=None, repr=False)
 
@@ -133,7 +135,7 @@ class Recordings:
         key = (id(target), state.tokens.device, state.grid, state.params, state.window, shapes)
         found = self.kept.pop(key, None)
         if found is None:
-            while len(self.kept) >= MOST_RECORDINGS:
+            while len(self.kept) >= self.most:
                 del self.kept[next(iter(self.kept))]
             found = record(target, state, self.engine, self.shared_pool(state.tokens.device))
         self.kept[key] = found

@@ -87,7 +87,7 @@ def _nucleus(logits: Float[Tensor, "*b vocab"], top_p: float) -> Float[Tensor, "
 
 def draws(q: Float[Tensor, " vocab"], count: int, generator: torch.Generator) -> Int[Tensor, " count"]:
     """`count` independent draws from q, on the CPU, where the generator of an image lies."""
-    return torch.multinomial(q.double().cpu(), count, replacement=True, generator=generator)
+    return torch.multinomial(q.cpu().double(), count, replacement=True, generator=generator)
 
 
 def gumbel_argmax(scores: Float[Tensor, "*b vocab"], noise: Float[Tensor, "*b vocab"]) -> Int[Tensor, "*b"]:

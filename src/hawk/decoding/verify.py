@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hawk.decoding.sampling import gumbel_argmax
 from hawk.decoding.tree import DraftTree, Trial
+from hawk.machine import has_float64
 
 LOSSLESS = ("coupled", "residual", "traversal")
 """Names of the verifiers that keep the target's distribution."""
@@ -165,7 +166,8 @@ def traversal(tree: DraftTree, scores: Float[Tensor, "b n vocab"], generators: l
 
 def stops(tree: DraftTree, row: int, scores: Float[Tensor, "n vocab"]) -> Iterator[Stop]:
     """The points where traversal of one image's tree may stop, in the order of traversal; the last has chance 1."""
-    return _stops_below(tree, row, scores.double(), [0], 1.0)
+    wide = scores.double() if has_float64(scores.device) else scores.cpu().double()
+    return _stops_below(tree, row, wide, [0], 1.0)
 
 
 def _stops_below(
@@ -203,4 +205,4 @@ def uniform(generator: torch.Generator) -> float:
 
 def sample(p: Float[Tensor, " vocab"], generator: torch.Generator) -> int:
     """One token drawn from p."""
-    return int(torch.multinomial(p.double().cpu(), 1, generator=generator))
+    return int(torch.multinomial(p.cpu().double(), 1, generator=generator))

@@ -83,8 +83,7 @@ def first_window(target: Target, request: Request, window: Window) -> WindowStat
     scores = score_prompt(target, prefilled, params)
     device = scores.states.device
     like = scores.states.new_empty(0, dtype=wide(scores.states))
-    ring = max(HELD, (LAG + 2) * nodes + 2 * NOISE_BLOCK)
-    noise = GumbelNoise(list(request.seeds), grid.size, target.vocab_size, like, ring)
+    noise = GumbelNoise(list(request.seeds), grid.size, target.vocab_size, like, noise_ring(nodes))
     start = torch.zeros(images, 1, dtype=torch.long, device=device)
     tokens = torch.zeros(images, grid.size + nodes, dtype=torch.long, device=device)
     tokens[:, :1] = gumbel_argmax(scores.logits, noise.rows(start))
@@ -108,6 +107,11 @@ def first_window(target: Target, request: Request, window: Window) -> WindowStat
     hold(state, [1] * images)
     enter(state, start, window.reach)
     return state
+
+
+def noise_ring(nodes: int) -> int:
+    """How many positions of noise an image holds at a time, for steps of so many nodes."""
+    return max(HELD, (LAG + 2) * nodes + 2 * NOISE_BLOCK)
 
 
 def advance(target: Target, state: WindowState, reach: int) -> Int[Tensor, " b"]:

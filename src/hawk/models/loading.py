@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from copy import deepcopy
 from math import prod
 from pathlib import Path
@@ -13,6 +14,7 @@ from hawk.decoding.memory import refused_where_memory_ends
 from hawk.decoding.recording import Engine
 from hawk.errors import HawkError, install
 from hawk.files import read_json
+from hawk.machine import has_float64
 from hawk.models.checkpoint import shapes_in, weight_files
 from hawk.models.folder import BUNDLED, load_model, outline_model, target_files
 from hawk.models.hub import fetched, is_hub_id
@@ -128,10 +130,13 @@ def _without_transformers(folder: Path, error: ModuleNotFoundError) -> Exception
 def dtype_named(dtype: str, device: torch.device, large: bool = False) -> str:
     """A name in `DTYPES`; "auto" becomes bfloat16 on a CPU with matrix units (AMX), and float32 elsewhere.
 
-    For a `large` model (`is_large`) "auto" becomes bfloat16 on a GPU, too. Raises `HawkError` for an unknown name.
+    For a `large` model (`is_large`) "auto" becomes bfloat16 on a GPU, too. Raises `HawkError` for an unknown name, and
+    for float64 where the device does not have it.
     """
     if dtype not in ("auto", *DTYPES):
         raise HawkError(f"unknown dtype {dtype!r}: choose one of auto, {', '.join(DTYPES)}")
+    if dtype == "float64" and not has_float64(device):
+        raise HawkError(f"{device.type} has no float64: choose auto, float32, bfloat16 or float16")
     if dtype != "auto":
         return dtype
     fast = fast_dtype() == torch.bfloat16 if device.type == "cpu" else large
@@ -139,27 +144,36 @@ def dtype_named(dtype: str, device: torch.device, large: bool = False) -> str:
 
 
 def device_named(name: str) -> torch.device:
-    """The device of a name; "auto" is a GPU if there is one. Raises `HawkError` for a device that is not there."""
+    """The device of a name; "auto" is a CUDA GPU if there is one. Raises `HawkError` for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise HawkError(f"unknown device {name!r}: choose auto, cpu or cuda") from error
-    if device.type not in ("cpu", "cuda"):
-        raise HawkError(f"device {name!r} is not supported: choose auto, cpu or cuda")
+        raise HawkError(f"unknown device {name!r}: choose auto, cpu, cuda or mps") from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise HawkError(f"device {name!r} is not supported: choose auto, cpu, cuda or mps")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise HawkError(f"device {name!r} is not there: this PyTorch sees no Apple GPU")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise HawkError(f"device {name!r} is not there: this PyTorch sees {torch.cuda.device_count()} GPUs")
     return device
 
 
 def engine_named(engine: str, device: torch.device) -> Engine:
-    """The engine of a name; "auto" is "graph" on a GPU. Raises `HawkError` for an unknown one or one for GPUs only."""
+    """The engine of a name; "auto" is "graph" on a CUDA GPU, else "eager".
+
+    On an Apple GPU ("mps") every engine is "eager", and one line of the log says so. Raises `HawkError` for an unknown
+    engine, and for "graph" and "compiled" on a CPU.
+    """
     names = get_args(Engine)
     if engine == "auto":
         return "graph" if device.type == "cuda" else "eager"
     if engine not in names:
         raise HawkError(f"unknown engine {engine!r}: choose one of auto, {', '.join(names)}")
+    if engine != "eager" and device.type == "mps":
+        logging.getLogger(__name__).warning("hawk: engine %r needs CUDA: on an Apple GPU the engine is eager", engine)
+        return "eager"
     if engine != "eager" and device.type != "cuda":
         raise HawkError(f"engine {engine!r} is for GPUs, and this is {device.type}: choose auto or eager")
     return cast(Engine, engine)

@@ -64,7 +64,8 @@ def rotate(x: Float[Tensor, "b #n heads d"], angles: Float[Tensor, "#b #n half 2
     """Turn each pair of adjacent channels by its angle; (cos, sin) of (0, 0) makes it zero, as in LlamaGen's prefix."""
     wide = at_least_float32(x)
     pairs, angles = wide.unflatten(-1, (-1, 2)), angles.to(wide.dtype).unsqueeze(-3)
-    if torch.compiler.is_compiling():  # the compiler can fuse real arithmetic, but not complex
+    # The compiler can fuse real arithmetic, but not complex; not every Apple GPU has complex numbers.
+    if torch.compiler.is_compiling() or x.device.type == "mps":
         (x1, x2), (cos, sin) = pairs.unbind(-1), angles.unbind(-1)
         return torch.stack((x1 * cos - x2 * sin, x1 * sin + x2 * cos), dim=-1).flatten(-2).to(x.dtype)
     turned = torch.view_as_complex(pairs) * torch.view_as_complex(angles)  # complex numbers need a single pass

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from hawk.decoding.forward import Target
 from hawk.decoding.generate import generate
 from hawk.decoding.grid import Grid
+from hawk.decoding.recording import Recordings
 from hawk.decoding.request import Request
 from hawk.decoding.sampling import SamplingParams
 from hawk.decoding.tree import Window
@@ -83,11 +84,17 @@ def origin_of(fingerprint: str, params: SamplingParams, grid: Grid, prompts: str
     }
 
 
-def draw_on_policy(target: Target, drawing: Drawing, images: int, out: Path) -> Int[Tensor, "images n"]:
+def draw_on_policy(
+    target: Target, drawing: Drawing, images: int, out: Path, recordings: Recordings | None = None
+) -> Int[Tensor, "images n"]:
     """Let the target draw `images` grids, shard by shard; finished shards under `out` are kept.
 
-    Process r of W draws the shards r, r + W, ...; every process returns all grids. Raises `HawkError` if `out` holds
-    shards of another origin.
+    Process r of W draws the shards r, r + W, ...; every process returns all grids. All shards of a process use the same
+    `recordings`, so that a GPU records a step once for each number of images. Raises `HawkError` if `out` holds shards
+    of another origin.
+
+    A step scores one token of each image and no drafts (`Window(0)`): a batch of images already fills a processor's
+    matrix units, so that each draft would cost about as much time as it saves.
     """
     out.mkdir(parents=True, exist_ok=True)
     shards = shards_of(out, "tokens", images, drawing.batch)
@@ -95,7 +102,7 @@ def draw_on_policy(target: Target, drawing: Drawing, images: int, out: Path) -> 
         if shard.images(drawing.origin) < shard.count:
             seeds = list(range(shard.start, shard.start + shard.count))
             request = Request(drawing.prompts(shard.start, shard.count), drawing.grid, drawing.params, seeds)
-            drawn = generate(target, request, Window(0)).tokens
+            drawn = generate(target, request, Window(0), recordings=recordings).tokens
             save_tensors(shard.path, {"tokens": drawn.to("cpu", torch.int32)}, drawing.origin)
     drawing.world.wait()
     return torch.cat([load_file(shard.path)["tokens"][: shard.count].long() for shard in shards])

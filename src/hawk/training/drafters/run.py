@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from hawk.decoding.grid import Grid
+from hawk.decoding.recording import Engine, Recordings
 from hawk.decoding.request import Condition
 from hawk.decoding.sampling import SamplingParams
 from hawk.drafters import feature as feature_files
@@ -24,7 +25,7 @@ from hawk.drafters.settings import FusedSettings
 from hawk.drafters.spatial import SpatialConfig
 from hawk.errors import HawkError
 from hawk.files import write_bytes, write_json
-from hawk.models.loading import DTYPES, load_on, packed_copy
+from hawk.models.loading import DTYPES, engine_named, load_on, packed_copy
 from hawk.models.protocol import ImageTarget, Model
 from hawk.training.drafters.feature import feature_shape, train_feature
 from hawk.training.drafters.grids import Drawing, OnPolicy, draw_on_policy, hidden_states, origin_of
@@ -66,21 +67,26 @@ class FrozenModel:
     """The model that a drafter is trained for, frozen.
 
     Drafters learn from the target of `bare`, the model as it is read. `running` is the same target with its weights
-    laid out for speed on `device`: it draws the grids, and the pool is measured with it.
+    laid out for speed on `device`: it draws the grids, by steps of `engine`, and the pool is measured with it.
     """
 
     bare: Model
     running: ImageTarget
     device: torch.device
     dtype: str
+    engine: Engine = "eager"
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device, dtype: str) -> FrozenModel:
-        """Read the model in a folder, without its drafter."""
+    def load(cls, folder: Path, device: torch.device, dtype: str, engine: str = "auto") -> FrozenModel:
+        """Read the model in a folder, without its drafter; `engine` is as in `HawkPipeline.from_pretrained`.
+
+        Raises `HawkError` for an engine that the device does not have, and as `load_on` does.
+        """
+        chosen = engine_named(engine, device)
         bare = load_on(folder, device, dtype, None, pack=False, with_drafter=False)
         for module in bare.modules:
             module.requires_grad_(False)
-        return cls(bare, packed_copy(bare.target, device, dtype), device, dtype)
+        return cls(bare, packed_copy(bare.target, device, dtype), device, dtype, chosen)
 
     def running_parts(self, parts: DraftParts) -> DraftParts:
         """A copy of a drafter's parts, laid out as they will run beside the target."""
@@ -119,7 +125,9 @@ def train_drafter(
 
     origin = origin_of(model.fingerprint, params, grid, texts.fingerprint, plan.draw_batch)
     drawing = Drawing(prompts, grid, params, plan.draw_batch, origin, world)
-    tokens = draw_on_policy(frozen.running, drawing, images, out / "grids")
+    recordings = Recordings(frozen.engine)
+    tokens = draw_on_policy(frozen.running, drawing, images, out / "grids", recordings)
+    recordings.clear()  # a GPU needs the memory for training
     budget = plan.cache_gb * GIGABYTE
     data = OnPolicy(tokens, hidden_states(model.target, tokens, drawing, out / "states", budget))
     fits: dict[str, Fitted] = {}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hawk.cli.options import CfgScaleOption, TemperatureOption, TopKOption, TopPOption
+from hawk.cli.options import CfgScaleOption, EngineOption, TemperatureOption, TopKOption, TopPOption
 from hawk.errors import HawkError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class FitOptions:
     ] = None
     lr: Annotated[float | None, typer.Option("--lr", min=0.0, help="Peak learning rate.")] = None
     seed: Annotated[int, typer.Option("--seed", help="Seed of weights, batches and dropout.")] = 0
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu"
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda or mps.")] = "cpu"
     dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16 (autocast).")] = "bfloat16"
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Compile the training step with torch.compile.")
@@ -190,6 +190,7 @@ def train_drafter_command(
     target_dtype: Annotated[
         str, typer.Option("--target-dtype", help="The target's dtype, as --dtype of `hawk generate`.")
     ] = "auto",
+    engine: EngineOption = "auto",
 ) -> None:
     """Fit a drafter and the pool on grids that the target draws itself. Runs under torchrun as well."""
     from hawk.models.folder import HEADS_FOLDER
@@ -219,7 +220,7 @@ def train_drafter_command(
     device, folder = device_named(options.device), model_folder(target)
     if data is not None and is_checkpoint(folder):
         raise HawkError(f"{folder} is a transformers checkpoint, nothing is written into it: give --prompts FILE")
-    frozen = FrozenModel.load(folder, device, dtype_named(target_dtype, device, large=is_large(folder)))
+    frozen = FrozenModel.load(folder, device, dtype_named(target_dtype, device, large=is_large(folder)), engine)
     plan = Plan(
         kinds=kinds,
         images=count,

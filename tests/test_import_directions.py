@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     for room in floor
 }
 
-# The command line starts fast: before a command is called, it loads this room alone (`tables` and `wanted` wait for theirs).
+# The command line starts fast: before a command is called, it loads this room alone (`LOADED_BY_COMMANDS` wait).
 CLI_MAY_LOAD_AT_ONCE = frozenset({"errors"})
 LOADED_BY_COMMANDS = frozenset({"cli/tables.py", "cli/wanted.py"})
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from hawk.decoding.cache import FixedCache
 from hawk.decoding.forward import Target
+from hawk.decoding.memory import is_out_of_memory
 from hawk.decoding.noise import GumbelNoise
 from hawk.decoding.request import Request
 from hawk.decoding.stats import Generation, OnStep
@@ -55,8 +55,11 @@ def begun(target: Target, request: Request, window: Window, recordings: Recordin
     The prompts are read into a cache of their own, which is freed as soon as the recording holds its entries. Where
     the device has no memory left, the recordings of other shapes are dropped, and the request begins once more.
     """
-    with suppress(torch.OutOfMemoryError):
+    try:
         return recordings.of(target, first_window(target, request, window))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
     recordings.clear()
     return recordings.of(target, first_window(target, request, window))
 
@@ -177,9 +180,9 @@ def recorded(call: Callable[[], Any], engine: Engine, device: torch.device, pool
         # One code object runs at several shapes: each number of nodes to be timed, and each shape of image.
         with torch._dynamo.config.patch(recompile_limit=MOST_COMPILED, accumulated_recompile_limit=8 * MOST_COMPILED):
             return captured(compiled(call), device, pool)
-    except torch.OutOfMemoryError:
-        raise
     except failures as error:
+        if is_out_of_memory(error):
+            raise
         how = "as a CUDA graph" if engine == "graph" else "with the compiler"
         reason = one_line(error)
         raise HawkError(f"cannot record this model's steps {how} ({reason}): choose --engine eager") from error

@@ -18,6 +18,7 @@ import torch
 from hawk.decoding.forward import Nodes, forward, guided_logits, guided_state
 from hawk.decoding.generate import generate
 from hawk.decoding.grid import Grid
+from hawk.decoding.memory import refused_where_memory_ends
 from hawk.decoding.noise import AHEAD, NOISE_BLOCK, GumbelNoise
 from hawk.decoding.planning import MidImage
 from hawk.decoding.recording import Engine, recorded
@@ -192,8 +193,9 @@ def costs_by_reach(
         bandwidth: bytes per second, for the floor.
         repeats: timed steps at each reach; two more come first as a warm-up.
     """
-    starts = {reach: MidImage.of(target, grid, params, reach, engine) for reach in committed}
-    parts = {reach: timed_calls(target, start, engine) for reach, start in starts.items()}
+    with refused_where_memory_ends("measure a smaller model, or choose --engine eager"):
+        starts = {reach: MidImage.of(target, grid, params, reach, engine) for reach in committed}
+        parts = {reach: timed_calls(target, start, engine) for reach, start in starts.items()}
     runs: dict[int, list[list[float]]] = {reach: [] for reach in committed}
     for turn in range(repeats + 2):
         for reach, start in starts.items():

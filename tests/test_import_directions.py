@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 
 # The command line starts fast: before a command is called, it loads this room alone (`LOADED_BY_COMMANDS` wait).
 CLI_MAY_LOAD_AT_ONCE = frozenset({"errors"})
-LOADED_BY_COMMANDS = frozenset({"cli/tables.py", "cli/wanted.py"})
+LOADED_BY_COMMANDS = frozenset({"cli/drawing.py", "cli/tables.py", "cli/wanted.py"})
 
 HEAVY = frozenset(
     {"transformers", "ray", "fastapi", "torchmetrics", "webdataset", "resvg_py", "tensorboard", "diffusers"}

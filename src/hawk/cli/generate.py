@@ -26,13 +26,11 @@ from hawk.cli.options import (
     WindowOption,
     check_printable,
     load_pipeline,
-    token_bar,
 )
 from hawk.errors import HawkError
 
 if TYPE_CHECKING:
-    from hawk.cli.wanted import Recipe
-    from hawk.pipeline import HawkPipeline, PipelineOutput
+    from hawk.cli.wanted import Asked, Recipe
 
 MOST_IMAGES = 100_000
 """The most images of one command."""
@@ -99,23 +97,18 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Draw images of prompts and write them to PNG files, which also hold the settings that they were drawn with."""
-    from hawk.cli.tables import drawn_metadata, image_metadata, image_report, image_settings
-    from hawk.cli.wanted import Asked, read_asked, wanted_pictures
+    from hawk.cli.drawing import Job, draw
+    from hawk.cli.tables import image_metadata, image_settings
+    from hawk.cli.wanted import wanted_pictures
     from hawk.drafters.methods import method_named
-    from hawk.pictures.png import picture_path, save_png, saved_before
-    from hawk.pipeline import PipelineOutput, grid_of, image_seeds, sampling_params
+    from hawk.pictures.png import picture_path, saved_before
+    from hawk.pipeline import grid_of, image_seeds, sampling_params
 
-    if sum(given is not None for given in (prompts or None, file)) > 1:
-        raise HawkError("give prompts as arguments or by --prompts, not both")
     options = Options(method, verifier, seed, negative_prompt, cfg_scale, temperature, top_k, top_p, height, width)
     earlier = None if like is None else earlier_picture(like)
     if earlier is not None:
         options, dtype = options.like(earlier), earlier.settings["dtype"] if dtype == "auto" else dtype
-    asked = read_asked(file) if file is not None else [Asked(prompt) for prompt in prompts or ()]
-    if not asked and earlier is not None:
-        asked = [Asked(earlier.prompt)]
-    if not asked:
-        raise HawkError("no prompt given: describe the image, as in hawk generate 'a red apple'")
+    asked = asked_for(prompts or [], file, earlier)
     if len(asked) * count > MOST_IMAGES:
         raise HawkError(f"{len(asked)} prompts of {count} images each: at most {MOST_IMAGES} images are drawn at once")
     chosen = method_named(options.method or "hawk")
@@ -131,60 +124,42 @@ def generate(
     if earlier is not None and earlier.model != pipe.model.name:
         raise HawkError(f"{like} was drawn by the model {earlier.model}, not {pipe.model.name}: give --model")
     params = sampling_params(pipe.model, options.cfg_scale, options.temperature, options.top_k, options.top_p)
-    grid = grid_of(pipe.model, options.height, options.width)
-    settings = image_settings(pipe, params, grid, verified)
+    settings = image_settings(pipe, params, grid_of(pipe.model, options.height, options.width), verified)
     pipe.condition([line.prompt for line in asked], options.height, options.width)
     metadata = [image_metadata(pipe, each, chosen.name, settings) for each in wanted]
-    todo: list[int] = []
+    jobs = [Job(each, path, text) for each, path, text in zip(wanted, paths, metadata, strict=True)]
+    kept = [None if file is None else saved_before(job.path, job.metadata) for job in jobs]
+    lines = [f"{path}  kept" for path in kept if path is not None]
+    call = {
+        "guidance_scale": options.cfg_scale,
+        **{name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "height", "width")},
+        **{"method": chosen.name, "verifier": verified, "num_draft_tokens": num_draft_tokens, "window": window},
+    }
     reports: list[dict[str, Any]] = []
-    lines: list[str] = []
-    for i, path in enumerate(paths):
-        kept = saved_before(path, metadata[i]) if file is not None else None
-        if kept is None:
-            todo.append(i)
-        else:
-            lines.append(f"{kept}  kept")
     try:
-        with token_bar() as bar:
-            task = bar.add_task("drawing", total=None, accept="")
-
-            def on_step(pipe: HawkPipeline, step: int, committed: int, state: dict[str, Any]) -> None:
-                cells = state["canvas"].grid.size
-                accept = f"accept length {state['stats'].accept_length:.2f}"
-                done = len(reports) * cells + committed
-                bar.update(task, completed=done, total=len(todo) * cells, accept=accept)
-
-            for together in (todo[i : i + batch_size] for i in range(0, len(todo), batch_size)):
-                negatives = [wanted[i].negative for i in together]
-                output = pipe(
-                    [wanted[i].prompt for i in together],
-                    negative_prompt=negatives if any(negatives) else None,
-                    guidance_scale=options.cfg_scale,
-                    seed=[wanted[i].seed for i in together],
-                    temperature=options.temperature,
-                    top_k=options.top_k,
-                    top_p=options.top_p,
-                    method=chosen.name,
-                    verifier=verified,
-                    num_draft_tokens=num_draft_tokens,
-                    window=window,
-                    height=options.height,
-                    width=options.width,
-                    callback_on_step_end=on_step,
-                    batch_size=batch_size,
-                )
-                assert isinstance(output, PipelineOutput)
-                for row, i in enumerate(together):
-                    drawn = drawn_metadata(output, row)
-                    written = save_png(output.images[row], paths[i], metadata[i] | drawn)
-                    reports.append(image_report(pipe, output, row, wanted[i].prompt, chosen.name, written))
-                    lines.append(_summary(written, output, row))
-                    if earlier is not None and like is not None and i == 0:
-                        lines.append(_compared(like, earlier, drawn["tokens_sha256"]))
+        for drawn in draw(pipe, [job for job, path in zip(jobs, kept, strict=True) if path is None], call, batch_size):
+            reports.append(drawn.report)
+            lines.append(drawn.line)
     finally:  # Ctrl-C or a full disk may end the loop early: name the files that were written until then
         print("".join(f"{line}\n" for line in lines), end="")
+    if earlier is not None and reports:
+        print(compared(like, earlier, reports[0]["tokens_sha256"]))
     if as_json:
         print(json.dumps(reports[0] if len(reports) == 1 else {**(reports[0] if reports else {}), "images": reports}))
+
+
+def asked_for(prompts: list[str], file: str | None, earlier: Recipe | None) -> list[Asked]:
+    """The prompts of the arguments, of a file, or of an earlier picture; `HawkError` for none, or for two of these."""
+    from hawk.cli.wanted import Asked, read_asked
+
+    if prompts and file is not None:
+        raise HawkError("give prompts as arguments or by --prompts, not both")
+    if file is not None:
+        return read_asked(file)
+    texts = prompts or ([] if earlier is None else [earlier.prompt])
+    if not texts:
+        raise HawkError("no prompt given: describe the image, as in hawk generate 'a red apple'")
+    return [Asked(text) for text in texts]
 
 
 @dataclass(frozen=True)
@@ -225,15 +200,8 @@ def earlier_picture(path: Path) -> Recipe:
     return recipe_of(picture_text(path), path)
 
 
-def _compared(like: Path, earlier: Recipe, tokens: str) -> str:
+def compared(like: Path | None, earlier: Recipe, tokens: str) -> str:
+    """Whether a picture's tokens are those of the earlier picture `like`, in one line."""
     if tokens == earlier.tokens:
         return f"the tokens are those of {like}"
     return f"the tokens differ from those of {like}: other options, another machine or another version"
-
-
-def _summary(path: Path, output: PipelineOutput, index: int) -> str:
-    """One line on an image: its file, seed, time and the counts of its batch."""
-    stats = output.stats[index]
-    counts = f"NFE {stats.nfe:.0f}, accept length {stats.accept_length:.2f}"
-    lossy = "" if output.lossless else ", LOSSY: not from the distribution of plain decoding"
-    return f"{path}  seed {output.seeds[index]}, {output.seconds[index]:.2f} s, {counts}" + lossy

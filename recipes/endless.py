@@ -41,6 +41,7 @@ from hawk.training.photos.data import PhotoPictures
 from hawk.training.photos.sources import fetch_photos, find_photos
 from hawk.training.scenes.data import ScenePictures
 from hawk.training.scenes.scores import judge, mean_of, plain_caption, plain_question
+from hawk.training.sprites.target import Dropouts
 from hawk.training.sprites.tokenizer import load_tokenizer, to_tensor
 
 
@@ -209,8 +210,8 @@ def main() -> None:
         target.add_argument(f"--{name}", type=int, default=value)
     for name, value in (("save-every", 50), ("evaluate-every", 500)):
         target.add_argument(f"--{name}", type=int, default=value)
-    for name, rate in (("lr", 2e-3), ("weight-decay", 0.05), ("ema", 0.998)):
-        target.add_argument(f"--{name}", type=float, default=rate)
+    for name, rate in (("lr", 2e-3), ("weight-decay", 0.05), ("ema", 0.998), ("blind", 0.1), ("hazy", 0.1)):
+        target.add_argument(f"--{name}", type=float, default=rate)  # blind, hazy: shares of images with hidden context
     target.add_argument("--device", default="cpu")
     target.add_argument("--dtype", default="float32")
     target.add_argument("--compile", action="store_true")

@@ -10,6 +10,7 @@
     python recipes/endless.py sheet MODEL OUT.png [--scale 2]    # prompts never trained on, first seeds, none left out
     python recipes/endless.py score MODEL [--scale 2] [--images 48]
 
+`--blind` and `--hazy` are shares of images whose context is hidden, so that captions are learnt.
 With `--photos FOLDER` the pictures are cut-outs of those photographs, else scenes. Training goes on where it was
 killed, and waits while the file of `--pause` exists.
 """
@@ -115,9 +116,8 @@ def target_run(args: argparse.Namespace) -> None:
     shape = endless_shape(tokenizer, text, args.dim, args.layers, args.side)
     write_json(run / "target.json", shape.to_dict())
     source = EndlessTokens(pictures, tokenizer, text, args.device)
-    _, fitted = fit_endless_target(
-        source, shape, config, run, shared_rows=not args.own_rows, pause=args.pause, workers=args.workers
-    )
+    dropouts, shared = Dropouts(caption=0.1, blind=args.blind, hazy=args.hazy), not args.own_rows
+    _, fitted = fit_endless_target(source, shape, config, run, dropouts, None, shared, args.pause, args.workers)
     print(run, fitted.scalars, f"{fitted.seconds:.0f} s")
 
 
@@ -211,7 +211,7 @@ def main() -> None:
     for name, value in (("save-every", 50), ("evaluate-every", 500)):
         target.add_argument(f"--{name}", type=int, default=value)
     for name, rate in (("lr", 2e-3), ("weight-decay", 0.05), ("ema", 0.998), ("blind", 0.1), ("hazy", 0.1)):
-        target.add_argument(f"--{name}", type=float, default=rate)  # blind, hazy: shares of images with hidden context
+        target.add_argument(f"--{name}", type=float, default=rate)
     target.add_argument("--device", default="cpu")
     target.add_argument("--dtype", default="float32")
     target.add_argument("--compile", action="store_true")

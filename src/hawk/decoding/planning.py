@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -61,13 +61,13 @@ def costs_file() -> Path:
 
 @dataclass(frozen=True)
 class StepCosts:
-    """Seconds of a step by its number of nodes, and the day of the measurement as YYYY-MM-DD.
+    """Seconds of a step by its number of nodes, and the day of the measurement.
 
-    The day is "" for costs of earlier versions, which kept no day.
+    The day is None for costs of earlier versions, which kept no day.
     """
 
     seconds: dict[Annotated[int, Field(ge=1)], Seconds]
-    measured: Annotated[str, Field(pattern=r"^(\d{4}-\d\d-\d\d)?$")] = ""
+    measured: date | None = None
 
 
 def known_seconds(
@@ -83,9 +83,9 @@ def known_seconds(
         return {width: known[key].seconds[width] for width in widths}
     seconds = measure()
     logging.getLogger(__name__).info("timed steps of %s: %s", key, seconds)
-    costs = known | {key: StepCosts(seconds, date.today().isoformat())}
+    costs = known | {key: StepCosts(seconds, date.today())}
     with suppress(OSError):
-        write_json(costs_file(), {name: asdict(each) for name, each in costs.items()})
+        write_json(costs_file(), TypeAdapter(dict[str, StepCosts]).dump_python(costs, mode="json"))
     return seconds
 
 

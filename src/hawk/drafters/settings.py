@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
+from datetime import date
 from itertools import combinations
 from pathlib import Path
 
@@ -155,12 +156,12 @@ class FusedSettings:
 class KnownWindow:
     """How far past the frontier the steps of `hawk` reach on a machine, and since when that is known.
 
-    `measured` is the day of the measurement as YYYY-MM-DD. It is "" where the day is not known: the settings came with
-    the drafter, or an earlier version of Hawk measured.
+    `measured` is the day of the measurement, None where that is not known: the settings came with the drafter, or an
+    earlier version of Hawk measured.
     """
 
     reach: int
-    measured: str = ""
+    measured: date | None = None
 
 
 def settings_for(

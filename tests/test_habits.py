@@ -2,16 +2,19 @@
 
 import copy
 import io
+import json
 import logging
 import multiprocessing.reduction
 import shutil
 import sys
+from datetime import date
 
 import pytest
 import torch
 
 import hawk.models.loading
 from hawk import HawkError, HawkPipeline
+from hawk.cli.info import info
 from hawk.machine import machine_name
 from hawk.models.folder import HEADS_FOLDER
 from hawk.outputs import PipelineOutput
@@ -100,6 +103,19 @@ def test_a_drafter_of_another_folder_is_saved_with_the_model(saved_model, tmp_pa
     shutil.move(model / HEADS_FOLDER, drafter)
     HawkPipeline.from_pretrained(model, "cpu", drafter=drafter).save_pretrained(tmp_path / "saved")
     assert HawkPipeline.from_pretrained(tmp_path / "saved", "cpu").model.drafting is not None
+
+
+def test_a_transformers_checkpoint_is_saved_with_its_pixel_decoder(tmp_path):
+    from fixtures.tiny_transformers import save, tiny
+
+    pipe = HawkPipeline.from_pretrained(save(tiny("chameleon"), tmp_path / "chameleon"), "cpu", "float32")
+    pipe.save_pretrained(tmp_path / "saved")
+    again = HawkPipeline.from_pretrained(tmp_path / "saved", "cpu", "float32")
+    assert again.model.fingerprint == pipe.model.fingerprint
+    assert again.model.family.decoder is not None
+    with pytest.raises(HawkError, match=r"cannot be changed in place: load it with .*dtype='bfloat16'") as caught:
+        pipe.to(torch.bfloat16)
+    assert one_line(caught)
 
 
 def test_copies_and_pickles_are_loaded_again(pipe, tmp_path, monkeypatch):
@@ -203,6 +219,26 @@ def test_steps_are_timed_again_once_when_they_drift(saved_model, tmp_path, monke
         pipe("a cat", seed=1)
     pipe("a cat", seed=1, guidance_scale=1.0)  # not as the timed steps
     assert len(measured) == 1
-    for _ in range(3):  # the kept seconds are far too long: the steps are timed again, and only once
+    for _ in range(2):  # the kept seconds are far too long: the steps are timed again, and only once
         pipe("a cat", seed=1)
     assert len(measured) == 2
+
+
+def test_hawk_info_tells_the_window_and_measures_it(saved_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HAWK_CACHE", str(tmp_path))
+    model = tmp_path / "model"
+    shutil.copytree(saved_model, model)
+    shutil.rmtree(model / HEADS_FOLDER)
+    costs = iter([1.0, 5.0])
+    monkeypatch.setattr(
+        "hawk.drafters.settings.step_seconds", lambda target, widths, n, engine: dict.fromkeys(widths, next(costs))
+    )
+
+    def window(**options):
+        info(str(model), device="cpu", as_json=True, **options)
+        return json.loads(capsys.readouterr().out.splitlines()[-1])["window"]
+
+    assert "hawk info --measure" in window()
+    known = {"reach": 63, "steps timed": date.today().isoformat(), "days ago": 0}
+    assert window(measure=True) == window() == window(measure=True) == known
+    assert next(costs, None) is None

@@ -9,8 +9,10 @@ import torch
 
 from hawk import HawkError, HawkPipeline, SamplingParams
 from hawk.decoding.arguments import real_number, whole_number
-from hawk.drafters.settings import TreeLimits
-from hawk.pipeline import image_seeds
+from hawk.decoding.grid import Grid
+from hawk.decoding.sampling import log_probs
+from hawk.drafters.settings import MOST_DRAFTS, TreeLimits
+from hawk.models.arguments import image_seeds
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +116,8 @@ REFUSED = {
     "num_images_per_prompt": ({"num_images_per_prompt": "2"}, "num_images_per_prompt must be a whole number"),
     "batch_size": ({"batch_size": "2"}, "batch_size must be a whole number, not '2'"),
     "num_draft_tokens": ({"num_draft_tokens": True}, "num_draft_tokens must be a whole number, not True"),
+    "progress": ({"progress": 5}, "progress must be True or False, not 5"),
+    "no prompt among several": ({"prompt": ["a cat", None]}, "prompts must be text, not None"),
     "callback": ({"callback_on_step_end": 5}, "callback_on_step_end must be a function, not 5"),
 }
 
@@ -124,6 +128,71 @@ def test_everything_else_is_refused_in_one_line_that_names_it(pipe, unchecked, c
     with pytest.raises(HawkError, match=message) as caught:
         pipe(**{"prompt": "a cat", "method": "ar"} | arguments)
     assert "\n" not in str(caught.value)
+
+
+# --- numbers that are none, or too large
+
+TOO_LARGE = {
+    "a scale that is infinite in float32": ({"guidance_scale": 1e39}, "guidance_scale must lie within .* not 1e[+]39"),
+    "a temperature like that": ({"temperature": 10**39}, "temperature must lie within"),
+    "an infinite scale": ({"guidance_scale": 10**400}, "guidance_scale must be a finite number, not 1000"),
+    "images": ({"num_images_per_prompt": 10**11}, "one call draws at most 10000 images, not 100000000000"),
+    "images of several prompts": ({"prompt": ["a cat"] * 3, "num_images_per_prompt": 4000}, "not 12000"),
+    "height": ({"height": 8 * 10**9}, "too many"),
+    "width": ({"width": 10**9}, "too many"),
+    "a height that is too long to print": ({"height": -(10**5000)}, "height must be .* too long to print"),
+    "seed": ({"seed": 10**5000}, "a seed must be between .* too long to print"),
+}
+
+
+@pytest.mark.parametrize("case", TOO_LARGE)
+def test_numbers_too_large_to_compute_with_are_refused_in_one_line(pipe, case):
+    arguments, message = TOO_LARGE[case]
+    with pytest.raises(HawkError, match=message) as caught:
+        pipe(**{"prompt": "a cat", "method": "ar"} | arguments)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+CLAMPED = {
+    "window, batch and top_k": {"window": 10**6, "batch_size": 10**9, "top_k": 10**30},
+    "scd's drafts": {"num_draft_tokens": 10**9, "method": "scd"},
+    "a product of sources": {"num_draft_tokens": 10**9, "window": 10**9, "method": "hawk-paper"},
+    "a Jacobi tree": {"num_draft_tokens": 10**9, "window": 10**9, "method": "sjd-pac"},
+}
+
+
+@pytest.fixture(scope="module")
+def plain(pipe) -> torch.Tensor:
+    """The tokens of plain AR for seed 5."""
+    return pipe("a cat", seed=5, method="ar", height=16, width=24).tokens
+
+
+@pytest.mark.parametrize("case", CLAMPED)
+def test_limits_past_the_image_are_clamped_to_it(pipe, plain, case):
+    drawn = pipe("a cat", seed=5, height=16, width=24, **{"verifier": "coupled"} | CLAMPED[case])
+    assert torch.equal(drawn.tokens, plain)
+
+
+def test_limits_within_the_image_stay():
+    assert TreeLimits(31, 5).within(Grid(4, 6)) == TreeLimits(31, 5)
+    assert TreeLimits(10**9, 10**9).within(Grid(4, 6)) == TreeLimits(MOST_DRAFTS, 23)
+    assert TreeLimits().within(Grid(1, 1)) == TreeLimits()
+    assert TreeLimits(window=2).within(Grid(1, 1)).window == 1
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-40, 1e-300, 9e-6])
+def test_a_temperature_near_0_is_greedy(temperature):
+    params = SamplingParams(temperature=temperature)
+    assert params.greedy
+    assert log_probs(torch.tensor([1.0, 3.0, 3.0, 2.0]), params).exp().tolist() == [0, 1, 0, 0]
+    assert not SamplingParams(temperature=1e-5).greedy
+    assert log_probs(torch.tensor([1e4, 3.0]), SamplingParams(temperature=1e-5)).exp().tolist() == [1, 0]
+
+
+def test_a_top_p_near_0_keeps_the_likeliest_token():
+    logits = torch.tensor([1.0, 3.0, 2.0])
+    assert log_probs(logits, SamplingParams(top_p=1e-320)).exp().tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize("scale", [0, 0.5, 1, -3.0])

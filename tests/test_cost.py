@@ -3,13 +3,14 @@
 import io
 import sys
 from dataclasses import replace
+from datetime import date
 
 import torch
 
 import hawk.drafters.settings
 from hawk.decoding.grid import Grid
-from hawk.decoding.planning import costs_file, known_seconds, step_seconds
-from hawk.drafters.settings import FusedSettings, settings_for
+from hawk.decoding.planning import MidImage, StepCosts, costs_file, kept_costs, known_seconds, step_seconds
+from hawk.drafters.settings import FusedSettings, KnownWindow, drifted, known_window, settings_for
 from hawk.machine import machine_name
 from hawk.proofs.tiny import tiny_target
 
@@ -97,6 +98,57 @@ def test_costs_are_measured_once_for_a_model_and_machine(monkeypatch, tmp_path):
     assert len(measured) == 4
     assert settings_for(foreign, target, "one") == first
     assert len(measured) == 4
+
+
+def test_costs_keep_their_day_and_older_files_are_read(monkeypatch, tmp_path):
+    monkeypatch.setenv("HAWK_CACHE", str(tmp_path))
+    costs_file().write_text('{"old": {"1": 2.0, "4": 3.0}, "impossible": {"1": -1.0}, "not JSON": [1]}')
+    assert kept_costs() == {"old": StepCosts({1: 2.0, 4: 3.0})}
+    assert known_seconds("old", [1, 4], lambda: {}) == {1: 2.0, 4: 3.0}
+    assert known_seconds("new", [1], lambda: {1: 5.0}) == {1: 5.0}
+    assert kept_costs() == {"old": StepCosts({1: 2.0, 4: 3.0}), "new": StepCosts({1: 5.0}, date.today())}
+    assert known_seconds("old", [1], lambda: {1: 7.0}, anew=True) == {1: 7.0}
+    assert known_seconds("old", [1], lambda: {}) == {1: 7.0}
+
+
+def test_the_shortest_round_counts(monkeypatch):
+    """Load from other programs makes some rounds longer, never shorter."""
+    rounds = iter([9.0, 9.0, 1.0, 8.0, 5.0, 2.0, 7.0, 6.0])  # the first round is a warm-up
+    monkeypatch.setattr(MidImage, "seconds", lambda self, call: next(rounds))
+    assert step_seconds(tiny_target(0, grid=Grid(1, 2), dim=16), [1, 2], 3) == {1: 1.0, 2: 2.0}
+
+
+def test_the_known_window_needs_no_measuring(monkeypatch, tmp_path):
+    monkeypatch.setenv("HAWK_CACHE", str(tmp_path))
+    target, machine = tiny_target(0), machine_name(torch.device("cpu"), torch.float64)
+    foreign = replace(FusedSettings.unfitted(("stale",)), measured_on="abacus", tokens_at={1: 1.8, 7: 4.0})
+    monkeypatch.setattr(
+        hawk.drafters.settings, "step_seconds", lambda target, widths, n, engine: dict.fromkeys(widths, 1.0)
+    )
+    assert known_window(foreign, "m", machine, "eager") is None
+    assert settings_for(foreign, target, "m").refresh == 7
+    assert known_window(foreign, "m", machine, "eager") == KnownWindow(7, date.today())
+    assert known_window(replace(foreign, measured_on="", refresh=5), "m", machine, "eager") == KnownWindow(5)
+
+
+def test_drift_is_noticed_both_ways_and_made_sure(monkeypatch, tmp_path):
+    monkeypatch.setenv("HAWK_CACHE", str(tmp_path))
+    target, timed = tiny_target(0), []
+    known_seconds(f"m, {machine_name(target.device, target.dtype)}, eager", [8], lambda: {8: 1.0})
+
+    def step_seconds(target, widths, repeats, engine):
+        timed.append(widths)
+        return {8: now}
+
+    monkeypatch.setattr(hawk.drafters.settings, "step_seconds", step_seconds)
+    now = 1.2  # an image's steps hold more than the timed ones
+    assert [drifted(drawn, target, "m", "eager", 8) for drawn in (1.0, 1.4, 1.6)] == [None, None, False]
+    now = 1.6
+    assert drifted(1.7, target, "m", "eager", 8)
+    assert timed == [[8], [8]]
+    assert drifted(0.6, target, "m", "eager", 8)  # measured under load
+    assert drifted(9.0, target, "m", "eager", 9) is None  # a width that is not kept
+    assert timed == [[8], [8]]
 
 
 def test_a_cache_that_cannot_be_written_hinders_nothing(monkeypatch, tmp_path):

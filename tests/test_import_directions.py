@@ -28,6 +28,7 @@ FLOORS = (
     ("measure", "evaluation"),
     ("wrapping", "training", "proofs", "engine"),
     ("pipeline",),  # text in, images out
+    ("outputs",),  # what a call gives back
     ("models",),  # everything that can draw
     ("drafters",),  # everything that proposes tokens
     ("decoding",),  # one step, and all that a step touches

@@ -17,6 +17,9 @@ Number: TypeAlias = int | float | np.number | np.ndarray | Tensor
 MOST_SHOWN = 60
 """Characters of a refused value that an error message shows."""
 
+LARGEST = float(np.finfo(np.float32).max)
+"""The largest real number that is taken, about 3.4e38: logits are float32, where a larger number is infinite."""
+
 
 def whole_number(name: str, value: Any, least: int | None = None) -> int:
     """The value of the argument `name` as an `int`; a float must be whole.
@@ -30,7 +33,7 @@ def whole_number(name: str, value: Any, least: int | None = None) -> int:
     if not isinstance(number, int):
         raise HawkError(f"{name} must be a whole number, not {shown(value)}")
     if least is not None and number < least:
-        raise HawkError(f"{name} must be {least} or more, not {number}")
+        raise HawkError(f"{name} must be {least} or more, not {shown(number)}")
     return number
 
 
@@ -38,7 +41,7 @@ def real_number(name: str, value: Any) -> float:
     """The value of the argument `name` as a `float`.
 
     Raises:
-        HawkError: the value is no finite number; a boolean and a string are no numbers.
+        HawkError: the value is no finite number, or infinite in float32; a boolean and a string are no numbers.
     """
     number = _plain(value)
     if number is None:
@@ -49,6 +52,8 @@ def real_number(name: str, value: Any) -> float:
         real = math.inf
     if not math.isfinite(real):
         raise HawkError(f"{name} must be a finite number, not {shown(value)}")
+    if abs(real) > LARGEST:
+        raise HawkError(f"{name} must lie within +-{LARGEST:.1e} (float32), not {shown(value)}")
     return real
 
 
@@ -79,7 +84,10 @@ def is_several(value: Any) -> TypeGuard[Sequence[Any]]:
 
 def shown(value: Any) -> str:
     """A refused value for an error message: its repr in one line, cut where it is long."""
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Python prints no integer of more than 4300 digits
+        return f"a number of {type(value).__name__} that is too long to print"
     return text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "..."
 
 

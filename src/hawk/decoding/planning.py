@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import statistics
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from hawk.decoding.forward import Target
@@ -23,8 +24,12 @@ from hawk.decoding.request import Condition, Request
 from hawk.decoding.sampling import SamplingParams
 from hawk.decoding.tree import Window
 from hawk.decoding.window import WindowState, advance, first_window, hold
-from hawk.files import write_json
+from hawk.errors import HawkError
+from hawk.files import read_json, write_json
 from hawk.machine import seconds_of
+
+Seconds = Annotated[float, Field(gt=0, lt=86_400, allow_inf_nan=False)]
+"""What a step can take; a file may say anything."""
 
 WIDTHS = (1, 4, 8, 16)
 """Nodes of the steps that are always timed, beside the windows to choose from."""
@@ -54,39 +59,66 @@ def costs_file() -> Path:
     return Path(cache) / "step-costs.json"
 
 
-def known_seconds(key: str, widths: list[int], measure: Callable[[], dict[int, float]]) -> dict[int, float]:
+@dataclass(frozen=True)
+class StepCosts:
+    """Seconds of a step by its number of nodes, and the day of the measurement.
+
+    The day is None for costs of earlier versions, which kept no day.
+    """
+
+    seconds: dict[Annotated[int, Field(ge=1)], Seconds]
+    measured: date | None = None
+
+
+def known_seconds(
+    key: str, widths: list[int], measure: Callable[[], dict[int, float]], anew: bool = False
+) -> dict[int, float]:
     """Seconds by width, from `costs_file` if it holds all `widths` under `key`; else measured, and kept there.
 
-    The file is a cache: an unreadable file is measured anew, and a file that cannot be written is left out.
+    `anew` measures in any case. The file is a cache: an unreadable file is measured anew, and a file that cannot be
+    written is left out.
     """
-    path = costs_file()
-    try:
-        known = TypeAdapter(dict[str, dict[int, float]]).validate_json(path.read_bytes())
-    except (OSError, ValidationError):
-        known = {}
-    kept = known.get(key, {})
-    if all(kept.get(width, 0.0) > 0 for width in widths):
-        return {width: kept[width] for width in widths}
+    known = kept_costs()
+    if not anew and key in known and known[key].seconds.keys() >= set(widths):
+        return {width: known[key].seconds[width] for width in widths}
     seconds = measure()
+    logging.getLogger(__name__).info("timed steps of %s: %s", key, seconds)
+    costs = known | {key: StepCosts(seconds, date.today())}
     with suppress(OSError):
-        write_json(path, {**known, key: seconds})
+        write_json(costs_file(), TypeAdapter(dict[str, StepCosts]).dump_python(costs, mode="json"))
     return seconds
+
+
+def kept_costs() -> dict[str, StepCosts]:
+    """The costs in `costs_file` by their key, without entries that no clock can have measured."""
+    try:
+        document = read_json(costs_file())
+    except (OSError, HawkError):
+        return {}
+    known = {}
+    for key, entry in document.items():
+        with suppress(ValidationError):
+            # The entries of earlier versions are the seconds alone.
+            dated = entry if isinstance(entry, dict) and "seconds" in entry else {"seconds": entry}
+            known[key] = TypeAdapter(StepCosts).validate_python(dated)
+    return known
 
 
 @torch.inference_mode()
 def step_seconds(target: TimedTarget, widths: list[int], repeats: int, engine: Engine = "eager") -> dict[int, float]:
-    """Median seconds of a guided step of window decoding over n nodes, for each n of `widths`, measured by turns.
+    """Seconds of a guided step of window decoding over n nodes, for each n of `widths`, measured by turns.
 
-    The steps are timed in the middle of an image. Raises `HawkError` where the memory is too small.
+    The steps are timed in the middle of an image. The shortest of `repeats` times counts, since other programs can only
+    lengthen a step. Raises `HawkError` where the memory is too small.
     """
     lower = "load the model in bfloat16, or draw with a method that times no steps (ar, scd)"
     if engine != "eager":
         lower = f"choose --engine eager, {lower}"
     with refused_where_memory_ends(f"steps cannot be timed, so {lower}"):
-        return _median_seconds(target, widths, repeats, engine)
+        return _least_seconds(target, widths, repeats, engine)
 
 
-def _median_seconds(target: TimedTarget, widths: list[int], repeats: int, engine: Engine) -> dict[int, float]:
+def _least_seconds(target: TimedTarget, widths: list[int], repeats: int, engine: Engine) -> dict[int, float]:
     start = MidImage.of(target, target.grid, SamplingParams(cfg_scale=2.0), max(widths) - 1, engine)
     seconds: dict[int, list[float]] = {nodes: [] for nodes in widths}
     steps = {nodes: partial(advance, target, start.state, nodes - 1) for nodes in widths}
@@ -105,7 +137,7 @@ def _median_seconds(target: TimedTarget, widths: list[int], repeats: int, engine
                 bar.update()
                 if turn:  # the first turn is a warm-up
                     seconds[nodes].append(taken)
-    return {nodes: statistics.median(runs) for nodes, runs in seconds.items()}
+    return {nodes: min(runs) for nodes, runs in seconds.items()}
 
 
 @dataclass(frozen=True)

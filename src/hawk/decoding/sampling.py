@@ -12,13 +12,16 @@ from hawk.decoding.arguments import real_number, whole_number
 from hawk.errors import HawkError
 from hawk.nn.layers import at_least_float32
 
+GREEDY_BELOW = 1e-5
+"""Below this temperature a draw is greedy: a float32 logit divided by a temperature near 0 is infinite."""
+
 
 @dataclass(frozen=True)
 class SamplingParams:
     """How the target's logits become its distribution `p`.
 
-    `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 filter nothing; `cfg_scale` 1 switches guidance off. Numbers of
-    numpy and torch are taken and become `int` or `float`.
+    A `temperature` below `GREEDY_BELOW`, as 0, is greedy; `top_k` 0 and `top_p` 1 filter nothing; `cfg_scale` 1
+    switches guidance off. Numbers of numpy and torch are taken and become `int` or `float`.
 
     Raises:
         HawkError: a parameter is no number, or out of its range.
@@ -47,6 +50,11 @@ class SamplingParams:
         """Whether the target also needs an unconditional row for each image."""
         return self.cfg_scale != 1.0
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the token with the largest logit is always chosen."""
+        return self.temperature < GREEDY_BELOW
+
 
 def guide(cond: Float[Tensor, "*b d"], uncond: Float[Tensor, "*b d"], scale: float) -> Float[Tensor, "*b d"]:
     """Classifier-free guidance, `uncond + scale * (cond - uncond)`, of logits or of states before a linear head."""
@@ -56,7 +64,7 @@ def guide(cond: Float[Tensor, "*b d"], uncond: Float[Tensor, "*b d"], scale: flo
 def log_probs(logits: Float[Tensor, "*b vocab"], params: SamplingParams) -> Float[Tensor, "*b vocab"]:
     """`log p`: guided logits after temperature, top-k and top-p (in that order), normalised; removed tokens are -inf.
 
-    Computed in float32 or wider. At temperature 0 all mass is on the first largest logit.
+    Computed in float32 or wider. A greedy draw has all mass on the first largest logit.
     """
     return filtered(logits, params).log_softmax(-1)
 
@@ -64,7 +72,7 @@ def log_probs(logits: Float[Tensor, "*b vocab"], params: SamplingParams) -> Floa
 def filtered(logits: Float[Tensor, "*b vocab"], params: SamplingParams) -> Float[Tensor, "*b vocab"]:
     """`log p` up to a constant of each row, which does not change argmax(log p + g)."""
     logits = at_least_float32(logits)
-    if params.temperature == 0:
+    if params.greedy:
         greedy = torch.full_like(logits, -torch.inf)
         return greedy.scatter_(-1, logits.argmax(-1, keepdim=True), 0.0)
     logits = logits / params.temperature
@@ -81,7 +89,8 @@ def _nucleus(logits: Float[Tensor, "*b vocab"], top_p: float) -> Float[Tensor, "
     ordered, index = logits.sort(dim=-1, descending=True)
     probs = ordered.softmax(-1)
     before = probs.cumsum(-1) - probs
-    ordered = ordered.masked_fill(before >= top_p, -torch.inf)
+    least = torch.finfo(ordered.dtype).tiny  # a smaller top_p would be 0 in this dtype and keep no token
+    ordered = ordered.masked_fill(before >= max(top_p, least), -torch.inf)
     return torch.empty_like(logits).scatter_(-1, index, ordered)
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
+from datetime import date
 from itertools import combinations
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from hawk.decoding.arguments import whole_number
-from hawk.decoding.planning import WIDTHS, TimedTarget, known_seconds, step_seconds
+from hawk.decoding.grid import Grid
+from hawk.decoding.planning import WIDTHS, TimedTarget, kept_costs, known_seconds, step_seconds
 from hawk.decoding.recording import Engine
 from hawk.errors import HawkError
 from hawk.files import write_json
@@ -21,8 +23,15 @@ HEAD_SOURCES = ("horizontal", "vertical-1", "vertical-2")
 """Sources of the draft heads."""
 
 
+DRIFT = 1.5
+"""Steps are timed again when they take this many times as long as kept, or the kept seconds this many times as long."""
+
 REFRESH = 32
 """Positions past the frontier that every step scores where stale guesses are a source."""
+
+
+MOST_DRAFTS = 1024
+"""The most drafts of a step that a caller can ask for: memory grows with the square of their number."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,14 @@ class TreeLimits:
             if number < 1:
                 raise HawkError(f"{name} must be 1 or more, not {number}: choose method 'ar' for no drafts")
             object.__setattr__(self, name, number)
+
+    def within(self, grid: Grid) -> TreeLimits:
+        """The limits clamped to what a grid has room for, and to `MOST_DRAFTS` drafts."""
+        reach = max(grid.size - 1, 1)
+        return TreeLimits(
+            None if self.num_draft_tokens is None else min(self.num_draft_tokens, max(reach, MOST_DRAFTS)),
+            None if self.window is None else min(self.window, reach),
+        )
 
 
 @dataclass(frozen=True)
@@ -73,6 +90,11 @@ class FusedSettings:
     node_cost: float = 0.03
     measured_on: str = ""
     tokens_at: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def widths(self) -> list[int]:
+        """The numbers of nodes whose steps must be timed to choose node cost and window."""
+        return sorted({*WIDTHS, *(reach + 1 for reach in self.tokens_at)})
 
     def rates(self, lead: float) -> tuple[float, ...]:
         """Chance of each rank where the first candidate leads by `lead` nats."""
@@ -130,18 +152,69 @@ class FusedSettings:
         return cls(weights, (0.5, 1.5, 4.0), rate, sources, refresh=REFRESH if "stale" in sources else 0)
 
 
-def settings_for(settings: FusedSettings, target: TimedTarget, model: str, engine: Engine = "eager") -> FusedSettings:
+@dataclass(frozen=True)
+class KnownWindow:
+    """How far past the frontier the steps of `hawk` reach on a machine, and since when that is known.
+
+    `measured` is the day of the measurement, None where that is not known: the settings came with the drafter, or an
+    earlier version of Hawk measured.
+    """
+
+    reach: int
+    measured: date | None = None
+
+
+def settings_for(
+    settings: FusedSettings, target: TimedTarget, model: str, engine: Engine = "eager", anew: bool = False
+) -> FusedSettings:
     """The settings with the node cost and window of this machine and engine; settings measured on both stay.
 
-    Times a few steps once for a `model` (its fingerprint), device, dtype and engine (`planning.known_seconds`).
+    Times a few steps once for a `model` (its fingerprint), device, dtype and engine (`planning.known_seconds`), or
+    once more if `anew`.
     """
     machine = machine_name(target.device, target.dtype)
-    here = machine if engine == "eager" else f"{machine}, {engine}"
+    here = name_with_engine(machine, engine)
     if settings.measured_on in ("", here):
         return settings
-    widths = sorted({*WIDTHS, *(reach + 1 for reach in settings.tokens_at)})
-    seconds = known_seconds(f"{model}, {machine}, {engine}", widths, lambda: step_seconds(target, widths, 5, engine))
+    widths = settings.widths
+    key = costs_key(model, machine, engine)
+    seconds = known_seconds(key, widths, lambda: step_seconds(target, widths, 5, engine), anew)
     return settings.at_costs(seconds, here)
+
+
+def known_window(settings: FusedSettings, model: str, machine: str, engine: Engine) -> KnownWindow | None:
+    """The window that `settings_for` chooses on a machine, if no step has to be timed for it; else None."""
+    if settings.measured_on in ("", name_with_engine(machine, engine)):
+        return KnownWindow(settings.refresh or settings.window)
+    costs = kept_costs().get(costs_key(model, machine, engine))
+    if costs is None or not costs.seconds.keys() >= set(settings.widths):
+        return None
+    at_costs = settings.at_costs({width: costs.seconds[width] for width in settings.widths}, machine)
+    return KnownWindow(at_costs.refresh or at_costs.window, costs.measured)
+
+
+def drifted(drawn: float, target: TimedTarget, model: str, engine: Engine, nodes: int) -> bool | None:
+    """Whether steps over `nodes` nodes take `DRIFT` times as long as the seconds kept for them, or the reverse.
+
+    `drawn` is the seconds of a step while an image was drawn. They include the drawing of noise, so they are only a
+    hint that steps got slower: a few steps over `nodes` nodes are then timed to be sure. None means that `drawn` gives
+    no hint, or that no seconds are kept.
+    """
+    costs = kept_costs().get(costs_key(model, machine_name(target.device, target.dtype), engine))
+    kept = costs.seconds.get(nodes) if costs else None
+    if kept is None or kept / DRIFT <= drawn < DRIFT * kept:
+        return None
+    return drawn < kept or step_seconds(target, [nodes], 5, engine)[nodes] >= DRIFT * kept
+
+
+def costs_key(model: str, machine: str, engine: Engine) -> str:
+    """The key under which the step costs of a model on a machine are kept."""
+    return f"{model}, {machine}, {engine}"
+
+
+def name_with_engine(machine: str, engine: Engine) -> str:
+    """What `FusedSettings.measured_on` says of a machine and an engine."""
+    return machine if engine == "eager" else f"{machine}, {engine}"
 
 
 def pattern_key(sources: Iterable[int]) -> str:

@@ -84,7 +84,8 @@ def compare(
     seconds: dict[str, list[float]] = {method: [] for method in methods}
     for turn in range(repeats + 1):
         for method in methods:
-            output = pipe(prompt, seed=seed, method=method)
+            with pipe.timed():
+                output = pipe(prompt, seed=seed, method=method)
             assert isinstance(output, PipelineOutput)
             outputs[method] = output
             if turn:

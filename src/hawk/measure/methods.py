@@ -185,7 +185,8 @@ def time_batch(
     prompts, seeds = [prompt for prompt, _ in jobs], [seed for _, seed in jobs]
     synchronize(pipe.device)
     started = time.perf_counter()
-    output = pipe(prompts, seed=seeds, method=method, batch_size=len(jobs), **settings)
+    with pipe.timed():
+        output = pipe(prompts, seed=seeds, method=method, batch_size=len(jobs), **settings)
     synchronize(pipe.device)
     assert isinstance(output, PipelineOutput)
     return TimedBatch((time.perf_counter() - started) / len(jobs), output.stats[0], output.tokens)

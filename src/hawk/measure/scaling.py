@@ -135,9 +135,9 @@ def run_scaling(
 def costs_by_nodes(
     target: ImageTarget, series: str, nodes: tuple[int, ...], repeats: int, engine: Engine = "eager"
 ) -> list[Cost]:
-    """Median seconds of a guided step of window decoding, drafting included, at each number of nodes."""
+    """Seconds of a guided step of window decoding, drafting included, at each number of nodes."""
     seconds = step_seconds(target, list(nodes), repeats, engine)
-    return [Cost("step", series, count, median, "step") for count, median in seconds.items()]
+    return [Cost("step", series, count, least, "step") for count, least in seconds.items()]
 
 
 def image_costs(
@@ -156,7 +156,8 @@ def image_costs(
     for turn in range(first, repeats):
         for method, runs in seconds.items():
             call = partial(pipe, [prompt] * batch, seed=max(turn, 0), method=method, batch_size=batch, **arguments)
-            taken = seconds_of(call, pipe.device) / batch
+            with pipe.timed():
+                taken = seconds_of(call, pipe.device) / batch
             if turn >= 0:
                 runs.append(taken)
     return [Cost(axis, method, at, statistics.median(runs), "image") for method, runs in seconds.items()]

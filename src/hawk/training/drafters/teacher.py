@@ -98,7 +98,9 @@ def draft_log_q(
 
     A filtered q would be 0 at tokens that p allows, and the losses would be infinite there.
     """
-    return log_probs(target.draft_head(states.to(target.dtype)), SamplingParams(params.temperature or 1.0))
+    return log_probs(
+        target.draft_head(states.to(target.dtype)), SamplingParams(1.0 if params.greedy else params.temperature)
+    )
 
 
 def teacher_autocast(target: ImageTarget) -> torch.autocast:

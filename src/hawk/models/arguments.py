@@ -1,0 +1,112 @@
+"""The arguments of a call, checked against a model: prompts, size, sampling parameters, seeds, and dtypes."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from hawk.decoding.arguments import Number, is_several, real_number, shown, texts_of, whole_number
+from hawk.decoding.grid import Grid
+from hawk.decoding.request import check_seeds
+from hawk.decoding.sampling import SamplingParams
+from hawk.errors import HawkError
+from hawk.models.protocol import Model
+
+MOST_IMAGES = 10_000
+"""The most images of one call: the encoded prompts of all its images are in memory at once."""
+
+
+def paired_prompts(
+    prompt: str | Sequence[str], negative: str | Sequence[str | None] | None, copies: Number
+) -> tuple[list[str], list[str]]:
+    """One prompt and one negative prompt ("" for none) for each image.
+
+    Raises:
+        HawkError: a prompt is no text, their numbers do not match, or there are more than `MOST_IMAGES` images.
+    """
+    prompts = texts_of(prompt)
+    given: Any = [negative] if negative is None else negative
+    negatives = texts_of(["" if text is None else text for text in given] if is_several(given) else given)
+    if len(negatives) == 1:
+        negatives *= len(prompts)
+    if not prompts:
+        raise HawkError("no prompt given: describe the image, as in 'a red apple'")
+    if len(negatives) != len(prompts):
+        raise HawkError(f"{len(prompts)} prompts need as many negative prompts or one, not {len(negatives)}")
+    count = whole_number("num_images_per_prompt", copies, least=1)
+    if count * len(prompts) > MOST_IMAGES:
+        raise HawkError(f"one call draws at most {MOST_IMAGES} images, not {shown(count * len(prompts))}: make several")
+    return ([text for text in prompts for _ in range(count)], [text for text in negatives for _ in range(count)])
+
+
+def sampling_params(
+    model: Model, scale: Number | None, temperature: Number | None, top_k: Number | None, top_p: Number | None
+) -> SamplingParams:
+    """The model's default sampling parameters, replaced by those that are given; a scale of 1 or less means 1 (off)."""
+    given: dict[str, Any] = {
+        "cfg_scale": None if scale is None else max(real_number("guidance_scale", scale), 1.0),
+        "temperature": None if temperature is None else real_number("temperature", temperature),
+        "top_k": None if top_k is None else whole_number("top_k", top_k),
+        "top_p": None if top_p is None else real_number("top_p", top_p),
+    }
+    return replace(model.defaults, **{name: value for name, value in given.items() if value is not None})
+
+
+def grid_of(model: Model, height: Number | None, width: Number | None) -> Grid:
+    """The grid of an image of that many pixels (None: the model's own); `HawkError` for one that it cannot draw."""
+    trained, cell = model.grid, model.cell
+    sides = []
+    for name, given, tokens in (("height", height, trained.height), ("width", width, trained.width)):
+        pixels = tokens * cell if given is None else whole_number(name, given)
+        if pixels < cell or pixels % cell:
+            raise HawkError(f"{name} must be a positive multiple of {cell} pixels, not {shown(pixels)}")
+        sides.append(pixels // cell)
+    grid = Grid(*sides)
+    model.check_grid(grid)
+    return grid
+
+
+def image_seeds(
+    count: int,
+    seed: Number | Sequence[Number] | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+) -> list[int]:
+    """The seed of each image: as given, `seed + i`, drawn from the generators, or drawn from the system.
+
+    Raises:
+        HawkError: a seed or a generator is none, or out of range, or there are not as many as images.
+    """
+    if seed is not None and generator is not None:
+        raise HawkError("give either seed or generator, not both")
+    if generator is not None:
+        generators: list[Any] = list(generator) if is_several(generator) else [generator] * count
+        for each in generators:
+            if not isinstance(each, torch.Generator):
+                raise HawkError(f"generator must be a torch.Generator, or a list of them, not {shown(each)}")
+        if len(generators) != count:
+            raise HawkError(f"{count} images need one generator or {count}, not {len(generators)}")
+        return [int(torch.randint(2**62, (), generator=g, device=g.device)) for g in generators]
+    if is_several(seed):
+        seeds = [whole_number("seed", each) for each in seed]
+    else:
+        first = secrets.randbelow(2**31) if seed is None else whole_number("seed", seed)
+        seeds = [first + i for i in range(count)]
+    if len(seeds) != count:
+        raise HawkError(f"{count} images need one seed or {count}, not {len(seeds)}")
+    check_seeds(seeds)
+    return seeds
+
+
+def dtype_of(dtype: str | torch.dtype | None, torch_dtype: str | torch.dtype | None) -> str:
+    """The name of a dtype that is given by name or as torch's, under either of two arguments; "auto" if by neither.
+
+    Raises `HawkError` where both are given and differ.
+    """
+    names = [str(each).removeprefix("torch.") for each in (dtype, torch_dtype) if each is not None]
+    if len(set(names)) > 1:
+        raise HawkError(f"dtype is {names[0]} and torch_dtype is {names[1]}: give one of them")
+    return names[0] if names else "auto"

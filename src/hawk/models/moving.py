@@ -1,0 +1,79 @@
+"""What becomes of a loaded model: moved to another device or dtype, or saved with its drafter to a new folder."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from hawk.errors import HawkError
+from hawk.files import new_folder
+from hawk.models.folder import HEADS_FOLDER, FolderModel
+from hawk.models.llamagen.t5 import T5TextEncoder
+from hawk.models.loading import DTYPES, drafter_folder, mixed_precision, model_folder, should_pack
+from hawk.models.protocol import Model
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model and its drafter were loaded from: "bundled", an absolute path, or a hub id.
+
+    `drafter` is None if the drafter is the model's own.
+    """
+
+    model: str
+    drafter: str | None = None
+
+    @classmethod
+    def of(cls, model: str | Path, drafter: str | Path | None) -> Origin:
+        """The origin of names as `from_pretrained` takes them; it stays right when the working folder changes."""
+        return cls(_lasting(model), None if drafter is None else _lasting(drafter))
+
+
+def _lasting(name: str | Path) -> str:
+    """A name that does not depend on the working folder."""
+    return str(Path(name).resolve()) if name != "bundled" and Path(name).exists() else str(name)
+
+
+def same_device(one: torch.device, other: torch.device) -> bool:
+    """Whether two devices are one; "cuda" is "cuda:0"."""
+    return (one.type, one.index or 0) == (other.type, other.index or 0)
+
+
+def moved(model: Model, device: torch.device, dtype: str) -> Model:
+    """The model with its weights on a device and in a dtype of `DTYPES`, as `load_on` would lay them out there.
+
+    The modules themselves are moved, not copied. The image tokenizer keeps float32.
+
+    Raises:
+        HawkError: the model cannot be changed in place: it is packed, or a checkpoint of transformers.
+    """
+    instead = f"load it with from_pretrained(..., device='{device}', dtype='{dtype}')"
+    if not isinstance(model, FolderModel):
+        raise HawkError(f"a transformers checkpoint cannot be changed in place: {instead}")
+    if model.target.packed_in is not None:
+        raise HawkError(f"the weights are packed for this CPU and cannot be changed in place: {instead}")
+    weights = torch.float32 if mixed_precision(device, dtype) else DTYPES[dtype]
+    model.tokenizer.to(device)
+    for module in (model.target, *(model.drafting.modules if model.drafting else [])):
+        module.to(device, weights)
+    if isinstance(model.text, T5TextEncoder):
+        model = replace(model, text=replace(model.text, device=device))
+    if should_pack(model.target, device, dtype):
+        model.pack(DTYPES[dtype])
+    return model
+
+
+def save_copy(origin: Origin, folder: Path) -> None:
+    """Copy the files of a model folder or checkpoint to a new folder; a drafter of another folder becomes its own.
+
+    Hidden files are left out. Raises `HawkError` where `folder` is a file or not empty, and OSError as writing does.
+    """
+    with new_folder(folder) as temporary:
+        left_out = shutil.ignore_patterns(".*", "*.tmp")
+        shutil.copytree(model_folder(origin.model), temporary, ignore=left_out, dirs_exist_ok=True)
+        if origin.drafter is not None:
+            shutil.rmtree(temporary / HEADS_FOLDER, ignore_errors=True)
+            shutil.copytree(drafter_folder(origin.drafter), temporary / HEADS_FOLDER, ignore=left_out)

@@ -1,0 +1,143 @@
+"""What a call of the pipeline gives back: its images and how they were drawn, also where the call ended early."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+
+from hawk.decoding.grid import Grid
+from hawk.decoding.request import Request
+from hawk.decoding.sampling import SamplingParams
+from hawk.decoding.stats import Generation, Stats
+from hawk.decoding.verify import LOSSLESS
+
+OUTPUT_TYPES = ("pil", "np", "pt")
+
+
+@dataclass(frozen=True)
+class PipelineOutput(Mapping[str, Any]):
+    """Images of one call, and how they were drawn; the lists have one entry for each image.
+
+    As in diffusers, fields are attributes (`output.images`), keys (`output["images"]`) and entries of `to_tuple()`,
+    which numbers index (`output[0]`).
+
+    `tokens` and `origins` are `[images, grid.size]` on the CPU; `origins` index `source_names`, and -1 is a recovered
+    or bonus token. `stats` holds the counts of each image's batch (the image's own counts at `batch_size` 1).
+    `seconds` is the image's share of its batch's wall-clock time, from prompt to pixels.
+    """
+
+    images: Any
+    stats: list[Stats]
+    seeds: list[int]
+    tokens: Int[Tensor, "images n"]
+    origins: Int[Tensor, "images n"]
+    source_names: tuple[str, ...]
+    seconds: list[float]
+    grid: Grid
+    params: SamplingParams
+    verifier: str
+
+    def __getitem__(self, key: Any) -> Any:
+        """The field with that name, or the entry of `to_tuple()` with that number."""
+        if not isinstance(key, str):
+            return self.to_tuple()[key]
+        if key not in self.__dataclass_fields__:
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.__dataclass_fields__)
+
+    def __len__(self) -> int:
+        return len(self.__dataclass_fields__)
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The values of all fields, images first."""
+        return tuple(self.values())
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the images follow the distribution of plain AR."""
+        return self.verifier in LOSSLESS
+
+    @property
+    def nfe(self) -> float:
+        """Target forwards per image, prefill included (mean)."""
+        return sum(stats.nfe for stats in self.stats) / len(self.stats)
+
+    @property
+    def accept_length(self) -> float:
+        """Tokens committed per target forward."""
+        return self.grid.size / self.nfe
+
+
+class StoppedError(RuntimeError):
+    """A call was stopped by `pipe._interrupt = True`; `finished` is the output of the batches that were complete.
+
+    Where no batch was complete, `finished` is None.
+    """
+
+    def __init__(self, finished: PipelineOutput | None, images: int) -> None:
+        done = 0 if finished is None else len(finished.seeds)
+        super().__init__(f"the call was stopped after {done} of {images} images")
+        self.finished = finished
+
+
+def keep_finished(error: BaseException, finished: PipelineOutput) -> None:
+    """Give an exception that ends a call the attribute `finished`: the output of the batches that were complete."""
+    vars(error)["finished"] = finished
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images that were decoded together, their pixels in [-1, 1], and the wall-clock seconds of the whole batch.
+
+    `decoding` is the seconds of it until the tokens were drawn.
+    """
+
+    generation: Generation
+    pixels: Float[Tensor, "images 3 height width"]
+    seconds: float
+    decoding: float
+
+
+def output_of(request: Request, batches: Sequence[Batch], output_type: str) -> PipelineOutput:
+    """The output of a call whose first images are in `batches`; all of them, unless the call was interrupted."""
+    drawn = [batch.generation for batch in batches]
+    sizes = [len(generation.tokens) for generation in drawn]
+    return PipelineOutput(
+        images=as_output(torch.cat([batch.pixels for batch in batches]), output_type),
+        stats=[generation.stats for generation, size in zip(drawn, sizes, strict=True) for _ in range(size)],
+        seeds=list(request.seeds[: sum(sizes)]),
+        tokens=torch.cat([generation.tokens for generation in drawn]).cpu(),
+        origins=torch.cat([generation.origins for generation in drawn]).cpu(),
+        source_names=drawn[0].source_names,
+        seconds=[batch.seconds / size for batch, size in zip(batches, sizes, strict=True) for _ in range(size)],
+        grid=request.grid,
+        params=request.params,
+        verifier=request.verifier,
+    )
+
+
+def tokens_sha256(tokens: Int[Tensor, " n"]) -> str:
+    """A fingerprint of an image's tokens: sha256 of the tokens as little-endian int32."""
+    return hashlib.sha256(tokens.cpu().numpy().astype("<i4").tobytes()).hexdigest()
+
+
+def as_output(pixels: Float[Tensor, "n 3 h w"], output_type: str) -> Any:
+    """Pixels in [-1, 1] as PIL images, or as an array `[n, h, w, 3]` or tensor `[n, 3, h, w]` in [0, 1]."""
+    unit = (pixels.float().clamp(-1, 1) + 1) / 2
+    if output_type == "pt":
+        return unit
+    array = unit.permute(0, 2, 3, 1).numpy()
+    if output_type == "np":
+        return array
+    return [Image.fromarray(image) for image in np.rint(array * 255).astype(np.uint8)]

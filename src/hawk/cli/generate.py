@@ -125,7 +125,8 @@ def generate(
         raise HawkError(f"{like} was drawn by the model {earlier.model}, not {pipe.model.name}: give --model")
     params = sampling_params(pipe.model, options.cfg_scale, options.temperature, options.top_k, options.top_p)
     settings = image_settings(pipe, params, grid_of(pipe.model, options.height, options.width), verified)
-    pipe.condition([line.prompt for line in asked], options.height, options.width)
+    for some in (asked[i : i + 1000] for i in range(0, len(asked), 1000)):  # features of all would fill the memory
+        pipe.condition([line.prompt for line in some], options.height, options.width)
     metadata = [image_metadata(pipe, each, chosen.name, settings) for each in wanted]
     jobs = [Job(each, path, text) for each, path, text in zip(wanted, paths, metadata, strict=True)]
     kept = [None if file is None else saved_before(job.path, job.metadata) for job in jobs]

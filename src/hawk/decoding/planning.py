@@ -9,10 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from hawk.decoding.forward import Target
@@ -23,8 +23,12 @@ from hawk.decoding.request import Condition, Request
 from hawk.decoding.sampling import SamplingParams
 from hawk.decoding.tree import Window
 from hawk.decoding.window import WindowState, advance, first_window, hold
-from hawk.files import write_json
+from hawk.errors import HawkError
+from hawk.files import read_json, write_json
 from hawk.machine import seconds_of
+
+Seconds = Annotated[float, Field(gt=0, lt=86_400, allow_inf_nan=False)]
+"""What a step can take; a file may say anything."""
 
 WIDTHS = (1, 4, 8, 16)
 """Nodes of the steps that are always timed, beside the windows to choose from."""
@@ -60,17 +64,27 @@ def known_seconds(key: str, widths: list[int], measure: Callable[[], dict[int, f
     The file is a cache: an unreadable file is measured anew, and a file that cannot be written is left out.
     """
     path = costs_file()
-    try:
-        known = TypeAdapter(dict[str, dict[int, float]]).validate_json(path.read_bytes())
-    except (OSError, ValidationError):
-        known = {}
+    known = kept_seconds(path)
     kept = known.get(key, {})
-    if all(kept.get(width, 0.0) > 0 for width in widths):
+    if all(width in kept for width in widths):
         return {width: kept[width] for width in widths}
     seconds = measure()
     with suppress(OSError):
         write_json(path, {**known, key: seconds})
     return seconds
+
+
+def kept_seconds(path: Path) -> dict[str, dict[int, float]]:
+    """The seconds by width in a `costs_file`, by their key, without entries that no clock can have measured."""
+    try:
+        document = read_json(path)
+    except (OSError, HawkError):
+        return {}
+    known = {}
+    for key, entry in document.items():
+        with suppress(ValidationError):
+            known[key] = TypeAdapter(dict[Annotated[int, Field(ge=1)], Seconds]).validate_python(entry)
+    return known
 
 
 @torch.inference_mode()

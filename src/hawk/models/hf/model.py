@@ -24,14 +24,14 @@ from hawk.decoding.grid import Grid
 from hawk.decoding.sampling import SamplingParams
 from hawk.drafters.parts import DraftParts, load_parts
 from hawk.errors import HawkError, one_line
-from hawk.files import read_json
-from hawk.models.checkpoint import read_checkpoint, read_safetensors, shapes_in, weight_files
-from hawk.models.config import read_fields
+from hawk.files import read_fields, read_json
+from hawk.models.checkpoint import read_checkpoint, weight_files
 from hawk.models.fingerprint import fingerprint
 from hawk.models.hf.families import Chameleon, Emu3, Family, Janus, Lumina
 from hawk.models.hf.reading import outlined_model, read_model, read_tokenizer
 from hawk.models.hf.target import TokenPrompt, TransformersTarget
 from hawk.models.tokenizers.vqgan import VQGAN, VQGANConfig, decoding_weights
+from hawk.nn.stored import read_safetensors, shapes_in
 
 VQGAN_FILES = ("vqgan.safetensors", "vqgan.ckpt", "tokenizer/vqgan.safetensors", "tokenizer/vqgan.ckpt")
 VQ_MODEL = "model.vqmodel."

@@ -15,7 +15,8 @@ from transformers.utils import logging
 from hawk.decoding.memory import is_out_of_memory
 from hawk.errors import HawkError, one_line
 from hawk.files import read_json, refuse_pointers
-from hawk.models.checkpoint import read_safetensors, shapes_in, weight_files
+from hawk.models.checkpoint import weight_files
+from hawk.nn.stored import read_safetensors, shapes_in
 
 PROCESSOR_FILES = ("chat_template.json", "processor_config.json")
 """Files in which releases of transformers have kept the chat template of a processor."""

@@ -127,7 +127,8 @@ class FusedSettings:
         try:
             return read_fields(cls, path)
         except HawkError as error:
-            raise HawkError(f"{path} is not a pool that `hawk train drafter` wrote: {error}") from error
+            wrong = str(error).removeprefix(f"{path}: ")
+            raise HawkError(f"{path} is not a pool that `hawk train drafter` wrote: {wrong}") from error
 
     @classmethod
     def unfitted(cls, sources: tuple[str, ...] = HEAD_SOURCES) -> FusedSettings:

@@ -360,6 +360,8 @@ class Worker:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "ready\n"
 
     def answer(self, folder: Path) -> dict[str, Any]:
         """What happened with a folder; the test fails where the worker dies or does not answer."""

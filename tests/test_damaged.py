@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from fixtures.tiny_transformers import save, tiny
 from hawk import HawkError, HawkPipeline
 from hawk.decoding.planning import costs_file, known_seconds
 from hawk.decoding.tree import TreeBuilder
@@ -201,6 +202,35 @@ def test_words_of_another_form_are_refused(folder):
     (folder / "words.txt").write_bytes(b"caf\xe9")
     with pytest.raises(HawkError, match=r"words.txt is damaged"):
         load_model(folder)
+
+
+CHECKPOINT_FIELDS = (
+    (
+        ("text_config", "num_hidden_layers"),
+        100_000,
+        r"num_hidden_layers is 100000, but the files hold only \d+ weights",
+    ),
+    (("vq_config", "num_res_blocks"), 10**9, "num_res_blocks is 1000000000, but the files hold only"),
+    (("text_config", "vocab_size"), 10**9, r"has shape \(40, 32\), config.json asks for \(1000000000, 32\)"),
+    (("text_config", "hidden_size"), 38_400, r"has shape .*32.*, config.json asks for .*38400"),
+    (("text_config", "num_attention_heads"), 0, "no checkpoint that transformers can read"),
+    (("text_config", "hidden_size"), None, "no checkpoint that transformers can read"),
+    (("text_config",), 3, "no checkpoint that transformers can read"),
+)
+
+
+def test_a_transformers_config_that_asks_for_more_than_its_weights_is_refused_at_once(tmp_path):
+    folder = save(tiny("janus"), tmp_path / "janus")
+    right = (folder / "config.json").read_text()
+    for keys, value, message in CHECKPOINT_FIELDS:
+        set_field(folder / "config.json", keys, value)
+        with pytest.raises(HawkError, match=message) as refused:
+            HawkPipeline.from_pretrained(folder, "cpu", "float32")
+        assert "\n" not in str(refused.value)
+        (folder / "config.json").write_text(right)
+    (folder / "tokenizer.json").write_text('{"version": "1.0"}')
+    with pytest.raises(HawkError, match="no tokenizer in"):
+        HawkPipeline.from_pretrained(folder, "cpu", "float32")
 
 
 # --- a drafter can only be slow ------------------------------------------------------------------------------

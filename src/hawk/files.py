@@ -13,12 +13,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hawk.errors import HawkError, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+S = TypeVar("S")
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How a file begins that Git left in place of a large one, where Git LFS is not installed."""
@@ -129,6 +131,26 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise HawkError(f"{path} must hold a JSON object")
     return document
+
+
+def read_fields(kind: type[S], path: Path) -> S:
+    """The JSON file at `path` as an instance of a schema of pydantic, or of a dataclass.
+
+    Raises `HawkError` with the first field that is wrong, missing or unknown.
+    """
+    return checked_fields(kind, read_json(path), path)
+
+
+def checked_fields(kind: type[S], document: dict[str, Any], path: Path) -> S:
+    """A JSON object as an instance of a schema, as `read_fields`; `path` is where it was read, for the message."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise HawkError(f"{path}: {field}: {first['msg'].removeprefix('Value error, ')}") from error
 
 
 def refuse_pointer(path: Path) -> None:

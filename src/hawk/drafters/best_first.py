@@ -80,7 +80,7 @@ def grow_best_first(
     expected, time = 1.0 + above, 1.0 + above * node_cost
     while heap and len(builder.tokens) < max_nodes:
         gain, parent, offset, rank, siblings = heapq.heappop(heap)
-        if -gain * time < node_cost * expected:
+        if gain == 0 or -gain * time < node_cost * expected:  # no time is short enough for a node without a chance
             return
         expected, time = expected - gain, time + node_cost
         token = siblings.tokens[rank]

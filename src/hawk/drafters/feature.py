@@ -13,16 +13,18 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from hawk.decoding.canvas import Canvas
 from hawk.decoding.noise import Randomness
-from hawk.decoding.sampling import SamplingParams, draws, log_probs
+from hawk.decoding.sampling import SamplingParams, draws
 from hawk.decoding.tree import DraftTree, TreeBuilder, batch_trees
 from hawk.decoding.verify import Verified
-from hawk.drafters.saved import load_part, save_part
-from hawk.drafters.source import Embeddings, OutputHead
+from hawk.drafters.saved import check_heads, load_part, save_part
+from hawk.drafters.source import Embeddings, OutputHead, draft_log_probs
 from hawk.nn.layers import RMSNorm, SwiGLU, additive_mask, attend, rotary_angles, rotated_heads, swiglu_width
+from hawk.nn.stored import Count
 
 NAME = "feature"
 """Name of the drafter's files and of its drafts."""
@@ -32,8 +34,13 @@ NAME = "feature"
 class FeatureConfig:
     """One decoder layer for a target of width `dim`."""
 
-    dim: int
-    heads: int = 6
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    dim: Count
+    heads: Count = 6
+
+    def __post_init__(self) -> None:
+        check_heads(self.dim, self.heads, axes=1)
 
 
 @dataclass
@@ -84,7 +91,7 @@ class FeatureDrafter(nn.Module):
     @classmethod
     def load(cls, folder: Path, target_fingerprint: str) -> FeatureDrafter | None:
         """Read a drafter from a folder; None where there is none. `HawkError` for a drafter of another target."""
-        return load_part(lambda shape: cls(FeatureConfig(**shape)), folder, NAME, target_fingerprint)
+        return load_part(cls, FeatureConfig, (), folder, NAME, target_fingerprint)
 
 
 def nodes_of(draws: tuple[int, ...]) -> int:
@@ -168,7 +175,7 @@ class FeatureTree:
             below: list[int] = []
             source: list[int] = []
             for i, node in enumerate(level):
-                q = log_probs(self.head(states[0, i : i + 1]), memory.params)[0].exp()
+                q = draft_log_probs(self.head, states[0, i : i + 1], memory.params)[0].exp()
                 for token in self._candidates(q, self.draws[depth], generator):
                     child = builder.add(node, token, 0, -1 if self.one_hot else len(rows))
                     if child not in below:

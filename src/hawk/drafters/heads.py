@@ -11,16 +11,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from hawk.decoding.canvas import Canvas
 from hawk.decoding.forward import wide
 from hawk.drafters.saved import load_part, save_part
 from hawk.drafters.source import Draft, Source
+from hawk.nn.stored import Count
 
 NAME = "heads"
 """Name of the heads' files."""
@@ -30,9 +33,11 @@ NAME = "heads"
 class HeadsConfig:
     """`horizontal` and `vertical` heads for a target of width `dim`."""
 
-    dim: int
-    horizontal: int = 3
-    vertical: int = 2
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    dim: Count
+    horizontal: Annotated[int, Field(ge=0)] = 3
+    vertical: Annotated[int, Field(ge=0)] = 2
 
 
 class DraftHeads(nn.Module):
@@ -58,7 +63,7 @@ class DraftHeads(nn.Module):
     @classmethod
     def load(cls, folder: Path, target_fingerprint: str) -> DraftHeads | None:
         """Read heads from a folder; None where there are none. `HawkError` for heads of another target."""
-        return load_part(lambda shape: cls(HeadsConfig(**shape)), folder, NAME, target_fingerprint)
+        return load_part(cls, HeadsConfig, ("horizontal", "vertical"), folder, NAME, target_fingerprint)
 
 
 @dataclass
@@ -76,6 +81,8 @@ class HorizontalSource(Source):
     def queries(self, memory: HorizontalMemory, canvas: Canvas, row: int) -> Float[Tensor, "n d"]:
         """The draft state of every head, read from an image's newest state."""
         newest = canvas.states[row, canvas.committed[row] - 1]
+        if not self.heads.horizontal:
+            return canvas.states[row, :0]
         return torch.stack([self.heads.draft_state(block, newest) for block in self.heads.horizontal])
 
     def receive(self, memory: HorizontalMemory, row: int, log_q: Float[Tensor, "n vocab"]) -> None:

@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from hawk.errors import HawkError
 from hawk.files import save_tensors
+from hawk.nn.stored import read_safetensors, refuse_not_finite, shapes_in
 
 FILE = "left.safetensors"
 
@@ -50,11 +49,18 @@ class LeftFactor:
         path = folder / FILE
         if not path.is_file():
             return None
+        again = "train the drafter again"
         try:
-            tables = load_file(path)
-            factor = cls(tables["left"], tables["here"], float(tables["base"][0]))
-        except (SafetensorError, KeyError, IndexError) as error:
-            raise HawkError(f"{path} is damaged: train the drafter again") from error
-        if factor.left.shape != factor.here.shape or factor.left.ndim != 2 or len(factor.left) != vocab:
-            raise HawkError(f"{path} does not fit a target of {vocab} tokens: train the drafter again")
-        return factor
+            shapes = shapes_in(path)
+            if shapes.keys() != {"left", "here", "base"} or shapes["base"] != (1,):
+                raise HawkError(f"{path} must hold the tables left and here, and one number, base")
+            held = read_safetensors(path)
+            refuse_not_finite(path, held)
+        except HawkError as error:
+            raise HawkError(f"{path} is damaged: {again} ({error})") from error
+        shape = shapes["left"]
+        if shape != shapes["here"] or len(shape) != 2 or shape[0] != vocab:
+            found = f"left has shape {shape}, here {shapes['here']}"
+            raise HawkError(f"{path} does not fit a target of {vocab} tokens: {again} ({found})")
+        tables = {name: tensor.float().numpy() for name, tensor in held.items()}
+        return cls(tables["left"], tables["here"], float(tables["base"][0]))

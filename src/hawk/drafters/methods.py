@@ -16,7 +16,7 @@ from hawk.drafters.heads import HorizontalSource, VerticalSource
 from hawk.drafters.jacobi import JacobiTree
 from hawk.drafters.parts import DraftParts
 from hawk.drafters.pool import CartesianPool, fused_drafter
-from hawk.drafters.settings import HEAD_SOURCES, FusedSettings, TreeLimits
+from hawk.drafters.settings import HEAD_SOURCES, FusedSettings, TreeLimits, depth_of
 from hawk.drafters.source import Source
 from hawk.drafters.spatial import SpatialSource
 from hawk.drafters.stale import StaleSource
@@ -202,11 +202,6 @@ def needed(part: M | None, kind: str) -> M:
         there_is = "are no draft heads: train them" if kind == "heads" else f"is no {kind} drafter: train one"
         raise HawkError(f"there {there_is} with `hawk train drafter --kind {kind}`")
     return part
-
-
-def depth_of(name: str) -> int:
-    """The number of rows that a vertical source looks up; 0 for any other source."""
-    return int(name.removeprefix("vertical-")) if name.startswith("vertical-") else 0
 
 
 def beyond(name: str, parts: DraftParts) -> bool:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from hawk.drafters.feature import FeatureDrafter
 from hawk.drafters.heads import DraftHeads
 from hawk.drafters.left import LeftFactor
-from hawk.drafters.settings import HEAD_SOURCES, FusedSettings
+from hawk.drafters.settings import HEAD_SOURCES, FusedSettings, depth_of
 from hawk.drafters.spatial import SpatialDrafter
-from hawk.errors import HawkError, one_line
+from hawk.errors import HawkError
 from hawk.nn.packed import pack_linears
 
 
@@ -48,14 +46,9 @@ class DraftParts:
 
 def load_parts(folder: Path, dim: int, vocab: int, fingerprint: str, dtype: torch.dtype) -> DraftParts:
     """Read a drafter folder of the target with that fingerprint; `HawkError` for another target's or a damaged one."""
-    try:
-        heads = DraftHeads.load(folder, fingerprint)
-        spatial = SpatialDrafter.load(folder, fingerprint)
-        feature = FeatureDrafter.load(folder, fingerprint)
-    except HawkError:
-        raise
-    except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError, json.JSONDecodeError) as error:
-        raise HawkError(f"the drafter in {folder} is damaged: {one_line(error)}") from error
+    heads = DraftHeads.load(folder, fingerprint)
+    spatial = SpatialDrafter.load(folder, fingerprint)
+    feature = FeatureDrafter.load(folder, fingerprint)
     if heads is None and spatial is None:
         raise HawkError(f"no draft heads in {folder}: train them with `hawk train drafter --kind heads`")
     parts = DraftParts(load_pool(folder, heads), heads, spatial, LeftFactor.load(folder, vocab), feature)
@@ -76,11 +69,17 @@ def load_pool(folder: Path, heads: DraftHeads | None) -> FusedSettings:
         return FusedSettings.unfitted(HEAD_SOURCES[: 1 + heads.config.vertical])
     settings = FusedSettings.load(folder)
     ranks = {len(row) for row in settings.rate}
-    if len(settings.rate) != len(settings.edges) + 1 or len(ranks) != 1:
+    if len(settings.rate) != len(settings.edges) + 1 or len(ranks) != 1 or 0 in ranks:
         raise HawkError(f"{path}: one more row of rate than edges is needed, all of one length")
     if settings.max_nodes < 1 or settings.window < 1:
         raise HawkError(f"{path}: max_nodes and window must be 1 or more")
     missing = sorted(FusedSettings.unfitted(settings.sources).weights.keys() - settings.weights.keys())
     if missing:
         raise HawkError(f"{path} has no weights for the sources {missing[0]}: train the drafter again")
+    for pattern, rows in settings.weights.items():
+        if not rows or {len(row) for row in rows} != {len(pattern.split(","))}:
+            raise HawkError(f"{path}: the weights of the sources {pattern} must be rows of a number for each source")
+    deepest = max(map(depth_of, settings.sources))
+    if heads is not None and deepest > heads.config.vertical:
+        raise HawkError(f"{path} names vertical-{deepest}, but there are {heads.config.vertical} vertical heads")
     return settings

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from hawk.decoding.canvas import Canvas
 from hawk.decoding.noise import Randomness
-from hawk.decoding.sampling import SamplingParams, draws, log_probs
+from hawk.decoding.sampling import SamplingParams, draws
 from hawk.decoding.tree import DraftTree, TreeBuilder, Window, batch_trees, first_branch
 from hawk.decoding.verify import Verified
 from hawk.drafters.best_first import Shortlist, grow_best_first
 from hawk.drafters.left import LeftFactor
 from hawk.drafters.settings import FusedSettings, pattern_key
-from hawk.drafters.source import Draft, OutputHead, Source
+from hawk.drafters.source import Draft, OutputHead, Source, draft_log_probs
 
 LEAST_LOG_Q = -30.0
 """Floor of a source's log q inside a product, so that a token which one source filtered out may still be proposed."""
@@ -85,7 +85,7 @@ class Pool:
                 if len(states):
                     asked.append((partial(source.receive, remembered, row), states))
         if asked:
-            log_q = log_probs(self.head(torch.cat([states for _, states in asked])), memory.params)
+            log_q = draft_log_probs(self.head, torch.cat([states for _, states in asked]), memory.params)
             for (receive, _), answer in zip(asked, log_q.split([len(states) for _, states in asked]), strict=True):
                 receive(answer)
 

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors.torch import load_file
 from torch import nn
 
+from hawk.decoding.arguments import shown
 from hawk.errors import HawkError
-from hawk.files import refuse_pointers, save_tensors, write_json
+from hawk.files import checked_fields, read_json, refuse_pointers, save_tensors, write_json
+from hawk.nn.stored import outlined, read_safetensors, refuse_not_finite
 
+C = TypeVar("C")
 M = TypeVar("M", bound=nn.Module)
 
 
 def files_of(name: str) -> tuple[str, str]:
     """Names of a part's two files."""
     return f"{name}.safetensors", f"{name}.json"
+
+
+def check_heads(width: int, heads: int, axes: int) -> None:
+    """Raise `HawkError` unless attention of that width splits into heads whose channels turn about `axes` axes."""
+    if width % heads or width // heads % (2 * axes):
+        raise HawkError(f"{width} channels do not split into {heads} heads of a multiple of {2 * axes} channels")
 
 
 def save_part(part: nn.Module, config: Any, folder: Path, name: str, target_fingerprint: str) -> None:
@@ -29,22 +36,33 @@ def save_part(part: nn.Module, config: Any, folder: Path, name: str, target_fing
     write_json(folder / described, {**asdict(config), "target": target_fingerprint})
 
 
-def load_part(make: Callable[[dict[str, Any]], M], folder: Path, name: str, target_fingerprint: str) -> M | None:
-    """Read a part that `make` builds from its shape; None where there is none.
+def load_part(
+    make: Callable[[C], M], config: type[C], depths: tuple[str, ...], folder: Path, name: str, target_fingerprint: str
+) -> M | None:
+    """Read a part that `make` builds from its shape, a `config`; None where there is none.
 
-    Raises `HawkError` for a part of another target, and for a Git LFS pointer anywhere in the folder: no other part of
-    the drafter could be read either.
+    `depths` are the fields of the shape that count layers.
+
+    Raises:
+        HawkError: one line on a part of another target, a shape that the weights do not have, a weight that is not
+            finite, or a Git LFS pointer anywhere in the folder: no other part of the drafter could be read either.
     """
     refuse_pointers(folder)
     weights, described = (folder / file for file in files_of(name))
     if not weights.is_file() or not described.is_file():
         return None
-    shape = json.loads(described.read_text(encoding="utf-8"))
-    trained_for = shape.pop("target")
+    fields = read_json(described)
+    trained_for = fields.pop("target", None)
     if trained_for != target_fingerprint:
-        raise HawkError(
-            f"{described} was trained for target {trained_for}, not {target_fingerprint}: train a new drafter"
-        )
-    part = make(shape)
-    part.load_state_dict({key: value.float() for key, value in load_file(weights).items()})
+        other = trained_for if isinstance(trained_for, str) else shown(trained_for)
+        raise HawkError(f"{described} was trained for target {other}, not {target_fingerprint}: train a new drafter")
+    shape = checked_fields(config, fields, described)
+    counts = {field: getattr(shape, field) for field in depths}
+    try:
+        part = outlined(lambda: make(shape), [weights], described, counts)
+        held = read_safetensors(weights)
+        refuse_not_finite(weights, held)
+    except HawkError as error:
+        raise HawkError(f"the drafter is damaged: {error}") from error
+    part.load_state_dict({key: value.float() for key, value in held.items()}, assign=True)
     return part.eval()

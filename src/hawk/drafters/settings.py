@@ -8,15 +8,16 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from itertools import combinations
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
 
 from hawk.decoding.arguments import whole_number
 from hawk.decoding.grid import Grid
 from hawk.decoding.planning import WIDTHS, TimedTarget, kept_costs, known_seconds, step_seconds
 from hawk.decoding.recording import Engine
 from hawk.errors import HawkError
-from hawk.files import write_json
+from hawk.files import read_fields, write_json
 from hawk.machine import machine_name
 
 HEAD_SOURCES = ("horizontal", "vertical-1", "vertical-2")
@@ -25,6 +26,16 @@ HEAD_SOURCES = ("horizontal", "vertical-1", "vertical-2")
 
 DRIFT = 1.5
 """Steps are timed again when they take this many times as long as kept, or the kept seconds this many times as long."""
+
+MOST_NODES = 1024
+"""The most nodes or positions that a file may ask for; a step over so many takes longer than plain AR."""
+
+Modest = Annotated[float, Field(ge=-1e6, le=1e6)]
+Chance = Annotated[float, Field(ge=0, le=1)]
+Reach = Annotated[int, Field(ge=1, le=MOST_NODES)]
+Gain = Annotated[float, Field(gt=0, le=MOST_NODES)]
+SourceName = Annotated[str, Field(pattern=r"^(stale|spatial|horizontal|vertical-[1-9][0-9]?)$")]
+"""Numbers and names of `pool.json` that a pool can compute with; only a file is checked for them."""
 
 REFRESH = 32
 """Positions past the frontier that every step scores where stale guesses are a source."""
@@ -80,16 +91,18 @@ class FusedSettings:
         tokens_at: `tokens_at[reach]` is the mean number of tokens that a step with a window of that reach commits.
     """
 
-    weights: dict[str, tuple[tuple[float, ...], ...]]
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    weights: dict[str, tuple[tuple[Modest, ...], ...]]
     edges: tuple[float, ...]
-    rate: tuple[tuple[float, ...], ...]
-    sources: tuple[str, ...] = HEAD_SOURCES
-    max_nodes: int = 24
-    window: int = 16
-    refresh: int = 0
-    node_cost: float = 0.03
+    rate: tuple[tuple[Chance, ...], ...]
+    sources: Annotated[tuple[SourceName, ...], Field(min_length=1, max_length=8)] = HEAD_SOURCES
+    max_nodes: Annotated[int, Field(le=MOST_NODES)] = 24
+    window: Annotated[int, Field(le=MOST_NODES)] = 16
+    refresh: Annotated[int, Field(ge=0, le=MOST_NODES)] = 0
+    node_cost: Annotated[float, Field(ge=0)] = 0.03
     measured_on: str = ""
-    tokens_at: dict[int, float] = field(default_factory=dict)
+    tokens_at: Annotated[dict[Reach, Gain], Field(max_length=64)] = field(default_factory=dict)
 
     @property
     def widths(self) -> list[int]:
@@ -134,11 +147,10 @@ class FusedSettings:
         if not path.is_file():
             raise HawkError(f"no {path}: fit the pool with `hawk train drafter --kind heads`")
         try:
-            return TypeAdapter(cls).validate_json(path.read_text(encoding="utf-8"))
-        except ValidationError as error:
-            raise HawkError(
-                f"{path} is not a pool that `hawk train drafter` wrote: {error.errors()[0]['msg']}"
-            ) from None
+            return read_fields(cls, path)
+        except HawkError as error:
+            wrong = str(error).removeprefix(f"{path}: ")
+            raise HawkError(f"{path} is not a pool that `hawk train drafter` wrote: {wrong}") from error
 
     @classmethod
     def unfitted(cls, sources: tuple[str, ...] = HEAD_SOURCES) -> FusedSettings:
@@ -220,3 +232,8 @@ def name_with_engine(machine: str, engine: Engine) -> str:
 def pattern_key(sources: Iterable[int]) -> str:
     """The key in `FusedSettings.weights` of a set of present sources."""
     return ",".join(map(str, sorted(sources)))
+
+
+def depth_of(name: str) -> int:
+    """The number of rows that a vertical source looks up; 0 for any other source."""
+    return int(name.removeprefix("vertical-")) if name.startswith("vertical-") else 0

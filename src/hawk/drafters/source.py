@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hawk.decoding.canvas import Canvas
+from hawk.decoding.sampling import SamplingParams, log_probs
 from hawk.decoding.verify import Verified
 
 OutputHead = Callable[[Tensor], Tensor]
@@ -17,6 +19,18 @@ OutputHead = Callable[[Tensor], Tensor]
 
 Embeddings = Callable[[Tensor], Tensor]
 """The target's frozen token embeddings: tokens `[*]` to `[*, dim]`."""
+
+
+def draft_log_probs(
+    head: OutputHead, states: Float[Tensor, "*b dim"], params: SamplingParams
+) -> Float[Tensor, "*b vocab"]:
+    """log q of draft states; where the logits hold a NaN or overflow, q is uniform.
+
+    A damaged drafter, or one that overflows in float16, is thus slow and changes nothing that is drawn.
+    """
+    log_q = log_probs(head(states), params)
+    broken = log_q[..., :1].isnan()  # a softmax without a sum is NaN at every token
+    return log_q.masked_fill(broken, -math.log(log_q.shape[-1])) if bool(broken.any()) else log_q
 
 
 @dataclass(frozen=True)

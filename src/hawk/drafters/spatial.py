@@ -12,19 +12,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from hawk.decoding.canvas import Canvas
 from hawk.decoding.grid import Grid
 from hawk.decoding.verify import Verified
-from hawk.drafters.saved import load_part, save_part
+from hawk.drafters.saved import check_heads, load_part, save_part
 from hawk.drafters.source import Draft, Embeddings, Source
 from hawk.nn.layers import RMSNorm, SwiGLU, additive_mask, attend, rotary_angles, rotate, rotated_heads, swiglu_width
 from hawk.nn.packed import pack_after_norm, pack_linears
+from hawk.nn.stored import Count
 
 LEAST_WINDOW = 6
 """The fewest positions that a step drafts."""
@@ -40,14 +43,19 @@ class SpatialConfig:
     A query sees the cells at most `columns` to either side in each of the `above` rows over it, and `left` cells back.
     """
 
-    dim: int
-    width: int = 192
-    layers: int = 2
-    heads: int = 3
-    window: int = 16
-    above: int = 2
-    columns: int = 4
-    left: int = 8
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    dim: Count
+    width: Count = 192
+    layers: Count = 2
+    heads: Count = 3
+    window: Annotated[int, Field(ge=1, le=256)] = 16
+    above: Annotated[int, Field(ge=0, le=16)] = 2
+    columns: Annotated[int, Field(ge=0, le=64)] = 4
+    left: Annotated[int, Field(ge=0, le=256)] = 8
+
+    def __post_init__(self) -> None:
+        check_heads(self.width, self.heads, axes=2)
 
     def reach(self, grid: Grid) -> int:
         """How many cells, in raster order, the first query can see back."""
@@ -148,7 +156,7 @@ class SpatialDrafter(nn.Module):
     @classmethod
     def load(cls, folder: Path, target_fingerprint: str) -> SpatialDrafter | None:
         """Read a drafter from a folder; None where there is none. `HawkError` for a drafter of another target."""
-        return load_part(lambda shape: cls(SpatialConfig(**shape)), folder, NAME, target_fingerprint)
+        return load_part(cls, SpatialConfig, ("layers",), folder, NAME, target_fingerprint)
 
 
 def spatial_mask(

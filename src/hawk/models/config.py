@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from math import isfinite, prod
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from hawk.decoding.sampling import SamplingParams
 from hawk.errors import HawkError
-from hawk.files import read_json
 from hawk.models.llamagen.target import LlamaGenConfig
 from hawk.models.tokenizers.fsq import FSQConfig
 from hawk.models.tokenizers.vqgan import VQGANConfig
-
-Count = Annotated[int, Field(ge=1)]
-S = TypeVar("S", bound=BaseModel)
+from hawk.nn.stored import MOST, Count
 
 
 def _known(kind: type) -> Callable[[Any], Any]:
@@ -39,10 +37,17 @@ class FSQFields(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["fsq"] = "fsq"
-    levels: tuple[Annotated[int, Field(ge=2)], ...]
-    encoder_widths: tuple[int, int, int]
-    decoder_widths: tuple[int, int, int]
-    decoder_depths: tuple[int, int, int]
+    levels: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)]
+    encoder_widths: tuple[Count, Count, Count]
+    decoder_widths: tuple[Count, Count, Count]
+    decoder_depths: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+
+    @model_validator(mode="after")
+    def codes_are_countable(self) -> FSQFields:
+        """Refuse more codes than a weight may have rows."""
+        if prod(self.levels) > MOST:
+            raise ValueError(f"levels give {prod(self.levels)} codes, at most {MOST} can be")
+        return self
 
     def shape(self) -> FSQConfig:
         """The tokenizer's own config."""
@@ -55,10 +60,10 @@ class VQGANFields(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["vqgan"] = "vqgan"
-    codebook_size: Annotated[int, Field(ge=2)]
+    codebook_size: Annotated[int, Field(ge=2, le=MOST)]
     codebook_dim: Count
     z_channels: Count
-    channels: Annotated[int, Field(ge=32, multiple_of=32)]
+    channels: Annotated[int, Field(ge=32, le=MOST, multiple_of=32)]
     multipliers: Annotated[tuple[Count, ...], Field(min_length=1)]
     blocks: Annotated[int, Field(ge=0)]
     attention_levels: tuple[Annotated[int, Field(ge=0)], ...]
@@ -117,21 +122,15 @@ class ModelConfig(BaseModel):
 def check_target_shape(path: Path, shape: LlamaGenConfig) -> None:
     """Check that a transformer can have this shape; `HawkError` names `path`, the shape's file, and what is wrong."""
     sizes = {field.name: getattr(shape, field.name) for field in fields(shape)}
-    wrong = [name for name, size in sizes.items() if not (size is None or isinstance(size, bool) or size > 0)]
+    numbers = {name: size for name, size in sizes.items() if size is not None and not isinstance(size, bool)}
+    wrong = [name for name, size in numbers.items() if not (size > 0 and isfinite(size))]
     if wrong:
         raise HawkError(f"{path}: target.{wrong[0]} is {sizes[wrong[0]]}: it must be positive")
+    large = [name for name, size in numbers.items() if size > MOST]
+    if large:
+        raise HawkError(f"{path}: target.{large[0]} is {sizes[large[0]]}: it must be at most {MOST}")
     if shape.dim % shape.n_head or shape.head_dim % 4 or shape.n_head % shape.kv_heads:
         raise HawkError(
             f"{path}: dim {shape.dim} must split into {shape.n_head} heads of a multiple of 4 channels, "
             f"and the heads among {shape.kv_heads} key/value heads"
         )
-
-
-def read_fields(kind: type[S], path: Path) -> S:
-    """The JSON file at `path` as an instance of the schema `kind`; `HawkError` names the first field that is wrong."""
-    try:
-        return kind.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise HawkError(f"{path}: {field}: {first['msg'].removeprefix('Value error, ')}") from error

@@ -18,12 +18,13 @@ from hawk.decoding.grid import Grid
 from hawk.decoding.sampling import SamplingParams
 from hawk.errors import HawkError, install, one_line
 from hawk.files import new_folder, read_json, save_tensors, write_bytes, write_json
-from hawk.models.checkpoint import check_weights, read_checkpoint, shapes_of
+from hawk.models.checkpoint import read_checkpoint
 from hawk.models.config import ModelConfig, T5Fields, VQGANFields, check_target_shape
 from hawk.models.folder import save_target
 from hawk.models.hub import is_hub_id
 from hawk.models.llamagen.target import LlamaGen, LlamaGenConfig
 from hawk.models.tokenizers.vqgan import VQGAN, VQGANConfig, decoding_weights, shape_of
+from hawk.nn.stored import check_weights, shapes_of
 
 SHARD_BYTES = 500_000_000
 """Largest weight file of a converted transformer."""

@@ -14,14 +14,12 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from hawk.decoding.grid import Grid
@@ -29,10 +27,10 @@ from hawk.decoding.sampling import SamplingParams
 from hawk.drafters.heads import DraftHeads
 from hawk.drafters.parts import DraftParts, load_parts
 from hawk.drafters.settings import FusedSettings
-from hawk.errors import HawkError, one_line
-from hawk.files import refuse_pointers, replacing, save_tensors, write_bytes, write_json
-from hawk.models.checkpoint import check_weights, indexed_files, opened, read_safetensors, shapes_in, shapes_of
-from hawk.models.config import FSQFields, ModelConfig, StaticTextFields, T5Fields, check_target_shape, read_fields
+from hawk.errors import HawkError
+from hawk.files import read_fields, refuse_pointers, replacing, save_tensors, write_bytes, write_json
+from hawk.models.checkpoint import indexed_files
+from hawk.models.config import FSQFields, ModelConfig, StaticTextFields, T5Fields, check_target_shape
 from hawk.models.fingerprint import fingerprint
 from hawk.models.hub import is_hub_id
 from hawk.models.llamagen.t5 import T5TextEncoder
@@ -40,6 +38,7 @@ from hawk.models.llamagen.target import CaptionPrompt, LlamaGen
 from hawk.models.llamagen.words import StaticTextEncoder, TextEncoder
 from hawk.models.tokenizers.fsq import FSQTokenizer
 from hawk.models.tokenizers.vqgan import VQGAN
+from hawk.nn.stored import opened, outlined, read_safetensors, refuse_not_finite
 
 BUNDLED = Path(__file__).parents[1] / "weights" / "bundled"
 SHARD_BYTES = 48_000_000
@@ -182,7 +181,8 @@ def _folder_model(
     """The parts of a model folder; with `dtype` None, target and image tokenizer have no weights."""
     refuse_pointers(folder)
     config = read_config(folder)
-    target = _read_module(lambda: LlamaGen(config.target), target_files(folder), dtype, on_meta=True)
+    layers = {"target.n_layer": config.target.n_layer}
+    target = _read_module(lambda: LlamaGen(config.target), target_files(folder), dtype, layers)
     # The tokenizer is small, and low precision shows in pixels: it is in float32.
     tokenizer = _tokenizer(folder, config, None if dtype is None else torch.float32)
     text = load_text(folder, config.text, text_device)
@@ -201,7 +201,10 @@ def read_config(folder: Path) -> ModelConfig:
     if not path.is_file():
         raise HawkError(f"{folder} is no model folder: it has no config.json")
     config = read_fields(ModelConfig, path)
-    check_target_shape(path, config.target)
+    shape = config.target
+    check_target_shape(path, shape)
+    if shape.height * shape.width > MAX_TOKENS:
+        raise HawkError(f"{path}: a grid of {shape.height}x{shape.width} tokens is too large: at most {MAX_TOKENS} fit")
     return config
 
 
@@ -210,12 +213,7 @@ def load_text(folder: Path, fields: StaticTextFields | T5Fields, device: torch.d
     if isinstance(fields, T5Fields):
         dtype = torch.float32 if fields.dtype == "float32" else torch.bfloat16
         return T5TextEncoder(_text_source(folder, fields.source), fields.width, fields.tokens, dtype, device)
-    try:
-        return StaticTextEncoder.load(folder)
-    except HawkError:
-        raise
-    except (SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise HawkError(f"the text encoder in {folder} is damaged: {one_line(error)}") from error
+    return StaticTextEncoder.load(folder)
 
 
 def _text_source(folder: Path, source: str) -> str:
@@ -232,8 +230,10 @@ def _tokenizer(folder: Path, config: ModelConfig, dtype: torch.dtype | None) -> 
     """The image tokenizer of a model folder in `dtype`, without its weights if that is None."""
     files, shape = [folder / "tokenizer.safetensors"], config.tokenizer
     if isinstance(shape, FSQFields):
-        return _read_module(lambda: FSQTokenizer(shape.shape()), files, dtype)
-    return _read_module(lambda: VQGAN(shape.shape()), files, dtype, on_meta=True)
+        depths = {"tokenizer.decoder_depths": max(shape.decoder_depths), "tokenizer.levels": len(shape.levels)}
+        return _read_module(lambda: FSQTokenizer(shape.shape()), files, dtype, depths, on_meta=False)
+    depths = {"tokenizer.blocks": shape.blocks, "tokenizer.multipliers": len(shape.multipliers)}
+    return _read_module(lambda: VQGAN(shape.shape()), files, dtype, depths)
 
 
 def _check_parts(folder: Path, config: ModelConfig, tokenizer: FSQTokenizer | VQGAN, text: TextEncoder) -> None:
@@ -250,17 +250,23 @@ def _check_parts(folder: Path, config: ModelConfig, tokenizer: FSQTokenizer | VQ
         )
 
 
-def _read_module(make: Callable[[], M], files: list[Path], dtype: torch.dtype | None, on_meta: bool = False) -> M:
+def _read_module(
+    make: Callable[[], M], files: list[Path], dtype: torch.dtype | None, depths: Mapping[str, int], on_meta: bool = True
+) -> M:
     """A frozen module with the weights of safetensors files in `dtype`; names and shapes must be the module's own.
 
-    `on_meta` makes the module without memory, so that a large model is held only once; the files fill it. If `dtype`
-    is None, the files' headers are checked and no weight is read.
+    The module is made without memory, so that a large model is held only once; the files fill it. `on_meta=False` is
+    for a module that holds more than the files do: it is made once more, with memory. If `dtype` is None, the files'
+    headers are checked and no weight is read. `depths` are the fields of config.json that count layers.
     """
-    with torch.device("meta") if on_meta else nullcontext():
-        module = make()
-    check_weights({path: shapes_in(path) for path in files}, shapes_of(module.state_dict()), "config.json asks")
+    module = outlined(make, files, files[0].parent / "config.json", depths)
     if dtype is not None:
-        weights = {name: tensor.to(dtype) for path in files for name, tensor in read_safetensors(path).items()}
+        module = module if on_meta else make()
+        weights: dict[str, Tensor] = {}
+        for path in files:
+            held = read_safetensors(path)
+            refuse_not_finite(path, held)
+            weights |= {name: tensor.to(dtype) for name, tensor in held.items()}
         module.load_state_dict(weights, assign=True)
     return module.eval().requires_grad_(False)
 

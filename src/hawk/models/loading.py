@@ -15,12 +15,13 @@ from hawk.decoding.recording import Engine
 from hawk.errors import HawkError, install
 from hawk.files import read_json
 from hawk.machine import has_float64
-from hawk.models.checkpoint import shapes_in, weight_files
+from hawk.models.checkpoint import weight_files
 from hawk.models.folder import BUNDLED, load_model, outline_model, target_files
 from hawk.models.hub import fetched, is_hub_id
 from hawk.models.llamagen.target import LlamaGen
 from hawk.models.protocol import ImageTarget, Model
 from hawk.nn.packed import fast_dtype, worth_packing
+from hawk.nn.stored import shapes_in
 
 LARGE = 200_000_000
 """A model of more parameters is drawn in bfloat16 on a GPU, unless a dtype is named."""

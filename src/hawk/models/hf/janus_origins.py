@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
-from hawk.models.checkpoint import shapes_of
 from hawk.models.hf.reading import quiet
+from hawk.nn.stored import shapes_of
 
 VISION, PIXELS = "vision_model.vision_tower.", "gen_vision_model."
 """The original prefixes of image encoder and image tokenizer."""

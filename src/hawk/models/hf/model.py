@@ -24,14 +24,14 @@ from hawk.decoding.grid import Grid
 from hawk.decoding.sampling import SamplingParams
 from hawk.drafters.parts import DraftParts, load_parts
 from hawk.errors import HawkError, one_line
-from hawk.files import read_json
-from hawk.models.checkpoint import read_checkpoint, read_safetensors, shapes_in, weight_files
-from hawk.models.config import read_fields
+from hawk.files import read_fields, read_json
+from hawk.models.checkpoint import read_checkpoint, weight_files
 from hawk.models.fingerprint import fingerprint
 from hawk.models.hf.families import Chameleon, Emu3, Family, Janus, Lumina
 from hawk.models.hf.reading import outlined_model, read_model, read_tokenizer
 from hawk.models.hf.target import TokenPrompt, TransformersTarget
 from hawk.models.tokenizers.vqgan import VQGAN, VQGANConfig, decoding_weights
+from hawk.nn.stored import read_safetensors, refuse_not_finite, shapes_in
 
 VQGAN_FILES = ("vqgan.safetensors", "vqgan.ckpt", "tokenizer/vqgan.safetensors", "tokenizer/vqgan.ckpt")
 VQ_MODEL = "model.vqmodel."
@@ -243,16 +243,6 @@ def read_vqgan(source: Path | list[Path], config: Any) -> VQGAN:
 
     Raises `HawkError` unless it has the shape in config.json's `vq_config`.
     """
-    shape = VQGANConfig(
-        codebook_size=config.num_embeddings,
-        codebook_dim=config.embed_dim,
-        z_channels=config.latent_channels,
-        channels=config.base_channels,
-        multipliers=tuple(config.channel_multiplier),
-        blocks=config.num_res_blocks,
-        attention_levels=(),
-        unit_codes=False,
-    )
     if isinstance(source, Path):
         files, held = [source], read_checkpoint(source)
     else:
@@ -260,12 +250,23 @@ def read_vqgan(source: Path | list[Path], config: Any) -> VQGAN:
         held = {name: tensor for path in files for name, tensor in read_safetensors(path, VQ_MODEL).items()}
     own = {name.removeprefix(VQ_MODEL): tensor for name, tensor in held.items() if name.startswith(VQ_MODEL)}
     weights = decoding_weights(own or held)
-    with torch.device("meta"):
-        decoder = VQGAN(shape)
     try:
+        shape = VQGANConfig(
+            codebook_size=config.num_embeddings,
+            codebook_dim=config.embed_dim,
+            z_channels=config.latent_channels,
+            channels=config.base_channels,
+            multipliers=tuple(config.channel_multiplier),
+            blocks=config.num_res_blocks,
+            attention_levels=(),
+            unit_codes=False,
+        )
+        with torch.device("meta"):
+            decoder = VQGAN(shape)
         decoder.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise HawkError(f"{files[0]} is no decoder of this checkpoint's shape ({one_line(error)})") from error
+    refuse_not_finite(files[0], weights)
     return decoder.eval().requires_grad_(False)
 
 

@@ -19,14 +19,14 @@ from transformers.models.janus.configuration_janus import JanusVisionConfig, Jan
 
 from hawk.decoding.grid import Grid
 from hawk.errors import HawkError, one_line
-from hawk.files import new_folder, read_json, write_bytes, write_json
-from hawk.models.checkpoint import INDEX, SINGLE, Shapes, check_weights, indexed_files, read_checkpoint
-from hawk.models.config import Count, read_fields
+from hawk.files import new_folder, read_fields, read_json, write_bytes, write_json
+from hawk.models.checkpoint import INDEX, SINGLE, indexed_files, read_checkpoint
 from hawk.models.folder import save_sharded
 from hawk.models.hf.janus_origins import LEFT_OUT, PIXELS, VISION, origins_in
 from hawk.models.hf.janus_text import IMAGE_TOKENS, generation_config, processor_files, read_original_tokenizer
 from hawk.models.hf.reading import quiet
 from hawk.models.tokenizers.vqgan import decoding_weights, shape_of
+from hawk.nn.stored import Count, Shapes, check_weights
 
 R = TypeVar("R")
 

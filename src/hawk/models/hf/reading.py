@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging
 
 from hawk.decoding.memory import is_out_of_memory
 from hawk.errors import HawkError, one_line
 from hawk.files import read_json, refuse_pointers
-from hawk.models.checkpoint import read_safetensors, shapes_in, weight_files
+from hawk.models.checkpoint import weight_files
+from hawk.nn.stored import Shapes, read_safetensors, shapes_in, shapes_of
+
+FOREIGN = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    ImportError,
+    ArithmeticError,
+    AssertionError,
+    StrictDataclassError,
+)
+"""What transformers raises, among others, for files that are wrong."""
+
+SPARE = 50_000_000
+"""Parameters that a model may have beside twice those in its files."""
 
 PROCESSOR_FILES = ("chat_template.json", "processor_config.json")
 """Files in which releases of transformers have kept the chat template of a processor."""
@@ -40,8 +60,11 @@ def read_model(
         HawkError: one line on weights that are missing, pickled, cut short, of another model or of no float dtype.
     """
     quantized = "quantization_config" in read_json(folder / "config.json")
-    for path in weight_files(folder):
-        shapes_in(path, any_dtype=quantized)  # refuses a damaged file before transformers reads it
+    # Refuses a damaged file before transformers reads it.
+    held = {path: shapes_in(path, any_dtype=quantized) for path in weight_files(folder)}
+    check_depths(folder, held)
+    if not quantized:
+        check_sizes(without_memory(folder, architecture), folder, held)
     with quiet():
         try:
             model, info = getattr(transformers, architecture).from_pretrained(
@@ -53,10 +76,10 @@ def read_model(
                 local_files_only=True,
                 output_loading_info=True,
             )
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
+        except FOREIGN as error:
             if is_out_of_memory(error):
                 raise
-            raise HawkError(f"{folder} is no checkpoint that transformers can read: {one_line(error)}") from error
+            raise unreadable(folder, one_line(error)) from error
     lacking = sorted(name for name in info["missing_keys"] if not name.startswith(may_lack))
     if lacking:
         raise HawkError(f"the weights in {folder} lack {len(lacking)} tensors, among them {lacking[0]}")
@@ -66,18 +89,67 @@ def read_model(
     return model.eval().requires_grad_(False)
 
 
+def without_memory(folder: Path, architecture: str) -> Any:
+    """The transformers model of a folder's config.json, without memory; `HawkError` where it cannot be built."""
+    try:
+        with quiet(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            return getattr(transformers, architecture)(config)
+    except FOREIGN as error:
+        raise unreadable(folder, one_line(error)) from error
+
+
+def unreadable(folder: Path, why: str) -> HawkError:
+    """The error for a folder that transformers cannot read."""
+    return HawkError(f"{folder} is no checkpoint that transformers can read: {why}")
+
+
+def check_depths(folder: Path, held: Mapping[Path, Shapes]) -> None:
+    """Raise `HawkError` where config.json asks for more layers than there are weights: each layer has a weight.
+
+    A model of so many layers takes long to build, even without memory.
+    """
+    weights = sum(map(len, held.values()))
+    for name, value in _numbers(read_json(folder / "config.json")):
+        if value > weights and any(word in name for word in ("layers", "blocks", "depth")):
+            raise HawkError(f"{folder / 'config.json'}: {name} is {value}, but the files hold only {weights} weights")
+
+
+def _numbers(document: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """The numbers in a JSON object, however deep, with their keys."""
+    for name, value in document.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value)
+        elif isinstance(value, int | float):
+            yield name, value
+
+
+def check_sizes(model: Any, folder: Path, held: Mapping[Path, Shapes]) -> None:
+    """Raise `HawkError` where a model without memory would take much more of it than its files hold.
+
+    Weights of the same name are compared. Older releases of transformers saved some under other names, and some models
+    lack weights that they do not need to draw: beside the names, only the sum of all sizes is bounded.
+    """
+    wanted = shapes_of(model.state_dict())
+    for path, shapes in held.items():
+        for name, shape in shapes.items():
+            if wanted.get(name, shape) != shape:
+                found = f"{path.name}: {name} has shape {shape}, config.json asks for {wanted[name]}"
+                raise unreadable(folder, found)
+    asked = sum(parameter.numel() for parameter in model.parameters())
+    there = sum(prod(shape) for shapes in held.values() for shape in shapes.values())
+    if asked > 2 * there + SPARE:
+        raise unreadable(folder, f"config.json asks for {asked:,} parameters, the files hold {there:,}")
+
+
 def outlined_model(folder: Path, architecture: str, head: str) -> Any:
     """A transformers model without memory, of which only the module named `head` has its weights, on the CPU.
 
     Raises `HawkError` for a damaged weight file, and where the head is missing or of another shape.
     """
     files = {path: shapes_in(path) for path in weight_files(folder)}
-    try:
-        with quiet(), torch.device("meta"):
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
-            model = getattr(transformers, architecture)(config)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
-        raise HawkError(f"{folder} is no checkpoint that transformers can read: {one_line(error)}") from error
+    check_depths(folder, files)
+    model = without_memory(folder, architecture)
     module, last = model.get_submodule(head), head.split(".")[-1]
     wanted = {f"{last}.{name}": tuple(weight.shape) for name, weight in module.state_dict().items()}
     read = {}
@@ -102,7 +174,7 @@ def read_tokenizer(folder: Path) -> Any:
     refuse_pointers(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+    except Exception as error:  # the tokenizers library raises bare Exception only
         raise HawkError(
             f"no tokenizer in {folder} (tokenizer.json and tokenizer_config.json, as published): {one_line(error)}"
         ) from error

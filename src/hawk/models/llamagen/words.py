@@ -7,21 +7,22 @@ its longest known pieces. `t5.py` has the other text encoder.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from hawk.errors import HawkError
-from hawk.models.checkpoint import opened
+from hawk.errors import HawkError, one_line
+from hawk.files import read_fields
+from hawk.nn.stored import read_safetensors, refuse_not_finite
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,19 @@ _DROPPED = frozenset({"a", "an", "the"})
 _WORD = re.compile(r"[a-z0-9]+")
 
 
+class TextSettings(BaseModel):
+    """The fields of text.json: those of `StaticTextEncoder` beside its words and vectors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tokens: Annotated[int, Field(ge=1, le=4096)] = 40
+    context: Annotated[int, Field(ge=0, le=64)] = 2
+    position_channels: Annotated[int, Field(ge=0, le=4096, multiple_of=2)] = 16
+    fill: bool = True
+    longest: Annotated[int, Field(ge=1)] = 24
+    examples: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class StaticTextEncoder:
     """A text encoder made of static word vectors (float32), with `context` neighbours on either side of a word.
@@ -89,14 +103,15 @@ class StaticTextEncoder:
         for path in (words_file, vectors_file, config_file):
             if not path.is_file():
                 raise HawkError(f"the text encoder lacks {path}: give a folder that `hawk train target` wrote")
-        words = words_file.read_text(encoding="utf-8").split("\n")
-        with opened(vectors_file) as tensors:
-            vectors = tensors.get_tensor("vectors").float() * tensors.get_tensor("scales").float()[:, None]
+        try:
+            words = words_file.read_text(encoding="utf-8").split("\n")
+        except UnicodeDecodeError as error:
+            raise HawkError(f"{words_file} is damaged ({one_line(error)}): fetch or make it again") from error
+        vectors = _read_vectors(vectors_file)
         if len(words) != len(vectors):
             raise HawkError(f"{words_file} has {len(words)} words but {vectors_file} {len(vectors)} vectors")
-        settings = json.loads(config_file.read_text(encoding="utf-8"))
-        examples = tuple(settings.pop("examples", ()))
-        return cls({word: i for i, word in enumerate(words)}, vectors, **settings, examples=examples)
+        settings = read_fields(TextSettings, config_file).model_dump(exclude_unset=True)
+        return cls({word: i for i, word in enumerate(words)}, vectors, **settings)
 
     @property
     def width(self) -> int:
@@ -166,6 +181,19 @@ class StaticTextEncoder:
             else:
                 start += 1
         return pieces
+
+
+def _read_vectors(path: Path) -> Float[Tensor, "words d"]:
+    """The word vectors of `words.safetensors`, each multiplied by its scale."""
+    held = read_safetensors(path)
+    if held.keys() != {"vectors", "scales"}:
+        raise HawkError(f"{path} holds {', '.join(sorted(held)) or 'nothing'}: it must hold vectors and scales")
+    vectors, scales = held["vectors"], held["scales"]
+    if vectors.ndim != 2 or scales.shape != vectors.shape[:1]:
+        shapes = f"{tuple(vectors.shape)}, scales {tuple(scales.shape)}"
+        raise HawkError(f"{path}: vectors has shape {shapes}: (words, channels) and (words,) are needed")
+    refuse_not_finite(path, held)
+    return vectors.float() * scales.float()[:, None]
 
 
 def _words(prompt: str) -> list[str]:

@@ -7,6 +7,7 @@ everywhere; its decoder is wide. Published tokenizers, which only decode here, a
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -70,7 +71,7 @@ class FSQ(nn.Module):
         radix = torch.cumprod(torch.tensor((1, *levels[:-1])), 0)
         self.register_buffer("sizes", sizes, persistent=False)
         self.register_buffer("radix", radix, persistent=False)
-        self.codebook_size = int(sizes.prod())
+        self.codebook_size = prod(levels)
 
     def forward(self, z: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
         """Quantised latents in [-1, 1], with straight-through gradients."""
@@ -186,7 +187,8 @@ class FSQTokenizer(nn.Module):
     def _initialize(self) -> None:
         """Draw weights that keep the variance of activations and spread the latents over all levels."""
         for module in self.modules():
-            if isinstance(module, nn.Conv2d) and module.weight.any():
+            # A module without memory (on the meta device) has no weights to look at.
+            if isinstance(module, nn.Conv2d) and (module.weight.is_meta or module.weight.any()):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
         latents = self.encoder[-1]
         assert isinstance(latents, nn.Conv2d)

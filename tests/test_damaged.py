@@ -286,8 +286,8 @@ def test_costs_that_no_clock_can_have_measured_are_measured_anew(entry, tmp_path
     costs_file().write_text(f'{{"model": {entry}, "other": {{"1": 0.5}}}}')
     assert known_seconds("model", [1, 4], lambda: {1: 0.1, 4: 0.2}) == {1: 0.1, 4: 0.2}
     kept = json.loads(costs_file().read_text())
-    assert kept["model"] == {"1": 0.1, "4": 0.2}
-    assert kept.get("other", {"1": 0.5}) == {"1": 0.5}
+    assert kept["model"]["seconds"] == {"1": 0.1, "4": 0.2}
+    assert kept.get("other", {"seconds": {"1": 0.5}})["seconds"] == {"1": 0.5}
 
 
 # --- random damage -------------------------------------------------------------------------------------------

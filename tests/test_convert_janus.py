@@ -362,6 +362,19 @@ DAMAGES = {
         lambda at: change_config(at, lambda c: c.update(model_type="llava")),
         "model_type is 'llava', DeepSeek's Janus has 'multi_modality'",
     ),
+    **{
+        f"{name} {value!r}": (
+            lambda at, name=name, value=value: change_config(at, lambda c: c["language_config"].update({name: value})),
+            message,
+        )
+        for name, value, message in (
+            ("num_attention_heads", 0, "config.json describes no Janus that can be built"),
+            ("rope_theta", "q", "config.json describes no Janus that can be built"),
+            ("hidden_act", "nope", "config.json describes no Janus that can be built"),
+            ("num_hidden_layers", 10**9, "num_hidden_layers is 1000000000, but the files hold only"),
+            ("rms_norm_eps", float("nan"), "rms_norm_eps is nan, which is no finite number"),
+        )
+    },
     "no weights": (lambda at: (at / "model.safetensors").unlink(), "has no weights: none of model.safetensors"),
     "a pointer": (
         lambda at: (at / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n"),

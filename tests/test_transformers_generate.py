@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from transformers import TextIteratorStreamer, set_seed
 from transformers.generation import StoppingCriteria, StoppingCriteriaList
@@ -301,3 +302,29 @@ def test_a_call_beside_another_one_uses_no_recordings():
         assert others is None
     with session.own_recordings() as again:
         assert again is session.recordings
+
+
+@pytest.mark.parametrize(("kind", "value"), [("TopK", 1), ("Temperature", 1e-3), ("TopP", 1e-4)])
+def test_a_sampler_of_the_caller_that_says_something_else_is_refused(kind, value):
+    one = tiny("emu3")
+    sampler = getattr(transformers, f"{kind}LogitsWarper")(value)
+    drawing = {**ours(one, method="ar"), "do_sample": True, "logits_processor": [sampler]}
+    with pytest.raises(HawkError, match=f"{kind}LogitsWarper with .* {value} in logits_processor is not read"):
+        one.hf.generate(**call(one, [""] * 3), **drawing)
+
+
+def test_a_length_criterion_of_the_caller_is_read():
+    one = tiny("emu3")
+    arguments = call(one, [""] * 3)
+    length = arguments["inputs"].shape[1] + 5
+    criteria = transformers.StoppingCriteriaList([transformers.MaxLengthCriteria(length)])
+    with pytest.raises(HawkError, match="allows 5"):
+        one.hf.generate(**arguments, **ours(one, method="ar"), stopping_criteria=criteria)
+
+
+def test_a_call_without_a_size_is_refused_and_its_streamer_ended():
+    one, streamer = tiny("emu3"), Seen()
+    drawing = {name: value for name, value in ours(one, method="ar").items() if name != "height"}
+    with pytest.raises(HawkError, match="give height= and width="):
+        one.hf.generate(**call(one, [""] * 3), **drawing, streamer=streamer)
+    assert streamer.ends == 1

@@ -356,7 +356,7 @@ def damaged(dtype: torch.dtype, scale: float):
 
 
 DAMAGES = {
-    "a NaN weight": (torch.float32, torch.nan, "not finite in float32: its weights are damaged"),
+    "a NaN weight": (torch.float32, torch.nan, "not finite in float32: its weights or its config.json are damaged"),
     "float16 overflow": (torch.float16, 1e5, "not finite in float16, which overflows: use dtype bfloat16 or float32"),
 }
 

@@ -81,8 +81,8 @@ def hawk_generate(
     logits_processor: Sequence[Any],
     stopping_criteria: Any,
     generation_config: Any,
-    height: Number,
-    width: Number,
+    height: Number | None = None,
+    width: Number | None = None,
     method: str = "hawk",
     drafter: str | Path | None = None,
     family: Literal["chameleon", "lumina"] | None = None,
@@ -95,8 +95,8 @@ def hawk_generate(
 
     It serves Emu3, Chameleon, Anole and Lumina-mGPT, and draws from the distribution of `generate` itself: with the
     call's prompts and negative prompts, guidance, temperature, top-k and top-p. `prefix_allowed_tokens_fn` is not
-    needed: only image tokens are drawn, and rows are ended where the family ends them. A streamer gets the tokens as
-    they are committed. What Hawk cannot do, such as beams, a time limit or scores, is refused.
+    needed and not called: only image tokens are drawn, and rows are ended where the family ends them. A streamer gets
+    the tokens as they are committed. What Hawk cannot do, such as beams, a time limit or scores, is refused.
 
     A GPU keeps the recordings of a model's steps for further calls, until the model is deleted or its weights move.
 
@@ -125,14 +125,17 @@ def hawk_generate(
     with ended(streamer), evaluation_mode(model):
         check_usable(model)
         check_call(generation_config, model_kwargs)
+        if height is None or width is None:
+            raise HawkError("hawk_generate needs the image's size in tokens: give height= and width=")
         described = family_of(model, None, None, FamilyHint(family=family))
         if not isinstance(described, SharedVocabulary):
             raise HawkError(f"{described.name} has image codes apart from its vocabulary: use hawk.accelerate")
         grid = Grid(whole_number("height", height, least=1), whole_number("width", width, least=1))
-        new = new_tokens(generation_config, input_ids.shape[1])
+        new = new_tokens(generation_config, input_ids.shape[1], stopping_criteria)
         feed = Feed(streamer, described, grid, entries_within(stopping_criteria, new, described, grid))
         guidance = guidance_of(logits_processor, input_ids)
         params = call_params(generation_config, guidance.scale)
+        check_samplers(logits_processor, params)
         chosen = method_named(method)
         prompts = without_padding(input_ids, model_kwargs.get("attention_mask"))
         negatives = for_each(guidance.negatives, len(prompts), generation_config.num_return_sequences or 1)
@@ -239,9 +242,13 @@ DEFAULT_NEW_TOKENS = 20
 """The tokens that `generate` of transformers allows where a call gives no length."""
 
 
-def new_tokens(generation_config: Any, prompt: int) -> int | None:
-    """The most tokens that a call allows after a prompt of `prompt` tokens; None if the call gives no length."""
-    most = generation_config.max_length - prompt
+def new_tokens(generation_config: Any, prompt: int, criteria: Sequence[Any]) -> int | None:
+    """The most tokens that a call allows after a prompt of `prompt` tokens; None if the call gives no length.
+
+    A `max_length` of exactly the prompt and `DEFAULT_NEW_TOKENS` cannot be told from no length, and counts as none.
+    """
+    lengths = [each.max_length - prompt for each in criteria if type(each).__name__ == "MaxLengthCriteria"]
+    most = min([generation_config.max_length - prompt, *lengths])
     return None if generation_config.max_new_tokens is None and most == DEFAULT_NEW_TOKENS else most
 
 
@@ -328,6 +335,20 @@ def call_params(generation_config: Any, scale: float) -> SamplingParams:
         top_p=1.0 if top_p is None else float(top_p),
         cfg_scale=scale,
     )
+
+
+SAMPLERS = {"TemperatureLogitsWarper": "temperature", "TopKLogitsWarper": "top_k", "TopPLogitsWarper": "top_p"}
+"""Logits processors of transformers that sample, and the argument of `generate` that stands for each."""
+
+
+def check_samplers(logits_processor: Sequence[Any], params: SamplingParams) -> None:
+    """Raise `HawkError` for a caller's own sampler that says something else than the arguments of the call."""
+    for processor in [] if params.greedy else logits_processor:
+        kind = type(processor).__name__
+        name = SAMPLERS.get(kind)
+        if name is not None and getattr(processor, name) != getattr(params, name):
+            value = getattr(processor, name)
+            raise HawkError(f"{kind} with {name} {value} in logits_processor is not read: give {name}={value} instead")
 
 
 def without_padding(ids: Int[Tensor, "b t"], mask: Tensor | None) -> tuple[tuple[int, ...], ...]:

@@ -125,7 +125,7 @@ def not_finite(dtype: torch.dtype) -> HawkError:
     name = str(dtype).removeprefix("torch.")
     if dtype == torch.float16:
         return HawkError("the model's logits are not finite in float16, which overflows: use dtype bfloat16 or float32")
-    return HawkError(f"the model's logits are not finite in {name}: its weights are damaged, fetch or train them again")
+    return HawkError(f"the model's logits are not finite in {name}: its weights or its config.json are damaged")
 
 
 def guided_state(hidden: Float[Tensor, "rows *n d"], params: SamplingParams) -> Float[Tensor, "b *n d"]:

@@ -12,6 +12,8 @@ from hawk.decoding.arguments import real_number, whole_number
 from hawk.errors import HawkError
 from hawk.nn.layers import at_least_float32
 
+MOST_GUIDANCE = 1e6
+"""The largest guidance scale: beyond it, guided logits may overflow when they are divided by a low temperature."""
 GREEDY_BELOW = 1e-5
 """Below this temperature a draw is greedy: a float32 logit divided by a temperature near 0 is infinite."""
 
@@ -42,8 +44,8 @@ class SamplingParams:
             raise HawkError(f"top_k must be 0 (off) or a number of tokens, not {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise HawkError(f"top_p must be above 0 and at most 1 (off), not {self.top_p}")
-        if self.cfg_scale < 1:
-            raise HawkError(f"cfg_scale must be 1 (off) or more, not {self.cfg_scale}")
+        if not 1 <= self.cfg_scale <= MOST_GUIDANCE:
+            raise HawkError(f"cfg_scale must be from 1 (off) to {MOST_GUIDANCE:.0f}, not {self.cfg_scale}")
 
     @property
     def guided(self) -> bool:

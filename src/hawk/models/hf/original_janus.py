@@ -24,7 +24,7 @@ from hawk.models.checkpoint import INDEX, SINGLE, indexed_files, read_checkpoint
 from hawk.models.folder import save_sharded
 from hawk.models.hf.janus_origins import LEFT_OUT, PIXELS, VISION, origins_in
 from hawk.models.hf.janus_text import IMAGE_TOKENS, generation_config, processor_files, read_original_tokenizer
-from hawk.models.hf.reading import quiet
+from hawk.models.hf.reading import FOREIGN, check_depths, quiet
 from hawk.models.tokenizers.vqgan import decoding_weights, shape_of
 from hawk.nn.stored import Count, Shapes, check_weights
 
@@ -217,12 +217,19 @@ def convert_original(source: Path, out: Path, on_bytes: Callable[[int, int], Non
     weights = {name: tensor for part in held.values() for name, tensor in part.items()}
     if original.tied:
         weights.pop("language_model.lm_head.weight", None)
-    config = janus_config(source, original, weights)
-    tokenizer = read_original_tokenizer(source)
-    _check_vocabulary(source, tokenizer, config)
-    origins = origins_in(config)
-    wanted: Shapes = {origin.name: origin.shape(shape) for origin, shape in origins.values()}
     shapes = {path: {k: tuple(v.shape) for k, v in part.items() if k in weights} for path, part in held.items()}
+    check_depths(source, shapes)
+    try:
+        config = janus_config(source, original, weights)
+        tokenizer = read_original_tokenizer(source)
+        _check_vocabulary(source, tokenizer, config)
+        origins = origins_in(config)
+    except HawkError:
+        raise
+    except FOREIGN as error:
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise HawkError(f"{source / 'config.json'} describes no Janus that can be built ({reason})") from error
+    wanted: Shapes = {origin.name: origin.shape(shape) for origin, shape in origins.values()}
     check_weights(shapes, wanted, "config.json and the other weights ask")
     config.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKENS["image_token"])
     config.dtype = weights["language_model.model.embed_tokens.weight"].dtype

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
@@ -105,12 +105,14 @@ def unreadable(folder: Path, why: str) -> HawkError:
 
 
 def check_depths(folder: Path, held: Mapping[Path, Shapes]) -> None:
-    """Raise `HawkError` where config.json asks for more layers than there are weights: each layer has a weight.
+    """Raise `HawkError` where config.json holds a number that is none, or asks for more layers than there are weights.
 
-    A model of so many layers takes long to build, even without memory.
+    Each layer has a weight. A model of so many layers takes long to build, even without memory.
     """
     weights = sum(map(len, held.values()))
     for name, value in _numbers(read_json(folder / "config.json")):
+        if not isfinite(value):
+            raise HawkError(f"{folder / 'config.json'}: {name} is {value}, which is no finite number")
         if value > weights and any(word in name for word in ("layers", "blocks", "depth")):
             raise HawkError(f"{folder / 'config.json'}: {name} is {value}, but the files hold only {weights} weights")
 

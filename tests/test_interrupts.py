@@ -39,6 +39,8 @@ def test_ctrl_c_ends_a_command(tmp_path, name, after):
     _, errors = process.communicate(timeout=30)
     if process.returncode == 0:
         pytest.skip("the command was quicker")
+    if process.returncode != 130 and name == "an import" and "__main__.py" not in errors:
+        pytest.skip("Python itself had not started the command yet")
     assert process.returncode == 130, errors
     assert errors.strip().splitlines()[-1:] == ["hawk: interrupted"]
     assert "Traceback" not in errors

@@ -246,7 +246,7 @@ def test_without_transformers_it_says_what_to_install(folder, monkeypatch):
     for module in [name for name in sys.modules if name in ("hawk.models.hf.model", "hawk.models.hf.target")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setattr(builtins, "__import__", absent)
-    refused(folder, r"pip install 'hawk-t2i\[hf\]'")
+    refused(folder, r"run pip install '.\[hf\]' in Hawk's folder")
 
 
 # --- around a loaded model -----------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from typing import Any
 
 INTERRUPTED = 130
@@ -16,7 +17,15 @@ def main() -> None:
     from hawk.cli.interrupts import Interrupts
 
     signal.signal(signal.SIGINT, Interrupts())
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:  # before the command line has begun to read its arguments
+        _leave()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # Python itself would end by the signal if Ctrl-C fell into code made from text
+            sys.stdout.flush()
+            os._exit(INTERRUPTED)
+        raise
 
 
 def _leave(*_: Any) -> None:

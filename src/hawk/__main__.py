@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ def main() -> None:
         _leave()
     except SystemExit as end:
         if end.code == INTERRUPTED:  # Python itself would end by the signal if Ctrl-C fell into code made from text
+            atexit._run_exitfuncs()
             sys.stdout.flush()
             os._exit(INTERRUPTED)
         raise

@@ -8,7 +8,7 @@ import signal
 import sys
 from typing import Any
 
-INTERRUPTED = 130
+from hawk.errors import INTERRUPTED
 
 
 def main() -> None:

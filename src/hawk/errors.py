@@ -1,4 +1,7 @@
-"""The exception that Hawk raises for bad input, and how it quotes the exceptions of other libraries."""
+"""The exception that Hawk raises for bad input, how it quotes other libraries, and the exit code of Ctrl-C."""
+
+INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C stopped."""
 
 
 class HawkError(ValueError):

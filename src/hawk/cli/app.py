@@ -18,12 +18,12 @@ from hawk.cli.convert import convert_app
 from hawk.cli.data import data_app
 from hawk.cli.generate import generate
 from hawk.cli.info import info
-from hawk.cli.interrupts import INTERRUPTED, end_children, was_interrupted
+from hawk.cli.interrupts import end_children, was_interrupted
 from hawk.cli.measure import bench, compare, verify
 from hawk.cli.options import unprintable
 from hawk.cli.show import show
 from hawk.cli.train import train_app
-from hawk.errors import HawkError
+from hawk.errors import INTERRUPTED, HawkError
 
 USAGE = 2
 """The exit code of bad input."""

@@ -32,6 +32,9 @@ from hawk.errors import HawkError
 if TYPE_CHECKING:
     from hawk.cli.wanted import Asked, Recipe
 
+SAME_NAMES = ("cfg_scale", "temperature", "top_k", "top_p", "height", "width")
+"""Settings that the command line and a picture's own text name alike."""
+
 MOST_IMAGES = 100_000
 """The most images of one command."""
 
@@ -133,7 +136,7 @@ def generate(
     lines = [f"{path}  kept" for path in kept if path is not None]
     call = {
         "guidance_scale": options.cfg_scale,
-        **{name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "height", "width")},
+        **{name: getattr(options, name) for name in SAME_NAMES if name != "cfg_scale"},
         **{"method": chosen.name, "verifier": verified, "num_draft_tokens": num_draft_tokens, "window": window},
     }
     reports: list[dict[str, Any]] = []
@@ -180,14 +183,12 @@ class Options:
 
     def like(self, picture: Recipe) -> Options:
         """The options, completed by how a picture was drawn."""
-        same_method = self.method is None
         said = {
             "method": picture.method,
-            "verifier": picture.settings["verifier"] if same_method else None,
+            "verifier": picture.settings["verifier"] if self.method is None else None,
             "seed": picture.seed,
             "negative": picture.negative,
-            **{name: picture.settings[name] for name in ("cfg_scale", "temperature", "top_k", "top_p")},
-            **{name: picture.settings[name] for name in ("height", "width")},
+            **{name: picture.settings[name] for name in SAME_NAMES},
         }
         own = {name: value for name, value in asdict(self).items() if value is not None}
         return Options(**{**said, **own})

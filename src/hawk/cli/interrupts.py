@@ -7,8 +7,8 @@ import os
 import signal
 from typing import Any
 
-INTERRUPTED = 130
-"""The exit code of a command that Ctrl-C stopped."""
+from hawk.errors import INTERRUPTED
+
 AT_ONCE = 3
 """So many presses end the process without any cleaning up."""
 

@@ -69,6 +69,12 @@ class StepCosts:
     seconds: dict[Annotated[int, Field(ge=1)], Seconds]
     measured: date | None = None
 
+    def at(self, widths: list[int]) -> dict[int, float] | None:
+        """Seconds of each of these numbers of nodes; None if one of them was not timed."""
+        if not self.seconds.keys() >= set(widths):
+            return None
+        return {width: self.seconds[width] for width in widths}
+
 
 def known_seconds(
     key: str, widths: list[int], measure: Callable[[], dict[int, float]], anew: bool = False
@@ -79,8 +85,9 @@ def known_seconds(
     written is left out.
     """
     known = kept_costs()
-    if not anew and key in known and known[key].seconds.keys() >= set(widths):
-        return {width: known[key].seconds[width] for width in widths}
+    kept = known[key].at(widths) if key in known and not anew else None
+    if kept is not None:
+        return kept
     seconds = measure()
     logging.getLogger(__name__).info("timed steps of %s: %s", key, seconds)
     costs = known | {key: StepCosts(seconds, date.today())}

@@ -199,9 +199,10 @@ def known_window(settings: FusedSettings, model: str, machine: str, engine: Engi
     if settings.measured_on in ("", name_with_engine(machine, engine)):
         return KnownWindow(settings.refresh or settings.window)
     costs = kept_costs().get(costs_key(model, machine, engine))
-    if costs is None or not costs.seconds.keys() >= set(settings.widths):
+    seconds = None if costs is None else costs.at(settings.widths)
+    if costs is None or seconds is None:
         return None
-    at_costs = settings.at_costs({width: costs.seconds[width] for width in settings.widths}, machine)
+    at_costs = settings.at_costs(seconds, machine)
     return KnownWindow(at_costs.refresh or at_costs.window, costs.measured)
 
 

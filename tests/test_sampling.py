@@ -113,7 +113,7 @@ def test_half_precision_is_widened_and_double_is_kept():
         ({"top_k": -1}, "top_k must be 0"),
         ({"top_p": 0.0}, "top_p must be above 0"),
         ({"top_p": 1.1}, "top_p must be above 0 and at most 1"),
-        ({"cfg_scale": 0.5}, "cfg_scale must be 1"),
+        ({"cfg_scale": 0.5}, "cfg_scale must be from 1"),
         ({"cfg_scale": math.inf}, "cfg_scale must be a finite number"),
     ],
 )

@@ -2,16 +2,31 @@
 
 import os
 
+import jaxtyping
 import pytest
 
+CHECKED_CALLS = 2_000
+"""The calls of a test whose signatures are checked: its first ones, since a check takes longer than a tiny forward."""
+
+
+class FirstCalls(type(jaxtyping.config)):
+    """jaxtyping's settings, which a checked function reads at every call; they disable the checks after some calls."""
+
+    calls = 0
+
+    @property
+    def jaxtyping_disable(self) -> bool:
+        self.calls += 1
+        return self.calls > CHECKED_CALLS
+
+
 if not os.environ.get("HAWK_NO_TYPECHECK"):
-    # Before anything of hawk is imported: each jaxtyping signature in it is then checked at every call.
-    from jaxtyping import install_import_hook
+    # Before anything of hawk is imported, so that every jaxtyping signature in it is checked.
+    jaxtyping.install_import_hook("hawk", "beartype.beartype")
+    jaxtyping.config.__class__ = FirstCalls
 
-    install_import_hook("hawk", "beartype.beartype")
-
-import torch
-from hypothesis import settings
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 settings.register_profile("hawk", deadline=None, derandomize=True, database=None)  # no test depends on time or luck
 settings.load_profile("hawk")
@@ -27,6 +42,12 @@ torch.backends.cudnn.allow_tf32 = False
 def fixed_seed() -> None:
     """Give every test the same torch seed, whichever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def checked_calls() -> None:
+    """Check the signatures of the first calls of every test."""
+    jaxtyping.config.calls = 0
 
 
 @pytest.fixture(autouse=True, scope="session")

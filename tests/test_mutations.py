@@ -1,15 +1,4 @@
-"""Mutants of the decoder: functions with one wrong expression each. A proof of losslessness must fail for every mutant.
-
-A mutant is made from the source of a function by replacing one piece of it. If the piece is no longer in the source,
-the test fails as well.
-"""
-
-import __future__
-
-import inspect
-import textwrap
-from collections.abc import Callable
-from dataclasses import dataclass
+"""Mutants of steps, verifiers and drafters: a proof of losslessness must fail for every one of them."""
 
 import pytest
 import torch
@@ -27,28 +16,7 @@ from hawk.models.llamagen.target import LlamaGen
 from hawk.proofs.losslessness import Check, check_all, check_law, check_tree_law, law_cases
 from hawk.proofs.tiny import tiny_drafters, tiny_prompt, tiny_target
 from hawk.proofs.tree_law import tree_cases
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """A function `owner.name` in which `old` is written as `new`, and the proofs that must each fail for it."""
-
-    owner: object
-    name: str
-    old: str
-    new: str
-    proofs: tuple[Callable[[], list[Check]], ...]
-
-    def install(self, monkeypatch):
-        """Put the mutant in the place of the function."""
-        function = inspect.unwrap(getattr(self.owner, self.name))
-        source = textwrap.dedent(inspect.getsource(function))
-        assert source.count(self.old) == 1, f"{self.name} no longer holds {self.old!r} exactly once: adapt the mutant"
-        mutated = source.replace(self.old, self.new)
-        code = compile(mutated, f"<mutant {self.name}>", "exec", flags=__future__.annotations.compiler_flag)
-        made = {}
-        exec(code, function.__globals__, made)
-        monkeypatch.setattr(self.owner, self.name, made[self.name])
+from mutant import Mutant, failed
 
 
 def seed_exact():
@@ -162,7 +130,7 @@ def half_precision():
     "proof", [seed_exact, windows, recordings, finite, joint, stale_joint, law, tree_law, half_precision]
 )
 def test_proofs_pass_without_a_mutant(proof):
-    assert [check for check in proof() if not check.passed] == []
+    assert failed(proof) == []
 
 
 KEEP_IF = "uniform(generator) * q[token] < claim(p, token)"
@@ -301,4 +269,4 @@ def test_proofs_fail_for_a_mutant(name, monkeypatch):
     mutant = MUTANTS[name]
     mutant.install(monkeypatch)
     for proof in mutant.proofs:
-        assert [check for check in proof() if not check.passed], f"{proof.__name__} passed in spite of: {name}"
+        assert failed(proof), f"{proof.__name__} passed in spite of: {name}"

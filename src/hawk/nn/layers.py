@@ -9,7 +9,7 @@ multiples of 8, as in models.)
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 import torch.nn.functional as F
@@ -169,6 +169,7 @@ class WholeBlocks(TorchFunctionMode):
     It is for modules whose code is not ours. Attention without a mask stays as it is.
     """
 
+    @no_type_check  # PyTorch calls it for every operation; there is no shape to check
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

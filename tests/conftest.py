@@ -12,12 +12,16 @@ CHECKED_CALLS = 2_000
 class FirstCalls(type(jaxtyping.config)):
     """jaxtyping's settings, which a checked function reads at every call; they disable the checks after some calls."""
 
-    calls = 0
+    calls, disabled = 0, False
 
     @property
     def jaxtyping_disable(self) -> bool:
         self.calls += 1
-        return self.calls > CHECKED_CALLS
+        return self.disabled or self.calls > CHECKED_CALLS
+
+    @jaxtyping_disable.setter
+    def jaxtyping_disable(self, disabled: bool) -> None:
+        self.disabled = disabled
 
 
 if not os.environ.get("HAWK_NO_TYPECHECK"):

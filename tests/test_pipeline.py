@@ -253,13 +253,13 @@ def test_every_method_draws_the_tokens_of_ar_under_the_coupled_verifier(pipe, me
 
 @pytest.mark.parametrize("method", RUNNABLE)
 def test_many_images_are_many_single_calls(pipe, method):
-    together = pipe("a cat", num_images_per_prompt=4, seed=7, method=method)
-    singles = [pipe("a cat", seed=7 + i, method=method) for i in range(4)]
-    batched = pipe("a cat", num_images_per_prompt=4, seed=7, method=method, batch_size=3)
-    assert together.seeds == [7, 8, 9, 10]
+    together = pipe("a cat", num_images_per_prompt=3, seed=7, method=method)
+    singles = [pipe("a cat", seed=7 + i, method=method) for i in range(3)]
+    batched = pipe("a cat", num_images_per_prompt=3, seed=7, method=method, batch_size=2)
+    assert together.seeds == [7, 8, 9]
     assert torch.equal(together.tokens, torch.cat([single.tokens for single in singles]))
     assert torch.equal(together.tokens, batched.tokens)
-    assert len({tokens_sha256(tokens) for tokens in together.tokens}) == 4
+    assert len({tokens_sha256(tokens) for tokens in together.tokens}) == 3
 
 
 def test_the_lossy_method_says_so_and_others_take_their_verifiers(pipe):

@@ -77,7 +77,7 @@ def dying(function: Any, at: int) -> Any:
     return call
 
 
-@pytest.mark.parametrize("name", ["llamagen", "janus", "emu3"])
+@pytest.mark.parametrize("name", ["llamagen", pytest.param("janus", marks=pytest.mark.slow), "emu3"])
 def test_a_drafter_for_any_target_survives_kills_and_is_lossless(
     targets: dict[str, Path], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

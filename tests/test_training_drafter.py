@@ -278,7 +278,7 @@ def test_the_pool_is_fitted_on_its_own_runs(tmp_path: Path) -> None:
         SpatialDrafter(SMALL),
         LeftFactor(torch.randn(24, 2).numpy(), torch.randn(24, 2).numpy(), 1.0),
     )
-    fitted = fit_pool(target, built(target, parts), prompts, GRID, PARAMS, first=0, images=8, samples=60)
+    fitted = fit_pool(target, built(target, parts), prompts, GRID, PARAMS, first=0, images=3, samples=60)
     fitted.settings.save(tmp_path)
     assert FusedSettings.load(tmp_path) == fitted.settings
     assert set(fitted.quality) >= {"horizontal", "vertical-1", "spatial", "stale", "fused"}

@@ -337,7 +337,8 @@ def fit_pool(
     edges, rate = measure_acceptance(unseen, settings.weights, first, factor=left)
     quality = draft_quality(recorded(2, settings), pool.source_names, settings.weights, first, factor)
     pool = FusedPool(pool.sources, pool.head, settings, left)
-    priced = measure_cost(target, pool, prompts(first, 6), grid, params, list(range(first, first + 6)))
+    timed = min(6, images)
+    priced = measure_cost(target, pool, prompts(first, timed), grid, params, list(range(first, first + timed)))
     return FittedPool(replace(priced.settings, edges=edges, rate=rate), priced.seconds, left, quality)
 
 

@@ -5,7 +5,7 @@ import os
 import jaxtyping
 import pytest
 
-CHECKED_CALLS = 2_000
+CHECKED_CALLS = 500
 """The calls of a test whose signatures are checked: its first ones, since a check takes longer than a tiny forward."""
 
 

@@ -210,7 +210,7 @@ def test_a_drafter_is_trained_into_a_model_folder_part_by_part(tmp_path: Path) -
 
     def train(*kinds: str, run: str = "run", sources: tuple[str, ...] | None = None) -> None:
         frozen = FrozenModel.load(folder, torch.device("cpu"), "float32")
-        plan = Plan(dict.fromkeys(kinds, how), 64, SamplingParams(), GRID, sources, draw_batch=8)
+        plan = Plan(dict.fromkeys(kinds, how), 16, SamplingParams(), GRID, sources, draw_batch=2)
         train_drafter(frozen, SpriteCaptions.read(data), plan, tmp_path / run, drafter_folder)
 
     for kinds in (("heads", "spatial"), ("feature",)):
@@ -221,7 +221,7 @@ def test_a_drafter_is_trained_into_a_model_folder_part_by_part(tmp_path: Path) -
         assert (parts.feature is not None) == ("feature" in kinds)
         assert parts.fused.sources in (("stale",), (*HEAD_SOURCES, "spatial", "stale"))  # the faster of the two pools
         assert parts.fused.measured_on
-    assert json.loads((drafter_folder / "report.json").read_text())["images"] == 64
+    assert json.loads((drafter_folder / "report.json").read_text())["images"] == 16
     train("heads", sources=("horizontal", "stale"))
     parts = load_model(folder).drafting
     assert parts is not None

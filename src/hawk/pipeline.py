@@ -18,6 +18,7 @@ from tqdm import tqdm
 from hawk.decoding.arguments import Number, boolean, name_of, path_of, shown, whole_number
 from hawk.decoding.canvas import Canvas
 from hawk.decoding.generate import generate
+from hawk.decoding.planning import StepCosts
 from hawk.decoding.recording import Engine, Recordings
 from hawk.decoding.relaxed import LOSSY, Relaxation
 from hawk.decoding.request import Condition, Request, check_verifier
@@ -27,7 +28,8 @@ from hawk.decoding.tree import Window
 from hawk.decoding.trees import Drafter
 from hawk.drafters.methods import UNTRAINED, Method, build_drafter, method_named
 from hawk.drafters.parts import DraftParts
-from hawk.drafters.settings import TreeLimits, drifted, settings_for
+from hawk.drafters.settings import TreeLimits, costs_of, drifted, settings_for
+from hawk.drafters.source import slow_drafts
 from hawk.errors import CallersFunction, HawkError
 from hawk.machine import lacking_operations_refused
 from hawk.models.arguments import dtype_of, grid_of, image_seeds, paired_prompts, sampling_params
@@ -88,6 +90,7 @@ class HawkPipeline:
     _interrupt: bool = field(default=False, init=False)
     _warm: bool = field(default=False, init=False)
     _measures_again: bool = field(default=True, init=False)
+    _warned: bool = field(default=False, init=False)
 
     @classmethod
     def from_pretrained(
@@ -158,7 +161,8 @@ class HawkPipeline:
         if on.type != self.device.type:
             self.engine = engine_named("auto", on)
         self.device, self.dtype = on, name
-        for measured in ("priced", "recordings", "relaxation"):
+        self._warned = False
+        for measured in ("priced", "costs", "recordings", "relaxation"):
             self.__dict__.pop(measured, None)
         return self
 
@@ -209,6 +213,12 @@ class HawkPipeline:
         parts, target = self.model.drafting or UNTRAINED, self.model.target
         fused = settings_for(parts.fused, target, self.model.fingerprint, self.engine, anew=True)
         self.priced = replace(parts, fused=fused)
+        self.__dict__.pop("costs", None)
+
+    @cached_property
+    def costs(self) -> StepCosts | None:
+        """The step costs of this machine by which `priced` was set, read from their file once; None without any."""
+        return costs_of(self.model.target, self.model.fingerprint, self.engine)
 
     @contextmanager
     def timed(self) -> Iterator[None]:
@@ -329,6 +339,7 @@ class HawkPipeline:
             )
         if chosen.name == "hawk" and isinstance(drafter, Window) and callback_on_step_end is None:
             self._measure_if_drifted(request, batches, drafter)
+        self._warn_of_slow_drafts(batches)
         output = output_of(request, batches, output_type)
         return output if return_dict else (output.images,)
 
@@ -369,6 +380,13 @@ class HawkPipeline:
         LOGGER.debug("drew %d images in %.2f s and %d steps", request.images, batch.seconds, generation.stats.nfe)
         return batch
 
+    def _warn_of_slow_drafts(self, batches: Sequence[Batch]) -> None:
+        """Log a warning, once in the pipeline's life, where the drafter gave numbers that are not finite."""
+        sources = frozenset[str]().union(*(batch.generation.stats.broken_sources for batch in batches))
+        if sources and not self._warned:
+            self._warned = True
+            LOGGER.warning(slow_drafts(sources, self.dtype))
+
     def _measure_if_drifted(self, request: Request, batches: Sequence[Batch], window: Window) -> None:
         """Time steps again, once in the pipeline's life, where those of a call took much longer than `hawk` counts on.
 
@@ -382,7 +400,7 @@ class HawkPipeline:
         if not (alike and seconds and self._measures_again):
             return
         target, nodes = self.model.target, window.max_nodes
-        longer = drifted(min(seconds), target, self.model.fingerprint, self.engine, nodes)
+        longer = drifted(min(seconds), target, self.costs, self.engine, nodes)
         if longer is not None:
             self._measures_again = False
         if longer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -22,11 +23,14 @@ from hawk.decoding.request import Request
 from hawk.decoding.sampling import SamplingParams
 from hawk.decoding.stats import Stats
 from hawk.drafters.methods import UNTRAINED, build_drafter, method_named
+from hawk.drafters.source import slow_drafts
 from hawk.errors import CallersFunction, HawkError
 from hawk.machine import lacking_operations_refused
 from hawk.models.given_prompts import NEGATIVE, PROMPT, check_prompts, without_padding
 from hawk.models.loading import drafter_folder, engine_named
 from hawk.pipeline import HawkPipeline, evaluation_mode, image_seeds
+
+LOGGER = logging.getLogger(__name__)
 
 MASKED_ATTENTION = ("sdpa", "eager")
 """The attention implementations of transformers that take an arbitrary mask, as draft trees need it."""
@@ -161,6 +165,9 @@ def hawk_generate(
             on_step = None if streamer is None else CallersFunction(feed.on_step)
             with lacking_operations_refused(model.device, on_step):
                 drawn = generate(session.target, request, drafting, on_step, recordings)
+        if drawn.stats.broken_sources and not session.warned:
+            session.warned = True
+            LOGGER.warning(slow_drafts(drawn.stats.broken_sources, str(session.target.dtype).removeprefix("torch.")))
         feed.send(drawn.tokens, feed.entries)
         return torch.cat((input_ids, feed.ids_of(drawn.tokens).to(input_ids)), dim=1)
 

@@ -1,4 +1,4 @@
-"""Checks of numbers, texts, names and paths that callers pass; an error names the argument and shows what was passed."""
+"""Checks of numbers, texts, names and paths that callers pass; an error names the argument and shows its value."""
 
 from __future__ import annotations
 

@@ -48,9 +48,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     for name, tensor in weights.items():
         if tensor.ndim and tensor.dtype not in FLOAT_DTYPES:  # a tensor of one number may be a counter
             kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
-            raise HawkError(
-                f"{path}: {name} is {tensor.dtype}, weights must be floating-point numbers, one of {kinds}"
-            )
+            raise HawkError(f"{path}: {name} is {tensor.dtype}, weights must be floating-point numbers, one of {kinds}")
     return weights
 
 

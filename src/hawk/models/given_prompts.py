@@ -39,7 +39,7 @@ def without_padding(ids: Tensor, mask: Tensor | None, named: PromptNames) -> tup
 
 
 def check_prompts(prompts: tuple[tuple[int, ...], ...], named: PromptNames, family: Any, grid: Grid) -> None:
-    """Raise `HawkError` for a prompt without tokens, with an id that the model lacks, or for an image of another size."""
+    """Raise `HawkError` for a prompt without tokens, with an id that the model lacks, or with another image size."""
     most = family.text_embeddings.num_embeddings - 1
     for number, prompt in enumerate(prompts, start=1):
         if not prompt:

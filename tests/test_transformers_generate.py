@@ -235,7 +235,10 @@ REFUSED = {
         {"attention_mask": torch.zeros(3, 12, dtype=torch.long)},
         "prompt 1 has no token: attention_mask must be 1 at the tokens",
     ),
-    "a mask of another shape": ({"attention_mask": torch.ones(3, 15)}, r"attention_mask must have the shape \(3, 12\)"),
+    "a mask of another shape": (
+        {"attention_mask": torch.zeros(3, 15).long()},
+        r"attention_mask must have the shape \(3, 12\)",
+    ),
     "a negative id": ({"inputs": torch.tensor([[5, -1]] * 3)}, "prompt 1 holds the token id -1: .* 0 to 69"),
     "an id past the vocabulary": ({"inputs": torch.tensor([[5, 70]] * 3)}, "prompt 1 holds the token id 70"),
     "ids with fractions": ({"inputs": torch.ones(3, 2)}, "the ids of a prompt must be whole numbers in rows"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hawk import HawkError, HawkPipeline, SamplingParams
+from hawk import HawkError, HawkPipeline, SamplingParams, accelerate
 from hawk.decoding.arguments import real_number, whole_number
 from hawk.decoding.grid import Grid
 from hawk.decoding.sampling import log_probs
@@ -119,6 +119,14 @@ REFUSED = {
     "progress": ({"progress": 5}, "progress must be True or False, not 5"),
     "no prompt among several": ({"prompt": ["a cat", None]}, "prompts must be text, not None"),
     "callback": ({"callback_on_step_end": 5}, "callback_on_step_end must be a function, not 5"),
+    "bytes as seed": ({"seed": b"5"}, "seed must be a whole number, not b'5'"),
+    "a list as method": ({"method": []}, r"unknown method \[\]: choose one of ar,"),
+    "an array as method": ({"method": np.array(["ar", "scd"])}, "unknown method array.*: choose one of ar,"),
+    "an array as output_type": ({"output_type": np.array(["pil"])}, "unknown output_type array.*: choose one of pil,"),
+    "an object as output_type": ({"output_type": {}}, "unknown output_type {}: choose one of pil, np, pt"),
+    "an array as verifier": ({"verifier": np.array(["coupled", "residual"])}, "unknown verifier array.*: choose one"),
+    "a number as verifier": ({"verifier": 5}, "unknown verifier 5: choose one of coupled,"),
+    "return_dict": ({"return_dict": np.array([1, 2])}, r"return_dict must be True or False, not array\(\[1, 2\]\)"),
 }
 
 
@@ -128,6 +136,89 @@ def test_everything_else_is_refused_in_one_line_that_names_it(pipe, unchecked, c
     with pytest.raises(HawkError, match=message) as caught:
         pipe(**{"prompt": "a cat", "method": "ar"} | arguments)
     assert "\n" not in str(caught.value)
+
+
+# --- the other entry points: each refuses a value of the wrong type by the argument's name
+
+LOADED = {
+    "no model": ({"model": None}, "model must be 'bundled', a folder or a hub id .owner/name., not None"),
+    "a number as model": ({"model": 5}, "model must be 'bundled', a folder or a hub id .*, not 5"),
+    "an array as model": ({"model": np.array(["bundled", "x"])}, "model must be 'bundled', a folder .*, not array"),
+    "a model's name that is too long": ({"model": "a" * 5000}, "model must be 'bundled', .*File name too long"),
+    "a model's name with a zero byte": ({"model": "a\0b"}, "model must be 'bundled', a folder or a hub id"),
+    "device": ({"device": None}, "unknown device 'None': choose auto, cpu, cuda or mps"),
+    "dtype": ({"dtype": {}}, "unknown dtype '{}': choose one of auto, float32"),
+    "torch_dtype": ({"torch_dtype": 5}, "unknown dtype '5': choose one of auto, float32"),
+    "drafter": ({"drafter": 5}, "drafter must be a folder or a hub id .owner/name., not 5"),
+    "engine": ({"engine": np.array(["auto", "eager"])}, "unknown engine array.*: choose one of auto, eager,"),
+}
+
+
+@pytest.mark.parametrize("case", LOADED)
+def test_loading_refuses_in_one_line_that_names_the_argument(saved_model, unchecked, case):
+    arguments, message = LOADED[case]
+    with pytest.raises(HawkError, match=message) as caught:
+        HawkPipeline.from_pretrained(**{"model": saved_model, "device": "cpu"} | arguments)
+    assert one_short_line(caught)
+
+
+SAVED = {
+    "nothing": (None, "save_directory must be the path of a new folder, not None"),
+    "a list": ([], r"save_directory must be the path of a new folder, not \[\]"),
+    "a folder of the system": ("/proc/zz", "the model cannot be saved to /proc/zz .*: name another folder"),
+}
+
+
+@pytest.mark.parametrize("case", SAVED)
+def test_saving_refuses_in_one_line_that_names_the_argument(pipe, unchecked, case):
+    folder, message = SAVED[case]
+    with pytest.raises(HawkError, match=message) as caught:
+        pipe.save_pretrained(folder)
+    assert one_short_line(caught)
+
+
+def test_encoding_prompts_refuses_in_one_line(pipe, unchecked):
+    for prompts, message in (
+        ([], "no prompt given"),
+        (5, "prompts must be text, not 5"),
+        (["a cat", None], "not None"),
+    ):
+        with pytest.raises(HawkError, match=message):
+            pipe.condition(prompts)
+
+
+@pytest.fixture(scope="module")
+def janus():
+    from fixtures.tiny_transformers import tiny
+
+    return tiny("janus")
+
+
+AROUND = {
+    "no model": ({"model": None}, "NoneType is no transformers model: give a loaded model"),
+    "a name as model": ({"model": "owner/name"}, "str is no transformers model: give a loaded model"),
+    "an object with another config": ({"model": Fraction}, "type is no transformers model|ABCMeta is no transformers"),
+    "no processor": ({"processor": None}, "names no folder that holds its tokenizer: give processor="),
+    "a number as processor": ({"processor": 5}, "processor must be the model's processor or tokenizer, not 5"),
+    "a list as processor": ({"processor": []}, r"processor must be the model's processor or tokenizer, not \[\]"),
+    "drafter": ({"drafter": 5}, "drafter must be a folder or a hub id .owner/name., not 5"),
+    "vqgan": ({"vqgan": 5}, "vqgan must be the file of a pixel decoder .vqgan.ckpt., not 5"),
+    "family": ({"family": "x"}, "unknown family 'x': choose one of chameleon, lumina"),
+    "an array as family": ({"family": np.array(["lumina", "x"])}, "unknown family array.*: choose one of chameleon,"),
+    "engine": ({"engine": None}, "unknown engine None: choose one of auto, eager, graph, compiled"),
+}
+
+
+@pytest.mark.parametrize("case", AROUND)
+def test_accelerate_refuses_in_one_line_that_names_the_argument(janus, unchecked, case):
+    arguments, message = AROUND[case]
+    with pytest.raises(HawkError, match=message) as caught:
+        accelerate(**{"model": janus.hf, "processor": janus.tokenizer} | arguments)
+    assert one_short_line(caught)
+
+
+def one_short_line(error: pytest.ExceptionInfo) -> bool:
+    return "\n" not in str(error.value) and len(str(error.value)) < 250
 
 
 # --- numbers that are none, or too large

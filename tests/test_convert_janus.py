@@ -307,6 +307,11 @@ def change_config(folder: Path, change) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def change_image(folder: Path, name: str, value: object) -> None:
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+
+
 KEY = "gen_vision_model.decoder.mid.1.q.bias"
 DAMAGES = {
     "missing": (lambda at: change_weights(at, lambda w: w.pop(KEY)), rf"lacks 1 of \d+ weights, among them {KEY}"),
@@ -373,6 +378,35 @@ DAMAGES = {
             ("hidden_act", "nope", "config.json describes no Janus that can be built"),
             ("num_hidden_layers", 10**9, "num_hidden_layers is 1000000000, but the files hold only"),
             ("rms_norm_eps", float("nan"), "rms_norm_eps is nan, which is no finite number"),
+        )
+    },
+    "a NaN weight": (
+        lambda at: change_weights(at, lambda w: w["gen_embed.weight"][3].fill_(float("nan"))),
+        "model.safetensors is damaged: gen_embed.weight holds a NaN or an infinite number; fetch or make it again",
+    ),
+    "a weight in float8": (
+        lambda at: change_weights(at, lambda w: w.update({KEY: w[KEY].to(torch.float8_e4m3fn)})),
+        f"{KEY} is torch.float8_e4m3fn, weights must be .* one of bfloat16, float16, float32, float64",
+    ),
+    "another language model": (
+        lambda at: change_config(at, lambda c: c["language_config"].update(model_type="gpt2")),
+        "model_type of language_config is 'gpt2', DeepSeek's Janus has 'llama'",
+    ),
+    **{
+        f"{name} {value!r}": (
+            lambda at, name=name, value=value: change_image(at, name, value),
+            re.escape(f"preprocessor_config.json: {name} must be {message}, not {value!r}"),
+        )
+        for name, value, message in (
+            ("image_mean", [0.5, 0.5], "a list of three finite numbers"),
+            ("image_mean", [0.5, float("nan"), 0.5], "a list of three finite numbers"),
+            ("image_mean", "0.5", "a list of three finite numbers"),
+            ("image_std", [0.5, 0.5, 0], "a list of three finite numbers above 0"),
+            ("min_size", 0, "a whole number, 1 or more"),
+            ("image_size", "8", "a whole number, 1 or more"),
+            ("rescale_factor", float("inf"), "a finite number above 0"),
+            ("background_color", [0, 0, 256], "a list of three whole numbers from 0 to 255"),
+            ("do_normalize", 1, "true or false"),
         )
     },
     "no weights": (lambda at: (at / "model.safetensors").unlink(), "has no weights: none of model.safetensors"),

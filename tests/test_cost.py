@@ -10,7 +10,7 @@ import torch
 import hawk.drafters.settings
 from hawk.decoding.grid import Grid
 from hawk.decoding.planning import MidImage, StepCosts, costs_file, kept_costs, known_seconds, step_seconds
-from hawk.drafters.settings import FusedSettings, KnownWindow, drifted, known_window, settings_for
+from hawk.drafters.settings import FusedSettings, KnownWindow, costs_of, drifted, known_window, settings_for
 from hawk.machine import machine_name
 from hawk.proofs.tiny import tiny_target
 
@@ -135,6 +135,7 @@ def test_drift_is_noticed_both_ways_and_made_sure(monkeypatch, tmp_path):
     monkeypatch.setenv("HAWK_CACHE", str(tmp_path))
     target, timed = tiny_target(0), []
     known_seconds(f"m, {machine_name(target.device, target.dtype)}, eager", [8], lambda: {8: 1.0})
+    costs = costs_of(target, "m", "eager")
 
     def step_seconds(target, widths, repeats, engine):
         timed.append(widths)
@@ -142,12 +143,12 @@ def test_drift_is_noticed_both_ways_and_made_sure(monkeypatch, tmp_path):
 
     monkeypatch.setattr(hawk.drafters.settings, "step_seconds", step_seconds)
     now = 1.2  # an image's steps hold more than the timed ones
-    assert [drifted(drawn, target, "m", "eager", 8) for drawn in (1.0, 1.4, 1.6)] == [None, None, False]
+    assert [drifted(drawn, target, costs, "eager", 8) for drawn in (1.0, 1.4, 1.6)] == [None, None, False]
     now = 1.6
-    assert drifted(1.7, target, "m", "eager", 8)
+    assert drifted(1.7, target, costs, "eager", 8)
     assert timed == [[8], [8]]
-    assert drifted(0.6, target, "m", "eager", 8)  # measured under load
-    assert drifted(9.0, target, "m", "eager", 9) is None  # a width that is not kept
+    assert drifted(0.6, target, costs, "eager", 8)  # measured under load
+    assert drifted(9.0, target, costs, "eager", 9) is None  # a width that is not kept
     assert timed == [[8], [8]]
 
 

@@ -1,6 +1,7 @@
 """A pipeline with the habits of diffusers: to, torch_dtype, save_pretrained, outputs, progress, copies, logs."""
 
 import copy
+import dataclasses
 import io
 import json
 import logging
@@ -12,6 +13,7 @@ from datetime import date
 import pytest
 import torch
 
+import hawk.drafters.settings
 import hawk.models.loading
 from hawk import HawkError, HawkPipeline
 from hawk.cli.info import info
@@ -142,6 +144,49 @@ def test_a_pipeline_around_a_callers_model_says_why_not(pipe):
 
 def test_the_repr_is_one_short_line(pipe):
     assert repr(pipe) == "HawkPipeline(tiny, cpu, float64, eager)"
+
+
+# --- a drafter that overflows
+
+OVERFLOWS = {
+    "heads in float16": ("hawk-paper", "float16", 6e4, "horizontal, vertical-1", "use dtype bfloat16 or float32"),
+    "heads, greedily": ("hawk", "float64", 1e308, "horizontal, vertical-1", "train the drafter again"),
+    "feature drafter": ("eagle", "float64", 1e308, "feature", "train the drafter again"),
+}
+
+
+@pytest.mark.parametrize("case", OVERFLOWS)
+def test_a_drafter_that_overflows_is_warned_of_once_and_changes_no_image(case, saved_model, caplog):
+    method, dtype, large, sources, advice = OVERFLOWS[case]
+    pipe = HawkPipeline.from_pretrained(saved_model, "cpu", dtype)
+    parts, greedy = pipe.model.drafting, {"temperature": 0.0, **SMALL}
+    plain = pipe("a cat", seed=3, method="ar", **greedy).tokens
+    for block in (parts.heads.horizontal[0], parts.heads.vertical[0]):
+        block.bias.fill_(large)
+    parts.feature.last.weight.fill_(large)
+    with caplog.at_level(logging.WARNING, logger="hawk"):
+        drawn = [pipe("a cat", seed=3, method=method, **greedy).tokens for _ in range(2)]
+    expected = f"the drafter ({sources}) gives numbers that are not finite in {dtype}: its drafts are random there"
+    assert [record.getMessage().startswith(expected) for record in caplog.records] == [True]
+    assert caplog.records[0].getMessage().endswith(advice)
+    assert "\n" not in caplog.text.strip()
+    if dtype == "float64":  # plain AR's logits in float16 do not have the bits of a tree's
+        assert all(torch.equal(tokens, plain) for tokens in drawn)
+
+
+# --- the file of step costs
+
+
+def test_a_warm_pipeline_reads_the_file_of_step_costs_once(saved_model, monkeypatch):
+    reads, read = [], hawk.drafters.settings.kept_costs
+    monkeypatch.setattr(hawk.drafters.settings, "kept_costs", lambda: reads.append(1) or read())
+    monkeypatch.setattr(hawk.drafters.settings, "step_seconds", lambda target, widths, *_: dict.fromkeys(widths, 1e-3))
+    monkeypatch.setattr(hawk.drafters.settings, "DRIFT", 1e12)  # no step drifts that far
+    pipe = HawkPipeline.from_pretrained(saved_model, "cpu", "float64")
+    pipe.model = dataclasses.replace(pipe.model, drafting=None)  # a window, whose steps are timed
+    for _ in range(3):
+        pipe("a cat", seed=3, guidance_scale=2.0)
+    assert len(reads) == 1
 
 
 # --- outputs

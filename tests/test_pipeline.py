@@ -539,6 +539,23 @@ def test_a_call_that_an_exception_ended_is_drawn_again(pipe, monkeypatch, method
     assert torch.equal(pipe("a cat", seed=3, method=method).tokens, expected)
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError("own"), torch.OutOfMemoryError("CUDA out of memory"), NotImplementedError("own")], ids=repr
+)
+def test_an_error_of_the_callers_callback_stays_as_it_is(pipe, error, monkeypatch):
+    monkeypatch.setattr(pipe, "device", torch.device("mps"))  # where a NotImplementedError of PyTorch is explained
+    cause = KeyError("why")
+
+    def full(pipe, step, committed, state):
+        raise error from cause
+
+    for method in ("ar", "sjd"):
+        with pytest.raises(type(error)) as caught:
+            pipe("a cat", seed=1, method=method, callback_on_step_end=full)
+        assert caught.value is error
+        assert error.__cause__ is cause
+
+
 def test_ctrl_c_inside_a_replay_leaves_a_recording_that_draws(saved_model, monkeypatch):
     monkeypatch.setattr(hawk.decoding.recording, "recorded", lambda call, engine, device, pool=None: call)
     pipe = HawkPipeline.from_pretrained(saved_model, device="cpu", dtype="float64")

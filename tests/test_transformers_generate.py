@@ -156,6 +156,40 @@ def test_a_streamer_gets_what_generate_streams(method):
     assert torch.equal(torch.stack(mine.parts[1:], 1), tokens[:, arguments["inputs"].shape[1] :])
 
 
+@pytest.mark.parametrize("method", ["ar", "scd", "sjd"])
+def test_a_streamer_gets_no_token_that_had_no_distribution(method):
+    one, streamer = tiny("emu3"), Seen()
+    one.hf.model.text_model.layers[0].mlp.down_proj.weight.fill_(torch.nan)
+    with pytest.raises(HawkError, match="not finite in float32"):
+        one.hf.generate(**call(one, [""] * 3), **ours(one, streamer=streamer, method=method))
+    assert (len(streamer.parts), streamer.ends) == (1, 1), "the prompts, which transformers itself gives it"
+
+
+def test_an_error_of_the_callers_streamer_stays_as_it_is():
+    one = tiny("emu3")
+
+    class Full(Seen):
+        def put(self, value: Tensor) -> None:
+            super().put(value)
+            if len(self.parts) == 3:
+                raise error
+
+    error = MemoryError("the caller's own")
+    with pytest.raises(MemoryError) as caught:
+        one.hf.generate(**call(one, [""] * 3), **ours(one, streamer=Full(), method="ar"))
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("name", ["emu3", "lumina", "chameleon"])
+def test_the_size_in_a_prompt_is_read(name):
+    one = tiny(name)
+    family = one.model.family
+    prompt = family.prompt("a cat", one.grid)
+    assert family.grid_in(prompt) == (None if name == "chameleon" else one.grid)
+    assert family.grid_in(prompt[:-1]) is None
+    assert family.grid_in(prompt[-1:]) is None
+
+
 def test_the_reader_of_a_streamer_ends_also_after_a_refusal():
     one = tiny("emu3")
     arguments, streamer, errors = call(one, [""] * 3), TextIteratorStreamer(one.tokenizer, timeout=60), []
@@ -193,6 +227,27 @@ REFUSED = {
     "little guidance": ({"guidance_scale": 0.5}, "guidance_scale must be 1"),
     "negatives": ({"negative_prompt_ids": torch.tensor([[5]] * 2)}, "3 sequences need one negative prompt or 3, not 2"),
     "height": ({"height": 2.5}, "height must be a whole number"),
+    "another size than the prompts": (
+        {"height": 4, "max_new_tokens": None},
+        "prompt 1 asks for an image of 3x4 tokens, and height and width for 4x4: give height=3 and width=4",
+    ),
+    "a mask of zeros": (
+        {"attention_mask": torch.zeros(3, 12, dtype=torch.long)},
+        "prompt 1 has no token: attention_mask must be 1 at the tokens",
+    ),
+    "a mask of another shape": (
+        {"attention_mask": torch.zeros(3, 15).long()},
+        r"attention_mask must have the shape \(3, 12\)",
+    ),
+    "a negative id": ({"inputs": torch.tensor([[5, -1]] * 3)}, "prompt 1 holds the token id -1: .* 0 to 69"),
+    "an id past the vocabulary": ({"inputs": torch.tensor([[5, 70]] * 3)}, "prompt 1 holds the token id 70"),
+    "ids with fractions": ({"inputs": torch.ones(3, 2)}, "the ids of a prompt must be whole numbers in rows"),
+    "a negative prompt's id": (
+        {"negative_prompt_ids": torch.tensor([[70]])},
+        "negative prompt 1 holds the token id 70",
+    ),
+    "family": ({"family": "x"}, "unknown family 'x': choose one of chameleon, lumina"),
+    "method": ({"method": []}, r"unknown method \[\]"),
 }
 
 
@@ -203,6 +258,8 @@ def test_what_hawk_cannot_do_is_refused_in_one_line(case):
     arguments = call(one, [""] * 3)
     if "negative_prompt_ids" in more:
         del arguments["negative_prompt_attention_mask"]
+    if "inputs" in more:
+        del arguments["attention_mask"]
     with pytest.raises(HawkError, match=message) as caught:
         one.hf.generate(**{**arguments, **ours(one), **more})
     assert "\n" not in str(caught.value)

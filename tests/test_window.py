@@ -407,6 +407,33 @@ def test_a_nan_in_the_middle_counts_where_the_image_commits_its_node(drafter, po
         assert torch.equal(generate(late, request, drafter).tokens, generate(target, request, drafter).tokens)
 
 
+@pytest.mark.parametrize("engine", ["eager", "graph"])
+@pytest.mark.parametrize("position", [-1, 4])
+def test_nobody_is_told_of_a_token_that_had_no_distribution(engine, position, monkeypatch):
+    """Also where the host is `LAG` steps late: the tokens told before the error are those of the undamaged target."""
+    monkeypatch.setattr(recording, "captured", lambda call, device, pool=None: call)
+    target = tiny_target(0, grid=Grid(2, 4), dim=16)
+    request = Request(tiny_prompt(target, 1), target.grid, GUIDED, [1])
+    expected, told, late = generate(target, request, Window(2)).tokens, [], LateNaN(target, position)
+    if position < 0:  # the token after the prompt has no distribution
+        monkeypatch.setattr(target, "prefill", partial(nan_after_the_prompt, target.prefill))
+
+    def on_step(canvas, stats):
+        told.append(canvas.committed)
+        assert torch.equal(canvas.tokens[:, : canvas.committed[0]], expected[:, : canvas.committed[0]])
+
+    with pytest.raises(HawkError, match="not finite in float64"):
+        generate(late, request, Window(2), on_step, Recordings(engine))
+    # The node at position 4 says what comes at position 5, so five tokens have a distribution.
+    assert bool(told) == (position >= 0)
+    assert all(committed <= [5] for committed in told)
+
+
+def nan_after_the_prompt(prefill, *arguments):
+    prefilled = prefill(*arguments)
+    return replace(prefilled, hidden=torch.full_like(prefilled.hidden, torch.nan))
+
+
 # --- what is counted
 
 
@@ -489,12 +516,12 @@ def test_a_fixed_cache_holds_what_the_other_holds(target, prompt):
 
 
 def test_the_host_is_no_later_than_it_says():
-    from hawk.decoding.recording import Counts
+    from hawk.decoding.recording import Sent
 
     numbers = torch.zeros(2, dtype=torch.long)
-    counts, heard = Counts(numbers), []
+    sent, heard = Sent(), []
     for turn in range(6):
         numbers += 1
-        counts.send()
-        heard.append(counts.receive(LAG))
+        sent.send(numbers)
+        heard.append(sent.receive(LAG))
         assert heard[-1] == ([turn + 1 - LAG] * 2 if turn >= LAG else None)

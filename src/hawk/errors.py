@@ -1,4 +1,9 @@
-"""The exception that Hawk raises for bad input, how it quotes other libraries, and the exit code of Ctrl-C."""
+"""The exception that Hawk raises for bad input, how errors of other code are quoted or passed on, and Ctrl-C's code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 INTERRUPTED = 130
 """The exit code of a command that Ctrl-C stopped."""
@@ -11,6 +16,24 @@ class HawkError(ValueError):
 def one_line(error: Exception) -> str:
     """The message of another library's exception in one line of at most 200 characters, to be part of a `HawkError`."""
     return " ".join(str(error).split())[:200]
+
+
+class CallersFunction:
+    """A function of the caller's, such as a callback, and the error that it raised last.
+
+    That error passes through Hawk as it is: Hawk's messages are for errors of Hawk's own work.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.error: BaseException | None = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        try:
+            return self.function(*arguments)
+        except BaseException as error:
+            self.error = error
+            raise
 
 
 def install(extra: str) -> str:

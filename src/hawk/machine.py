@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hawk.errors import HawkError, one_line
+from hawk.errors import CallersFunction, HawkError, one_line
 
 
 def machine_name(device: torch.device, dtype: torch.dtype) -> str:
@@ -55,12 +55,15 @@ def cpu_fact(name: str, path: Path) -> str | None:
 
 
 @contextmanager
-def lacking_operations_refused(device: torch.device) -> Iterator[None]:
-    """Turn PyTorch's error for an operation that it lacks on an Apple GPU into a `HawkError` of one line."""
+def lacking_operations_refused(device: torch.device, told: CallersFunction | None = None) -> Iterator[None]:
+    """Turn PyTorch's error for an operation that it lacks on an Apple GPU into a `HawkError` of one line.
+
+    An error that the caller's function `told` raised in the body stays as it is.
+    """
     try:
         yield
     except NotImplementedError as error:
-        if device.type != "mps":
+        if device.type != "mps" or (told is not None and error is told.error):
             raise
         raise HawkError(
             f"this PyTorch lacks an operation on Apple GPUs ({one_line(error)}): set PYTORCH_ENABLE_MPS_FALLBACK=1, or "

@@ -15,20 +15,22 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from hawk.decoding.arguments import Number, shown, texts_of, whole_number
+from hawk.decoding.arguments import Number, boolean, name_of, path_of, shown, whole_number
 from hawk.decoding.canvas import Canvas
 from hawk.decoding.generate import generate
+from hawk.decoding.planning import StepCosts
 from hawk.decoding.recording import Engine, Recordings
 from hawk.decoding.relaxed import LOSSY, Relaxation
-from hawk.decoding.request import Condition, Request
+from hawk.decoding.request import Condition, Request, check_verifier
 from hawk.decoding.sampling import SamplingParams
 from hawk.decoding.stats import OnStep, Stats
 from hawk.decoding.tree import Window
 from hawk.decoding.trees import Drafter
 from hawk.drafters.methods import UNTRAINED, Method, build_drafter, method_named
 from hawk.drafters.parts import DraftParts
-from hawk.drafters.settings import TreeLimits, drifted, settings_for
-from hawk.errors import HawkError
+from hawk.drafters.settings import TreeLimits, costs_of, drifted, settings_for
+from hawk.drafters.source import slow_drafts
+from hawk.errors import CallersFunction, HawkError
 from hawk.machine import lacking_operations_refused
 from hawk.models.arguments import dtype_of, grid_of, image_seeds, paired_prompts, sampling_params
 from hawk.models.loading import (
@@ -88,6 +90,7 @@ class HawkPipeline:
     _interrupt: bool = field(default=False, init=False)
     _warm: bool = field(default=False, init=False)
     _measures_again: bool = field(default=True, init=False)
+    _warned: bool = field(default=False, init=False)
 
     @classmethod
     def from_pretrained(
@@ -136,6 +139,8 @@ class HawkPipeline:
         """Move the pipeline to a device or a dtype or both, in any order, as in diffusers; returns the pipeline.
 
         A move to where the pipeline is changes nothing. What was measured and recorded for the old place is dropped.
+        The weights themselves are cast: a cast to a narrower dtype and back, as to float16 and again to float32, does
+        not bring back the precision that the weights lost. Load the model again for its full precision.
 
         Raises:
             HawkError: the device is not there, or the model cannot be changed in place; the message says how to load
@@ -156,7 +161,8 @@ class HawkPipeline:
         if on.type != self.device.type:
             self.engine = engine_named("auto", on)
         self.device, self.dtype = on, name
-        for measured in ("priced", "recordings", "relaxation"):
+        self._warned = False
+        for measured in ("priced", "costs", "recordings", "relaxation"):
             self.__dict__.pop(measured, None)
         return self
 
@@ -167,11 +173,10 @@ class HawkPipeline:
         drafter lies in `drafters/heads` there; a transformers checkpoint is loaded with drafter=that folder.
 
         Raises:
-            HawkError: the folder is not empty, or the model was not loaded by `from_pretrained`.
+            HawkError: the folder is not empty or cannot be written, or the model was not loaded by `from_pretrained`.
         """
-        save_copy(
-            self._loaded_from("saved: call save_pretrained of the model and of its processor"), Path(save_directory)
-        )
+        folder = path_of("save_directory", save_directory, "the path of a new folder")
+        save_copy(self._loaded_from("saved: call save_pretrained of the model and of its processor"), folder)
 
     def __repr__(self) -> str:
         parts = (self.model.name, str(self.device), self.dtype, self.engine)
@@ -208,6 +213,12 @@ class HawkPipeline:
         parts, target = self.model.drafting or UNTRAINED, self.model.target
         fused = settings_for(parts.fused, target, self.model.fingerprint, self.engine, anew=True)
         self.priced = replace(parts, fused=fused)
+        self.__dict__.pop("costs", None)
+
+    @cached_property
+    def costs(self) -> StepCosts | None:
+        """The step costs of this machine by which `priced` was set, read from their file once; None without any."""
+        return costs_of(self.model.target, self.model.fingerprint, self.engine)
 
     @contextmanager
     def timed(self) -> Iterator[None]:
@@ -231,8 +242,8 @@ class HawkPipeline:
 
     def condition(self, prompts: Sequence[str], height: int | None = None, width: int | None = None) -> Condition:
         """Encode prompts for images of that size; `HawkError` for a prompt or a size that the model does not take."""
-        texts = texts_of(prompts)
-        return self.model.condition(texts, [""] * len(texts), grid_of(self.model, height, width))
+        texts, negatives = paired_prompts(prompts, None, 1)
+        return self.model.condition(texts, negatives, grid_of(self.model, height, width))
 
     @torch.no_grad()
     def __call__(
@@ -292,12 +303,10 @@ class HawkPipeline:
         """
         self._interrupt = False
         # check
-        if output_type not in OUTPUT_TYPES:
-            raise HawkError(f"unknown output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
+        output_type = name_of("output_type", output_type, OUTPUT_TYPES)
         if not (callback_on_step_end is None or callable(callback_on_step_end)):
             raise HawkError(f"callback_on_step_end must be a function, not {shown(callback_on_step_end)}")
-        if not isinstance(progress, bool):
-            raise HawkError(f"progress must be True or False, not {shown(progress)}")
+        progress, return_dict = boolean("progress", progress), boolean("return_dict", return_dict)
         batch_size = whole_number("batch_size", batch_size, least=1)
         limits = TreeLimits(
             None if num_draft_tokens is None else whole_number("num_draft_tokens", num_draft_tokens),
@@ -312,6 +321,7 @@ class HawkPipeline:
             )
         grid = grid_of(self.model, height, width)
         verifier = chosen.verifier if verifier is None else verifier
+        check_verifier(verifier)
         request = Request(
             self.model.condition(prompts, negatives, grid),
             grid,
@@ -329,6 +339,7 @@ class HawkPipeline:
             )
         if chosen.name == "hawk" and isinstance(drafter, Window) and callback_on_step_end is None:
             self._measure_if_drifted(request, batches, drafter)
+        self._warn_of_slow_drafts(batches)
         output = output_of(request, batches, output_type)
         return output if return_dict else (output.images,)
 
@@ -344,7 +355,7 @@ class HawkPipeline:
         batches: list[Batch] = []
         try:
             for start in range(0, request.images, batch_size):
-                on_step = reports.after(start * request.grid.size)
+                on_step = CallersFunction(reports.after(start * request.grid.size))
                 batches.append(self._draw(request.rows(slice(start, start + batch_size)), drafter, on_step))
         except _StopError:
             finished = output_of(request, batches, output_type) if batches else None
@@ -355,12 +366,12 @@ class HawkPipeline:
             raise
         return batches
 
-    def _draw(self, request: Request, drafter: Drafter | Window, on_step: OnStep) -> Batch:
+    def _draw(self, request: Request, drafter: Drafter | Window, on_step: CallersFunction) -> Batch:
         """One batch, from conditions to pixels."""
         if self._interrupt:
             raise _StopError
         started = time.perf_counter()
-        with lacking_operations_refused(self.device):
+        with lacking_operations_refused(self.device, on_step):
             generation = generate(self.model.target, request, drafter, on_step, self.recordings)
             decoded = time.perf_counter() - started
             codes = generation.tokens.unflatten(1, (request.grid.height, request.grid.width))
@@ -368,6 +379,13 @@ class HawkPipeline:
         batch = Batch(generation, pixels, time.perf_counter() - started, decoded)
         LOGGER.debug("drew %d images in %.2f s and %d steps", request.images, batch.seconds, generation.stats.nfe)
         return batch
+
+    def _warn_of_slow_drafts(self, batches: Sequence[Batch]) -> None:
+        """Log a warning, once in the pipeline's life, where the drafter gave numbers that are not finite."""
+        sources = frozenset[str]().union(*(batch.generation.stats.broken_sources for batch in batches))
+        if sources and not self._warned:
+            self._warned = True
+            LOGGER.warning(slow_drafts(sources, self.dtype))
 
     def _measure_if_drifted(self, request: Request, batches: Sequence[Batch], window: Window) -> None:
         """Time steps again, once in the pipeline's life, where those of a call took much longer than `hawk` counts on.
@@ -382,7 +400,7 @@ class HawkPipeline:
         if not (alike and seconds and self._measures_again):
             return
         target, nodes = self.model.target, window.max_nodes
-        longer = drifted(min(seconds), target, self.model.fingerprint, self.engine, nodes)
+        longer = drifted(min(seconds), target, self.costs, self.engine, nodes)
         if longer is not None:
             self._measures_again = False
         if longer:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from hawk.decoding.arguments import Number, whole_number
+from hawk.decoding.arguments import Number, name_of, path_of, shown, whole_number
 from hawk.decoding.canvas import Canvas
 from hawk.decoding.generate import generate
 from hawk.decoding.grid import Grid
@@ -22,10 +23,14 @@ from hawk.decoding.request import Request
 from hawk.decoding.sampling import SamplingParams
 from hawk.decoding.stats import Stats
 from hawk.drafters.methods import UNTRAINED, build_drafter, method_named
-from hawk.errors import HawkError
+from hawk.drafters.source import slow_drafts
+from hawk.errors import CallersFunction, HawkError
 from hawk.machine import lacking_operations_refused
+from hawk.models.given_prompts import NEGATIVE, PROMPT, check_prompts, without_padding
 from hawk.models.loading import drafter_folder, engine_named
 from hawk.pipeline import HawkPipeline, evaluation_mode, image_seeds
+
+LOGGER = logging.getLogger(__name__)
 
 MASKED_ATTENTION = ("sdpa", "eager")
 """The attention implementations of transformers that take an arbitrary mask, as draft trees need it."""
@@ -55,21 +60,27 @@ def accelerate(
     Raises:
         HawkError: Hawk cannot draw with the model, it is spread over several devices, or its attention takes no mask.
     """
-    from hawk.models.hf.model import FamilyHint, as_model, family_of, read_vqgan
+    from hawk.models.hf.model import FamilyHint, as_model, check_kind, family_of, read_vqgan
     from hawk.models.hf.reading import read_tokenizer
 
     if not hasattr(model, "config") and hasattr(model, "model"):
-        processor = processor or getattr(model, "processor", None) or model.tokenizer
+        if processor is None:
+            processor = getattr(model, "processor", None) or getattr(model, "tokenizer", None)
         model = model.model
-    if getattr(model, "config", None) is None:
+    if not hasattr(getattr(model, "config", None), "get_text_config"):
         raise HawkError(f"{type(model).__name__} is no transformers model: give a loaded model or a pipeline with one")
+    check_kind(model.config.model_type)
+    hint = FamilyHint(family=family_named(family))
     check_usable(model)
     if model.config.model_type == "chameleon" and vqgan is None:
         raise HawkError("a 'chameleon' model needs vqgan=, the file of its pixel decoder (vqgan.ckpt)")
     device, dtype = model.device, str(model.dtype).removeprefix("torch.")
-    decoder = None if vqgan is None else read_vqgan(Path(vqgan), model.config.vq_config).to(device)
-    tokenizer = tokenizer_of(processor or read_tokenizer(Path(model.config._name_or_path)))
-    described = family_of(model, tokenizer, decoder, FamilyHint(family=family))
+    pixels = None if vqgan is None else path_of("vqgan", vqgan, "the file of a pixel decoder (vqgan.ckpt)")
+    decoder = None if pixels is None else read_vqgan(pixels, model.config.vq_config).to(device)
+    if processor is None and not model.config._name_or_path:
+        raise HawkError("the model names no folder that holds its tokenizer: give processor=, its processor")
+    tokenizer = tokenizer_of(read_tokenizer(Path(model.config._name_or_path)) if processor is None else processor)
+    described = family_of(model, tokenizer, decoder, hint)
     folder = None if drafter is None else drafter_folder(drafter)
     around = as_model(model.config._name_or_path or described.name, described, folder)
     return HawkPipeline(around, device, dtype, engine_named(engine, device), borrowed=model)
@@ -122,12 +133,14 @@ def hawk_generate(
     from hawk.models.hf.target import TokenPrompt
 
     streamer = argument_of_generate("streamer") if streamer is None else streamer
+    if streamer is not None and not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
+        raise HawkError(f"streamer must have the methods put and end, not {shown(streamer)}")
     with ended(streamer), evaluation_mode(model):
         check_usable(model)
         check_call(generation_config, model_kwargs)
         if height is None or width is None:
             raise HawkError("hawk_generate needs the image's size in tokens: give height= and width=")
-        described = family_of(model, None, None, FamilyHint(family=family))
+        described = family_of(model, None, None, FamilyHint(family=family_named(family)))
         if not isinstance(described, SharedVocabulary):
             raise HawkError(f"{described.name} has image codes apart from its vocabulary: use hawk.accelerate")
         grid = Grid(whole_number("height", height, least=1), whole_number("width", width, least=1))
@@ -137,8 +150,11 @@ def hawk_generate(
         params = call_params(generation_config, guidance.scale)
         check_samplers(logits_processor, params)
         chosen = method_named(method)
-        prompts = without_padding(input_ids, model_kwargs.get("attention_mask"))
+        prompts = without_padding(input_ids, model_kwargs.get("attention_mask"), PROMPT)
         negatives = for_each(guidance.negatives, len(prompts), generation_config.num_return_sequences or 1)
+        check_prompts(prompts, PROMPT, described, grid)
+        if params.guided:
+            check_prompts(negatives, NEGATIVE, described, grid)
         seeds = image_seeds(len(prompts), seed, torch.default_generator if seed is None else None)
         request = Request(TokenPrompt(prompts, negatives, grid), grid, params, seeds, chosen.verifier)
         parts = None if drafter is None else as_model(described.name, described, drafter_folder(drafter)).drafting
@@ -146,9 +162,12 @@ def hawk_generate(
         parts = session.priced(parts or UNTRAINED) if chosen.name == "hawk" else parts
         drafting = build_drafter(chosen, parts, session.target)
         with session.own_recordings() as recordings:
-            on_step = None if streamer is None else feed.on_step
-            with lacking_operations_refused(model.device):
+            on_step = None if streamer is None else CallersFunction(feed.on_step)
+            with lacking_operations_refused(model.device, on_step):
                 drawn = generate(session.target, request, drafting, on_step, recordings)
+        if drawn.stats.broken_sources and not session.warned:
+            session.warned = True
+            LOGGER.warning(slow_drafts(drawn.stats.broken_sources, str(session.target.dtype).removeprefix("torch.")))
         feed.send(drawn.tokens, feed.entries)
         return torch.cat((input_ids, feed.ids_of(drawn.tokens).to(input_ids)), dim=1)
 
@@ -320,8 +339,8 @@ def guidance_of(logits_processor: Sequence[Any], input_ids: Int[Tensor, "b t"]) 
             ids = input_ids[:, -1:] if context["input_ids"] is None else context["input_ids"]
             if processor.guidance_scale < 1:
                 raise HawkError(f"guidance_scale must be 1 (off) or more here, not {processor.guidance_scale}")
-            return Guidance(float(processor.guidance_scale), without_padding(ids, context["attention_mask"]))
-    return Guidance(1.0, without_padding(input_ids, None))
+            return Guidance(float(processor.guidance_scale), without_padding(ids, context["attention_mask"], NEGATIVE))
+    return Guidance(1.0, without_padding(input_ids, None, NEGATIVE))
 
 
 def call_params(generation_config: Any, scale: float) -> SamplingParams:
@@ -351,12 +370,6 @@ def check_samplers(logits_processor: Sequence[Any], params: SamplingParams) -> N
             raise HawkError(f"{kind} with {name} {value} in logits_processor is not read: give {name}={value} instead")
 
 
-def without_padding(ids: Int[Tensor, "b t"], mask: Tensor | None) -> tuple[tuple[int, ...], ...]:
-    """The token ids of each row, without those that the mask marks as padding."""
-    real = torch.ones_like(ids) if mask is None else mask
-    return tuple(tuple(row[seen.bool()].tolist()) for row, seen in zip(ids, real, strict=True))
-
-
 def check_usable(model: Any) -> None:
     """Raise `HawkError` for a model whose attention takes no mask, or that is spread over several devices."""
     attention = model.config.get_text_config()._attn_implementation
@@ -366,9 +379,19 @@ def check_usable(model: Any) -> None:
         raise HawkError("the model lies on several devices: load it on one of them, with device_map={'': device}")
 
 
+def family_named(family: Any) -> Literal["chameleon", "lumina"] | None:
+    """The argument `family`, checked; `HawkError` unless it is None or a family's name."""
+    return None if family is None else cast(Any, name_of("family", family, ("chameleon", "lumina")))
+
+
 def tokenizer_of(processor: Any) -> Any:
-    """The tokenizer in a processor; it gets the processor's chat template if it has none."""
+    """The tokenizer in a processor; it gets the processor's chat template if it has none.
+
+    Raises `HawkError` for what is neither a processor nor a tokenizer.
+    """
     tokenizer = getattr(processor, "tokenizer", processor)
+    if not all(hasattr(tokenizer, name) for name in ("chat_template", "added_tokens_decoder", "get_vocab")):
+        raise HawkError(f"processor must be the model's processor or tokenizer, not {shown(processor)}")
     template = getattr(processor, "chat_template", None)
     if tokenizer.chat_template is None and template is not None:
         tokenizer = copy(tokenizer)

@@ -1,9 +1,11 @@
-"""Checks of the numbers and texts that callers pass; an error names the argument and shows what was passed."""
+"""Checks of numbers, texts, names and paths that callers pass; an error names the argument and shows its value."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
@@ -57,6 +59,41 @@ def real_number(name: str, value: Any) -> float:
     return real
 
 
+def name_of(argument: str, value: Any, names: Iterable[str]) -> str:
+    """The value of the argument `argument`, which must be one of `names`.
+
+    Raises:
+        HawkError: the value is another name, or no name; the message lists the names.
+    """
+    choices = list(names)
+    if isinstance(value, str) and value in choices:
+        return value
+    raise HawkError(f"unknown {argument} {shown(value)}: choose one of {', '.join(choices)}")
+
+
+def path_of(argument: str, value: Any, wanted: str) -> Path:
+    """The value of the argument `argument` as a path; `wanted` says in an error what the argument must be.
+
+    Raises:
+        HawkError: the value is neither text nor a path, or the system does not look at such a path.
+    """
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(path, str) or "\0" in path:
+        raise HawkError(f"{argument} must be {wanted}, not {shown(value)}")
+    try:
+        Path(path).exists()
+    except OSError as error:  # a name that is too long, or a folder that may not be read
+        raise HawkError(f"{argument} must be {wanted}, not {shown(value)} ({error.strerror})") from error
+    return Path(path)
+
+
+def boolean(argument: str, value: Any) -> bool:
+    """The value of the argument `argument`, which must be True or False; `HawkError` for any other value."""
+    if isinstance(value, bool):
+        return value
+    raise HawkError(f"{argument} must be True or False, not {shown(value)}")
+
+
 def texts_of(prompts: str | Sequence[str] | None) -> list[str]:
     """One prompt or several as a list; `HawkError` for what is no text, or holds bytes that were no UTF-8.
 
@@ -79,7 +116,7 @@ def texts_of(prompts: str | Sequence[str] | None) -> list[str]:
 
 def is_several(value: Any) -> TypeGuard[Sequence[Any]]:
     """Whether a value is a list, a tuple, a range, or an array or a tensor that has a dimension."""
-    return hasattr(value, "__iter__") and not isinstance(value, str) and getattr(value, "ndim", 1) > 0
+    return hasattr(value, "__iter__") and not isinstance(value, str | bytes) and getattr(value, "ndim", 1) > 0
 
 
 def shown(value: Any) -> str:

@@ -70,7 +70,7 @@ class Scores:
     """What the target says at each node: its guided hidden state, and of the token after the node the filtered logits.
 
     The logits are log p up to a constant of each node, which is all that the coupled choice compares. `broken` is true
-    where a node's guided logits hold a NaN or have no finite maximum: such a node has no distribution.
+    where a node has no distribution (`without_distribution`).
     """
 
     states: Float[Tensor, "b n d"]
@@ -117,7 +117,12 @@ def scores_of(target: Target, hidden: Float[Tensor, "rows n d"], params: Samplin
     """Guidance, output head, temperature, top-k and top-p over hidden states."""
     states = guided_state(hidden, params)
     logits = guided_logits(target, hidden, states, params)
-    return Scores(states, filtered(logits, params), ~logits.amax(-1).isfinite())
+    return Scores(states, filtered(logits, params), without_distribution(logits))
+
+
+def without_distribution(logits: Float[Tensor, "*b vocab"]) -> Bool[Tensor, "*b"]:
+    """Where logits hold a NaN or have no finite maximum, so that their softmax is no distribution."""
+    return ~logits.amax(-1).isfinite()
 
 
 def not_finite(dtype: torch.dtype) -> HawkError:

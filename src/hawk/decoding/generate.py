@@ -12,7 +12,7 @@ from hawk.decoding.request import Request
 from hawk.decoding.stats import Generation, OnStep
 from hawk.decoding.tree import Window
 from hawk.decoding.trees import Drafter
-from hawk.errors import HawkError
+from hawk.errors import CallersFunction, HawkError
 
 SMALLER = "draw smaller images, fewer of them at once (batch_size), or load the model in bfloat16"
 """What to lower where memory ends while images are drawn."""
@@ -29,7 +29,7 @@ def generate(
 
     Args:
         drafter: proposes draft trees; a `Window` proposes chains, whose steps need neither trees nor the host.
-        on_step: called after every target forward.
+        on_step: called after every target forward; an error that it raises passes through as it is.
         recordings: how the steps of a window are run, and what a GPU has recorded of them in earlier calls.
 
     Raises:
@@ -41,7 +41,8 @@ def generate(
         raise HawkError(
             f"this method's drafts need the verifier {needed}, not {request.verifier}: choose it, or another method"
         )
-    with torch.inference_mode(), refused_where_memory_ends(SMALLER):
+    told = None if on_step is None else CallersFunction(on_step)
+    with torch.inference_mode(), refused_where_memory_ends(SMALLER, told):
         if isinstance(drafter, Window):
-            return recording.draw(target, request, drafter, on_step, recordings)
-        return trees.draw(target, request, drafter, on_step)
+            return recording.draw(target, request, drafter, told, recordings)
+        return trees.draw(target, request, drafter, told)

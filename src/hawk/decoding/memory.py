@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from hawk.errors import HawkError, one_line
+from hawk.errors import CallersFunction, HawkError, one_line
 
 SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """What a `RuntimeError` of PyTorch says where memory ends; on a CPU no class of its own tells it."""
@@ -21,12 +21,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def refused_where_memory_ends(lower: str) -> Iterator[None]:
-    """Turn an out-of-memory error into a `HawkError` of one line that ends with what to `lower`."""
+def refused_where_memory_ends(lower: str, told: CallersFunction | None = None) -> Iterator[None]:
+    """Turn an out-of-memory error into a `HawkError` of one line that ends with what to `lower`.
+
+    An error that the caller's function `told` raised in the body stays as it is.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if not is_out_of_memory(error) or (told is not None and error is told.error):
             raise
         on_gpu = isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error) or "CUBLAS" in str(error)
         whose, reason = "GPU" if on_gpu else "machine", one_line(error) or type(error).__name__

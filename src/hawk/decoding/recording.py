@@ -19,7 +19,7 @@ from hawk.decoding.noise import GumbelNoise
 from hawk.decoding.request import Request
 from hawk.decoding.stats import Generation, OnStep
 from hawk.decoding.tree import Window
-from hawk.decoding.window import CHANGING, LAG, WindowState, advance, finish, first_window, follow, hold, tell
+from hawk.decoding.window import CHANGING, LAG, WindowState, advance, finish, first_window, follow, hold, known, tell
 from hawk.errors import HawkError, one_line
 
 Engine = Literal["eager", "graph", "compiled"]
@@ -65,44 +65,43 @@ def begun(target: Target, request: Request, window: Window, recordings: Recordin
 
 
 def replay(state: WindowState, step: Callable[[], Any], on_step: OnStep | None) -> None:
-    """Step until every image is drawn; the host reads the counts of `LAG` steps ago, so that no step waits for it.
+    """Step until every image is drawn; the host reads the progress of `LAG` steps ago, so that no step waits for it.
 
     `step` is `advance` without arguments, or a GPU's recording of it. Steps after the end change nothing.
     """
-    known, counts, steps = state.committed.tolist(), Counts(state.committed), 1
-    while min(known) < state.grid.size:
-        hold(state, known, LAG)
+    progress, sent, steps = state.progress.tolist(), Sent(), 1
+    while min(committed := known(state, progress)) < state.grid.size:
+        hold(state, committed, LAG)
         step()
-        counts.send()
-        known, steps = counts.receive(LAG) or known, steps + 1
-        tell(state, known, steps, on_step)
+        sent.send(state.progress)
+        progress, steps = sent.receive(LAG) or progress, steps + 1
+        tell(state, known(state, progress), steps, on_step)
     # The last steps commit nothing, since all images are finished: they do not count.
     state.steps.copy_(state.history.any(1).sum())
 
 
-class Counts:
-    """Copies of a device tensor on their way to the host."""
+class Sent:
+    """Copies of device tensors on their way to the host."""
 
-    def __init__(self, counts: Int[Tensor, " b"]) -> None:
-        self.counts = counts
-        self.sent: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
+    def __init__(self) -> None:
+        self.copies: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
 
-    def send(self) -> None:
-        """Queue a copy of the present values; the host does not wait for it."""
-        if not self.counts.is_cuda:
-            self.sent.append((self.counts.clone(), None))
+    def send(self, values: Int[Tensor, " n"]) -> None:
+        """Queue a copy of the values; the host does not wait for it."""
+        if not values.is_cuda:
+            self.copies.append((values.clone(), None))
             return
-        with torch.cuda.device(self.counts.device):
-            copy, event = torch.empty_like(self.counts, device="cpu", pin_memory=True), torch.cuda.Event()
-            copy.copy_(self.counts, non_blocking=True)
+        with torch.cuda.device(values.device):
+            copy, event = torch.empty_like(values, device="cpu", pin_memory=True), torch.cuda.Event()
+            copy.copy_(values, non_blocking=True)
             event.record()
-        self.sent.append((copy, event))
+        self.copies.append((copy, event))
 
     def receive(self, late: int) -> list[int] | None:
         """Wait for the values that were sent `late` calls of `send` ago; None where there were not so many calls."""
-        if len(self.sent) <= late:
+        if len(self.copies) <= late:
             return None
-        copy, event = self.sent.popleft()
+        copy, event = self.copies.popleft()
         if event is not None:
             event.synchronize()
         return copy.tolist()

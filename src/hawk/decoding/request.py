@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from hawk.decoding.arguments import shown
 from hawk.decoding.grid import Grid
@@ -46,9 +46,7 @@ class Request:
         if len(self.conditions) != len(self.seeds) or not self.seeds:
             raise HawkError(f"{len(self.conditions)} prompts need as many seeds, not {len(self.seeds)}")
         check_seeds(self.seeds)
-        if self.verifier not in (*LOSSLESS, *LOSSY):
-            names = ", ".join(LOSSLESS)
-            raise HawkError(f"unknown verifier {self.verifier!r}: choose one of {names}, or (lossy) relaxed")
+        check_verifier(self.verifier)
         if (self.relaxation is not None) != (self.verifier in LOSSY):
             raise HawkError("a relaxation goes with the verifier relaxed, and with no other")
 
@@ -65,6 +63,13 @@ class Request:
     def rows(self, rows: slice) -> Request:
         """The same request for some of its images."""
         return replace(self, conditions=self.conditions.rows(rows), seeds=self.seeds[rows])
+
+
+def check_verifier(name: Any) -> None:
+    """Raise `HawkError` for what is no verifier's name."""
+    if not isinstance(name, str) or name not in (*LOSSLESS, *LOSSY):
+        names = ", ".join(LOSSLESS)
+        raise HawkError(f"unknown verifier {shown(name)}: choose one of {names}, or (lossy) relaxed")
 
 
 def check_seeds(seeds: Sequence[int]) -> None:

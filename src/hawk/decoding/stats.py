@@ -15,7 +15,10 @@ from hawk.decoding.verify import Verdict
 
 @dataclass
 class Stats:
-    """Counts of one batch; the lists by depth begin with depth 1."""
+    """Counts of one batch; the lists by depth begin with depth 1.
+
+    `broken_sources` are the sources whose drafts had no distribution somewhere (`DraftTree.broken`).
+    """
 
     images: int = 0
     nfe: int = 0
@@ -24,6 +27,7 @@ class Stats:
     verified_by_depth: list[int] = field(default_factory=list)
     accepted_by_depth: list[int] = field(default_factory=list)
     accepted_by_source: dict[str, int] = field(default_factory=dict)
+    broken_sources: frozenset[str] = frozenset()
 
     @property
     def accept_length(self) -> float:
@@ -39,6 +43,7 @@ class Stats:
     def record(self, tree: DraftTree, depths: list[list[int]], verdicts: list[Verdict], live: list[bool]) -> None:
         """Add one step; `depths` are those of the valid nodes of each tree, `live` tells the unfinished images."""
         self.nfe += 1
+        self.broken_sources |= tree.broken
         for row, verdict in enumerate(verdicts):
             if not live[row]:
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,7 @@ class DraftTree:
     `tokens`, `parents`, `sources`, `valid`: `[batch, nodes]`. A root is its own parent; padding nodes are not valid.
     `sources` index `source_names`. `trials[row][node]` lists the draws below a node in the order in which they are
     tried, and `q[row]` holds the distributions of those draws, `[draws, vocab]`. Only residual verifiers need both.
+    `broken` names the sources that gave no distribution somewhere in this image or batch, and drafted uniformly there.
     """
 
     tokens: Int[Tensor, "b n"]
@@ -37,6 +39,7 @@ class DraftTree:
     source_names: tuple[str, ...]
     trials: list[dict[int, list[Trial]]] | None = None
     q: list[Float[Tensor, "_ vocab"]] | None = None
+    broken: frozenset[str] = frozenset()
 
     @property
     def nodes(self) -> int:
@@ -151,6 +154,7 @@ def batch_trees(
     source_names: tuple[str, ...],
     q: list[Tensor] | None = None,
     device: torch.device | None = None,
+    broken: Iterable[str] = (),
 ) -> DraftTree:
     """One `DraftTree` from the trees of each image, padded to the largest."""
     n = max(len(builder.tokens) for builder in builders)
@@ -170,4 +174,5 @@ def batch_trees(
         source_names=source_names,
         trials=None if q is None else [builder.trials for builder in builders],
         q=q,
+        broken=frozenset(broken),
     )

@@ -67,6 +67,11 @@ class WindowState:
         """The tensors that `CHANGING` names."""
         return [getattr(self, name) for name in CHANGING]
 
+    @property
+    def progress(self) -> Int[Tensor, " b1"]:
+        """What the host reads after a step, in one tensor: `committed`, and `broken` as 0 or 1 at its end."""
+        return torch.cat((self.committed, self.broken))
+
     def load(self, state: WindowState) -> None:
         """Copy another state of the same shapes into the memory of this one."""
         for mine, other in zip(self.tensors, state.tensors, strict=True):
@@ -168,14 +173,25 @@ def hold(state: WindowState, committed: list[int], late: int = 0) -> None:
 
 
 def follow(target: Target, state: WindowState, on_step: OnStep | None) -> None:
-    """Step until every image is drawn; the host reads the counts of each step and shortens the window at the end."""
-    committed, steps = state.committed.tolist(), 1
+    """Step until every image is drawn; the host reads the progress of each step and shortens the window at the end."""
+    committed, steps = known(state, state.progress.tolist()), 1
     while (left := state.grid.size - min(committed)) > 0:
         reach = min(state.window.reach, left)
         hold(state, committed)
         advance(target, state, reach)
-        committed, steps = state.committed.tolist(), steps + 1
+        committed, steps = known(state, state.progress.tolist()), steps + 1
         tell(state, committed, steps, on_step)
+
+
+def known(state: WindowState, progress: list[int]) -> list[int]:
+    """The committed tokens of each image in a `WindowState.progress`.
+
+    Raises `HawkError` if one of them had no distribution, before anybody is told of that token.
+    """
+    *committed, broken = progress
+    if broken:
+        raise not_finite(state.cache.keys.dtype)
+    return committed
 
 
 def tell(state: WindowState, committed: list[int], steps: int, on_step: OnStep | None) -> None:
@@ -189,8 +205,7 @@ def tell(state: WindowState, committed: list[int], steps: int, on_step: OnStep |
 
 def finish(state: WindowState) -> Generation:
     """The finished images and their counts; `HawkError` where the target's logits were not finite."""
-    if bool(state.broken):
-        raise not_finite(state.cache.keys.dtype)
+    known(state, state.progress.tolist())
     size, window = state.grid.size, state.window
     origins = state.origins[:, :size].clone()
     history = state.history[: int(state.steps)].tolist()

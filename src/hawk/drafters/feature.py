@@ -8,7 +8,7 @@ likeliest tokens of q instead, and each of them carries a one-hot q.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -105,12 +105,16 @@ def nodes_of(draws: tuple[int, ...]) -> int:
 
 @dataclass
 class FeatureMemory:
-    """Entries of each image's committed tokens, and the drafter's state after each root."""
+    """Entries of each image's committed tokens, and the drafter's state after each root.
+
+    `broken` names the source once its logits gave no distribution (`DraftScores.broken`).
+    """
 
     params: SamplingParams
     randomness: Randomness
     entries: list[Entries]
     after_root: list[Tensor]
+    broken: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -161,7 +165,7 @@ class FeatureTree:
             builder, rows = self._grow(memory, canvas, row)
             builders.append(builder)
             q.append(rows)
-        return batch_trees(builders, ("feature",), q, canvas.tokens.device)
+        return batch_trees(builders, (NAME,), q, canvas.tokens.device, memory.broken)
 
     def _grow(self, memory: FeatureMemory, canvas: Canvas, row: int) -> tuple[TreeBuilder, Float[Tensor, "q vocab"]]:
         builder = TreeBuilder.rooted(int(canvas.tokens[row, canvas.committed[row] - 1]))
@@ -175,7 +179,10 @@ class FeatureTree:
             below: list[int] = []
             source: list[int] = []
             for i, node in enumerate(level):
-                q = draft_log_probs(self.head, states[0, i : i + 1], memory.params)[0].exp()
+                scores = draft_log_probs(self.head, states[0, i : i + 1], memory.params)
+                if scores.broken is not None:
+                    memory.broken.add(NAME)
+                q = scores.log_q[0].exp()
                 for token in self._candidates(q, self.draws[depth], generator):
                     child = builder.add(node, token, 0, -1 if self.one_hot else len(rows))
                     if child not in below:

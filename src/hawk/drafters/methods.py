@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from hawk.decoding.arguments import name_of
 from hawk.decoding.tree import Window
 from hawk.decoding.trees import Drafter, NoDrafter
 from hawk.decoding.verify import LOSSLESS
@@ -102,9 +103,7 @@ JACOBI_TREES = {
 
 def method_named(name: str) -> Method:
     """The method of a name; `HawkError` with all names for an unknown one."""
-    if name not in METHODS:
-        raise HawkError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
-    return METHODS[name]
+    return METHODS[name_of("method", name, METHODS)]
 
 
 M = TypeVar("M", bound=nn.Module)

@@ -45,7 +45,8 @@ class PoolMemory:
     """A pool's memory of a batch: the parameters, the randomness, and the memory of each source.
 
     `ahead` holds the tokens after each image's root that are known already (`Verdict.ahead`). `layouts` caches the
-    weights of a fused pool for each pattern of covered offsets, since patterns recur at every step.
+    weights of a fused pool for each pattern of covered offsets, since patterns recur at every step. `broken` names the
+    sources whose logits gave no distribution (`DraftScores.broken`).
     """
 
     params: SamplingParams
@@ -53,6 +54,16 @@ class PoolMemory:
     sources: list[Any]
     ahead: list[tuple[int, ...]]
     layouts: dict[tuple[tuple[int, int, int], ...], list[Tensor]] = field(default_factory=dict)
+    broken: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Draft states of a source for the output head, and what takes their log q."""
+
+    source: str
+    states: Float[Tensor, "n d"]
+    receive: Callable[[Tensor], None]
 
 
 @dataclass
@@ -74,7 +85,7 @@ class Pool:
 
     def observe(self, memory: PoolMemory, canvas: Canvas, verified: Verified) -> None:
         """Show the step to every source, and answer all their queries by one call of the output head."""
-        asked: list[tuple[Callable[[Tensor], None], Tensor]] = []
+        asked: list[Asked] = []
         for row in range(canvas.batch):
             memory.ahead[row] = verified.verdicts[row].ahead
             if not canvas.room(row):
@@ -83,11 +94,15 @@ class Pool:
                 source.see(remembered, canvas, row, verified)
                 states = source.queries(remembered, canvas, row)
                 if len(states):
-                    asked.append((partial(source.receive, remembered, row), states))
+                    asked.append(Asked(source.name, states, partial(source.receive, remembered, row)))
         if asked:
-            log_q = draft_log_probs(self.head, torch.cat([states for _, states in asked]), memory.params)
-            for (receive, _), answer in zip(asked, log_q.split([len(states) for _, states in asked]), strict=True):
-                receive(answer)
+            sizes = [len(each.states) for each in asked]
+            scores = draft_log_probs(self.head, torch.cat([each.states for each in asked]), memory.params)
+            for each, answer in zip(asked, scores.log_q.split(sizes), strict=True):
+                each.receive(answer)
+            if scores.broken is not None:
+                broken = zip(asked, scores.broken.split(sizes), strict=True)
+                memory.broken |= {each.source for each, rows in broken if bool(rows.any())}
 
     def drafts(self, memory: PoolMemory, canvas: Canvas, row: int, window: int) -> Drafts:
         """The drafts for the `window` positions after an image's root, by the index of their source."""
@@ -125,7 +140,7 @@ class CartesianPool(Pool):
             builder, rows = self._grow(memory, canvas, row)
             builders.append(builder)
             q.append(rows)
-        return batch_trees(builders, self.source_names, q, canvas.tokens.device)
+        return batch_trees(builders, self.source_names, q, canvas.tokens.device, memory.broken)
 
     def _grow(self, memory: PoolMemory, canvas: Canvas, row: int) -> tuple[TreeBuilder, Float[Tensor, "draws vocab"]]:
         builder = TreeBuilder.rooted(int(canvas.tokens[row, canvas.committed[row] - 1]))
@@ -171,7 +186,7 @@ class FusedPool(Pool):
     def propose(self, memory: PoolMemory, canvas: Canvas) -> DraftTree:
         """One best-first tree for each image."""
         builders = [self._grow(memory, canvas, row) for row in range(canvas.batch)]
-        return batch_trees(builders, self.source_names, None, canvas.tokens.device)
+        return batch_trees(builders, self.source_names, None, canvas.tokens.device, memory.broken)
 
     def _grow(self, memory: PoolMemory, canvas: Canvas, row: int) -> TreeBuilder:
         committed, settings = canvas.committed[row], self.settings

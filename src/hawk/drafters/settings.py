@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field
 
 from hawk.decoding.arguments import whole_number
 from hawk.decoding.grid import Grid
-from hawk.decoding.planning import WIDTHS, TimedTarget, kept_costs, known_seconds, step_seconds
+from hawk.decoding.planning import WIDTHS, StepCosts, TimedTarget, kept_costs, known_seconds, step_seconds
 from hawk.decoding.recording import Engine
 from hawk.errors import HawkError
 from hawk.files import read_fields, write_json
@@ -206,14 +206,18 @@ def known_window(settings: FusedSettings, model: str, machine: str, engine: Engi
     return KnownWindow(at_costs.refresh or at_costs.window, costs.measured)
 
 
-def drifted(drawn: float, target: TimedTarget, model: str, engine: Engine, nodes: int) -> bool | None:
-    """Whether steps over `nodes` nodes take `DRIFT` times as long as the seconds kept for them, or the reverse.
+def costs_of(target: TimedTarget, model: str, engine: Engine) -> StepCosts | None:
+    """The costs that are kept for a model's steps on this machine and engine; None where there are none."""
+    return kept_costs().get(costs_key(model, machine_name(target.device, target.dtype), engine))
+
+
+def drifted(drawn: float, target: TimedTarget, costs: StepCosts | None, engine: Engine, nodes: int) -> bool | None:
+    """Whether steps over `nodes` nodes take `DRIFT` times as long as the seconds kept in `costs`, or the reverse.
 
     `drawn` is the seconds of a step while an image was drawn. They include the drawing of noise, so they are only a
     hint that steps got slower: a few steps over `nodes` nodes are then timed to be sure. None means that `drawn` gives
     no hint, or that no seconds are kept.
     """
-    costs = kept_costs().get(costs_key(model, machine_name(target.device, target.dtype), engine))
     kept = costs.seconds.get(nodes) if costs else None
     if kept is None or kept / DRIFT <= drawn < DRIFT * kept:
         return None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hawk.decoding.canvas import Canvas
+from hawk.decoding.forward import without_distribution
 from hawk.decoding.sampling import SamplingParams, log_probs
 from hawk.decoding.verify import Verified
 
@@ -21,16 +22,33 @@ Embeddings = Callable[[Tensor], Tensor]
 """The target's frozen token embeddings: tokens `[*]` to `[*, dim]`."""
 
 
-def draft_log_probs(
-    head: OutputHead, states: Float[Tensor, "*b dim"], params: SamplingParams
-) -> Float[Tensor, "*b vocab"]:
+@dataclass(frozen=True)
+class DraftScores:
+    """log q of draft states. `broken` is true where the logits gave no distribution; None where all of them did."""
+
+    log_q: Float[Tensor, "n vocab"]
+    broken: Bool[Tensor, " n"] | None
+
+
+def draft_log_probs(head: OutputHead, states: Float[Tensor, "n dim"], params: SamplingParams) -> DraftScores:
     """log q of draft states; where the logits hold a NaN or overflow, q is uniform.
 
     A damaged drafter, or one that overflows in float16, is thus slow and changes nothing that is drawn.
     """
-    log_q = log_probs(head(states), params)
-    broken = log_q[..., :1].isnan()  # a softmax without a sum is NaN at every token
-    return log_q.masked_fill(broken, -math.log(log_q.shape[-1])) if bool(broken.any()) else log_q
+    logits = head(states)
+    log_q, broken = log_probs(logits, params), without_distribution(logits)
+    if not bool(broken.any()):
+        return DraftScores(log_q, None)
+    return DraftScores(log_q.masked_fill(broken[:, None], -math.log(log_q.shape[-1])), broken)
+
+
+def slow_drafts(sources: Iterable[str], dtype: str) -> str:
+    """What to tell a user whose drafter, computed in `dtype`, gave no distribution for some drafts of these sources."""
+    instead = "use dtype bfloat16 or float32" if dtype == "float16" else "train the drafter again"
+    return (
+        f"the drafter ({', '.join(sorted(sources))}) gives numbers that are not finite in {dtype}: its drafts are "
+        f"random there, which slows the drawing down and changes no image; {instead}"
+    )
 
 
 @dataclass(frozen=True)

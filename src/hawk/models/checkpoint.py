@@ -22,6 +22,9 @@ from hawk.nn.stored import read_safetensors
 WRAPPERS = ("model", "module", "state_dict")
 """Keys under which training scripts put the state dict of a checkpoint."""
 
+FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+"""Dtypes that weights may have."""
+
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 """The weight files of a checkpoint in transformers' format."""
 
@@ -35,15 +38,17 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     `argparse.Namespace` are unpickled; a `Namespace` holds the settings of a training script.
 
     Raises:
-        HawkError: the file is missing, cut short, holds code or no state dict; the message is one line.
+        HawkError: the file is missing, cut short, holds code or no state dict, or a weight is of a dtype that is not in
+            `FLOAT_DTYPES`; the message is one line.
     """
     if not path.is_file():
         raise HawkError(f"there is no file {path}")
     refuse_pointer(path)
     weights = read_safetensors(path) if path.suffix == ".safetensors" else _unwrapped(path, _unpickled(path))
     for name, tensor in weights.items():
-        if tensor.ndim and not tensor.is_floating_point():  # a tensor of one number may be a counter
-            raise HawkError(f"{path}: {name} is {tensor.dtype}, weights must be floating-point numbers")
+        if tensor.ndim and tensor.dtype not in FLOAT_DTYPES:  # a tensor of one number may be a counter
+            kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
+            raise HawkError(f"{path}: {name} is {tensor.dtype}, weights must be floating-point numbers, one of {kinds}")
     return weights
 
 

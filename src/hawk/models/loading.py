@@ -10,6 +10,7 @@ from typing import cast, get_args
 
 import torch
 
+from hawk.decoding.arguments import name_of, path_of, shown
 from hawk.decoding.memory import refused_where_memory_ends
 from hawk.decoding.recording import Engine
 from hawk.errors import HawkError, install
@@ -134,8 +135,7 @@ def dtype_named(dtype: str, device: torch.device, large: bool = False) -> str:
     For a `large` model (`is_large`) "auto" becomes bfloat16 on a GPU, too. Raises `HawkError` for an unknown name, and
     for float64 where the device does not have it.
     """
-    if dtype not in ("auto", *DTYPES):
-        raise HawkError(f"unknown dtype {dtype!r}: choose one of auto, {', '.join(DTYPES)}")
+    name_of("dtype", dtype, ("auto", *DTYPES))
     if dtype == "float64" and not has_float64(device):
         raise HawkError(f"{device.type} has no float64: choose auto, float32, bfloat16 or float16")
     if dtype != "auto":
@@ -151,7 +151,7 @@ def device_named(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise HawkError(f"unknown device {name!r}: choose auto, cpu, cuda or mps") from error
+        raise HawkError(f"unknown device {shown(name)}: choose auto, cpu, cuda or mps") from error
     if device.type not in ("cpu", "cuda", "mps"):
         raise HawkError(f"device {name!r} is not supported: choose auto, cpu, cuda or mps")
     if device.type == "mps" and not torch.backends.mps.is_available():
@@ -167,11 +167,8 @@ def engine_named(engine: str, device: torch.device) -> Engine:
     On an Apple GPU ("mps") every engine is "eager", and one line of the log says so. Raises `HawkError` for an unknown
     engine, and for "graph" and "compiled" on a CPU.
     """
-    names = get_args(Engine)
-    if engine == "auto":
+    if name_of("engine", engine, ("auto", *get_args(Engine))) == "auto":
         return "graph" if device.type == "cuda" else "eager"
-    if engine not in names:
-        raise HawkError(f"unknown engine {engine!r}: choose one of auto, {', '.join(names)}")
     if engine != "eager" and device.type == "mps":
         logging.getLogger(__name__).warning("hawk: engine %r needs CUDA: on an Apple GPU the engine is eager", engine)
         return "eager"
@@ -185,22 +182,23 @@ def model_folder(model: str | Path) -> Path:
 
     Raises `HawkError` where there is no such folder.
     """
+    path = path_of("model", model, "'bundled', a folder or a hub id (owner/name)")
     if model == "bundled":
         if not (BUNDLED / "config.json").is_file():
             raise HawkError(
                 f"this installation has no bundled model in {BUNDLED}: reinstall hawk, or name a model folder"
             )
         return BUNDLED
-    return _local_or_fetched(model, "model folder")
+    return _local_or_fetched(path, "model folder")
 
 
 def drafter_folder(drafter: str | Path) -> Path:
     """The folder of a drafter: a path or a hub id. Raises `HawkError` where there is no such folder."""
-    return _local_or_fetched(drafter, "drafter folder")
+    return _local_or_fetched(path_of("drafter", drafter, "a folder or a hub id (owner/name)"), "drafter folder")
 
 
-def _local_or_fetched(name: str | Path, what: str) -> Path:
-    path, name = Path(name), str(name)
+def _local_or_fetched(path: Path, what: str) -> Path:
+    name = str(path)
     if path.exists():
         if not path.is_dir():
             raise HawkError(f"{path} is a file: give the {what}")

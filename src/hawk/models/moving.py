@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from hawk.errors import HawkError
+from hawk.errors import HawkError, one_line
 from hawk.files import new_folder
 from hawk.models.folder import HEADS_FOLDER, FolderModel
 from hawk.models.llamagen.t5 import T5TextEncoder
@@ -69,11 +69,14 @@ def moved(model: Model, device: torch.device, dtype: str) -> Model:
 def save_copy(origin: Origin, folder: Path) -> None:
     """Copy the files of a model folder or checkpoint to a new folder; a drafter of another folder becomes its own.
 
-    Hidden files are left out. Raises `HawkError` where `folder` is a file or not empty, and OSError as writing does.
+    Hidden files are left out. Raises `HawkError` where `folder` is a file, is not empty or cannot be written.
     """
-    with new_folder(folder) as temporary:
-        left_out = shutil.ignore_patterns(".*", "*.tmp")
-        shutil.copytree(model_folder(origin.model), temporary, ignore=left_out, dirs_exist_ok=True)
-        if origin.drafter is not None:
-            shutil.rmtree(temporary / HEADS_FOLDER, ignore_errors=True)
-            shutil.copytree(drafter_folder(origin.drafter), temporary / HEADS_FOLDER, ignore=left_out)
+    try:
+        with new_folder(folder) as temporary:
+            left_out = shutil.ignore_patterns(".*", "*.tmp")
+            shutil.copytree(model_folder(origin.model), temporary, ignore=left_out, dirs_exist_ok=True)
+            if origin.drafter is not None:
+                shutil.rmtree(temporary / HEADS_FOLDER, ignore_errors=True)
+                shutil.copytree(drafter_folder(origin.drafter), temporary / HEADS_FOLDER, ignore=left_out)
+    except OSError as error:
+        raise HawkError(f"the model cannot be saved to {folder} ({one_line(error)}): name another folder") from error

@@ -23,6 +23,7 @@ from hawk.decoding.sampling import SamplingParams
 from hawk.decoding.structure import Structure
 from hawk.errors import HawkError
 from hawk.models.hf.control import added_tokens, mapped_tokens
+from hawk.models.hf.headers import BEGIN_IMAGE, emu3_grid, lumina_grid, lumina_header
 from hawk.models.pixels import decoded_wide
 from hawk.models.tokenizers.fsq import PixelDecoder
 
@@ -238,6 +239,15 @@ class SharedVocabulary(Family):
         closing = torch.tensor(self.closing, dtype=ids.dtype, device=ids.device)
         return torch.cat((rows, closing.expand(len(codes), -1)), dim=1)
 
+    def grid_in(self, prompt: tuple[int, ...]) -> Grid | None:
+        """The grid that a prompt asks for; None where the family's prompts tell no size, or this one tells none."""
+        return None
+
+    def spelled(self, ids: tuple[int, ...]) -> str:
+        """The tokens of ids as the vocabulary spells them, one after another."""
+        names = {token: name for name, token in self.model.config.vocabulary_map.items()}
+        return "".join(names.get(token, "") for token in ids)
+
     def encode(self, text: str) -> tuple[int, ...]:
         """The token ids of text, without special tokens around them."""
         return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
@@ -297,6 +307,10 @@ class Emu3(SharedVocabulary):
         begin, wrapper = special(self.tokenizer, "boi_token"), special(self.tokenizer, "image_wrapper_token")
         start = special(self.tokenizer, "bos_token")
         return self.encode(f"{start}{text}{begin}{grid.height}*{grid.width}{wrapper}")
+
+    def grid_in(self, prompt: tuple[int, ...]) -> Grid | None:
+        """The grid that the last image's header states, as in 90*90."""
+        return emu3_grid(self.spelled(prompt))
 
     def unconditional(self, prompt: tuple[int, ...], grid: Grid) -> tuple[int, ...]:
         """The published negative prompt, with the header of the same grid."""
@@ -358,8 +372,8 @@ class Chameleon(SharedVocabulary):
         return decoded_wide(self.decoder, codes)
 
 
-BEGIN_IMAGE, END_IMAGE, NEW_LINE, SEPARATOR = "<racm3:break>", "<eoss>", "<reserved08799>", "<reserved08706>"
-"""Tokens of Chameleon's vocabulary: begin-of-image, end-of-image, Lumina-mGPT's end-of-row, end-of-turn."""
+END_IMAGE, NEW_LINE, SEPARATOR = "<eoss>", "<reserved08799>", "<reserved08706>"
+"""Tokens of Chameleon's vocabulary: end-of-image, Lumina-mGPT's end-of-row, end-of-turn."""
 
 
 class Lumina(Chameleon):
@@ -415,8 +429,11 @@ class Lumina(Chameleon):
 
     def header(self, grid: Grid) -> tuple[int, ...]:
         """Begin-of-image, height and width; both are counted in squares of 2x2 tokens."""
-        sizes = (self.id_of(f"<reserved{8800 + side // 2:05d}>") for side in (grid.height, grid.width))
-        return (self.id_of(BEGIN_IMAGE), *sizes)
+        return tuple(self.id_of(token) for token in lumina_header(grid))
+
+    def grid_in(self, prompt: tuple[int, ...]) -> Grid | None:
+        """The grid that the header at the prompt's end states."""
+        return lumina_grid(self.spelled(prompt))
 
 
 def special(tokenizer: Any, name: str) -> str:

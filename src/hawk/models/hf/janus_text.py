@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
+from hawk.decoding.arguments import shown
 from hawk.errors import HawkError, one_line
 from hawk.files import read_json, refuse_pointer
 from hawk.models.hf.families import PADDING
@@ -97,16 +100,64 @@ def processor_files(source: Path, image_tokens: int) -> dict[str, dict[str, Any]
     files: dict[str, dict[str, Any]] = {"processor_config.json": {**processor, "use_default_system_prompt": True}}
     path = source / "preprocessor_config.json"
     if path.is_file():
-        fields = read_json(path)
-        kept = ("do_normalize", "image_mean", "image_std", "min_size", "rescale_factor", "background_color")
-        side = fields.get("image_size")
+        fields = _image_fields(path)
+        side = fields.pop("image_size", None)
         files[path.name] = {
             "image_processor_type": "JanusImageProcessor",
             "processor_class": "JanusProcessor",
-            **{name: fields[name] for name in kept if name in fields},
-            **({"size": {"height": side, "width": side}} if isinstance(side, int) else {}),
+            **fields,
+            **({} if side is None else {"size": {"height": side, "width": side}}),
         }
     return files
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What a field must be, in words and as a test of its value."""
+
+    words: str
+    test: Callable[[Any], bool]
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    return _is_whole(value) or (isinstance(value, float) and isfinite(value))
+
+
+def _are_three(value: Any, test: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(map(test, value))
+
+
+SIDE = _Wanted("a whole number, 1 or more", lambda value: _is_whole(value) and value > 0)
+IMAGE_FIELDS = {
+    "do_normalize": _Wanted("true or false", lambda value: isinstance(value, bool)),
+    "image_mean": _Wanted("a list of three finite numbers", lambda value: _are_three(value, _is_finite)),
+    "image_std": _Wanted(
+        "a list of three finite numbers above 0",
+        lambda value: _are_three(value, lambda each: _is_finite(each) and each > 0),
+    ),
+    "min_size": SIDE,
+    "rescale_factor": _Wanted("a finite number above 0", lambda value: _is_finite(value) and value > 0),
+    "background_color": _Wanted(
+        "a list of three whole numbers from 0 to 255",
+        lambda value: _are_three(value, lambda each: _is_whole(each) and 0 <= each <= 255),
+    ),
+    "image_size": SIDE,
+}
+"""The fields of an original preprocessor_config.json that transformers' image processor needs, too."""
+
+
+def _image_fields(path: Path) -> dict[str, Any]:
+    """The fields of a preprocessor_config.json that `IMAGE_FIELDS` names; `HawkError` for a value that is none."""
+    document = read_json(path)
+    fields = {name: document[name] for name in IMAGE_FIELDS if name in document}
+    for name, value in fields.items():
+        if not IMAGE_FIELDS[name].test(value):
+            raise HawkError(f"{path}: {name} must be {IMAGE_FIELDS[name].words}, not {shown(value)}")
+    return fields
 
 
 def generation_config(tokenizer: Any) -> GenerationConfig:

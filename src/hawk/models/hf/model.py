@@ -199,13 +199,18 @@ def family_of(model: Any, tokenizer: Any, decoder: VQGAN | None = None, hint: Fa
     if kind in ("janus", "emu3"):
         make: Callable[[Any, Any], Family] = Janus if kind == "janus" else Emu3
         return make(model, tokenizer)
-    if kind not in ARCHITECTURES:
-        raise HawkError(f"Hawk draws with {', '.join(ARCHITECTURES)}, not with a {kind!r} model")
+    check_kind(kind)
     trained_as = "".join(model.config.architectures or ())
     guessed = "lumina" if "XLLMX" in trained_as or hasattr(model.config, "z_loss_weight") else "chameleon"
     if (hint.family or guessed) == "lumina":
         return Lumina(model, tokenizer, decoder, hint.side)
     return Chameleon(model, tokenizer, decoder)
+
+
+def check_kind(kind: Any) -> None:
+    """Raise `HawkError` for the `model_type` of a model that Hawk does not draw with."""
+    if kind not in ARCHITECTURES:
+        raise HawkError(f"Hawk draws with {', '.join(ARCHITECTURES)}, not with a {kind!r} model")
 
 
 def family_fingerprint(family: Family) -> str:

@@ -26,12 +26,14 @@ from hawk.models.hf.janus_origins import LEFT_OUT, PIXELS, VISION, origins_in
 from hawk.models.hf.janus_text import IMAGE_TOKENS, generation_config, processor_files, read_original_tokenizer
 from hawk.models.hf.reading import FOREIGN, check_depths, quiet
 from hawk.models.tokenizers.vqgan import decoding_weights, shape_of
-from hawk.nn.stored import Count, Shapes, check_weights
+from hawk.nn.stored import Count, Shapes, check_weights, refuse_not_finite
 
 R = TypeVar("R")
 
 KIND = "multi_modality"
 """The `model_type` of DeepSeek's format."""
+LANGUAGE = "llama"
+"""The `model_type` of the language model in DeepSeek's format."""
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 SHARD_BYTES = 2_000_000_000
 """Largest weight file of a converted checkpoint."""
@@ -214,6 +216,8 @@ def convert_original(source: Path, out: Path, on_bytes: Callable[[int, int], Non
     """
     original = _read_config(source)
     held = read_original(source)
+    for path, part in held.items():
+        refuse_not_finite(path, part)
     weights = {name: tensor for part in held.values() for name, tensor in part.items()}
     if original.tied:
         weights.pop("language_model.lm_head.weight", None)
@@ -236,11 +240,12 @@ def convert_original(source: Path, out: Path, on_bytes: Callable[[int, int], Non
     for part in (config, config.text_config):
         part.bos_token_id, part.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         part.pad_token_id = tokenizer.pad_token_id
+    processor = processor_files(source, config.vision_config.num_image_tokens)
     with new_folder(out) as folder, quiet():
         converted = {name: origin.take(weights) for name, (origin, _) in origins.items()}
         save_sharded(folder, "model", converted, None, SHARD_BYTES, on_bytes)
         tokenizer.save_pretrained(folder)
-        for name, document in processor_files(source, config.vision_config.num_image_tokens).items():
+        for name, document in processor.items():
             write_json(folder / name, document)
         write_bytes(folder / "README.md", _card(source).encode())
         generation_config(tokenizer).save_pretrained(folder)
@@ -277,7 +282,11 @@ def _read_config(source: Path) -> OriginalConfig:
         raise HawkError(f"{source} is in transformers' format already: give it to --model as it is")
     if kind != KIND:
         raise HawkError(f"{path}: model_type is {kind!r}, DeepSeek's Janus has {KIND!r}")
-    return read_fields(OriginalConfig, path)
+    original = read_fields(OriginalConfig, path)
+    language = original.language_config.get("model_type", LANGUAGE)
+    if language != LANGUAGE:
+        raise HawkError(f"{path}: model_type of language_config is {language!r}, DeepSeek's Janus has {LANGUAGE!r}")
+    return original
 
 
 def _check_vocabulary(source: Path, tokenizer: Any, config: Any) -> None:

@@ -27,7 +27,7 @@ class Session:
 
     The session refers to the model weakly, and to the model's parts as usual, so it does not keep the model alive.
     `layout` is the model's `layout_of` at the time of the first recording. `at_costs` are the settings `fitted` with
-    the step costs of this machine.
+    the step costs of this machine. `warned` tells whether the caller knows that the drafter is slow (`slow_drafts`).
     """
 
     target: TransformersTarget
@@ -35,6 +35,7 @@ class Session:
     layout: tuple[Any, ...]
     fitted: FusedSettings | None = None
     at_costs: FusedSettings | None = None
+    warned: bool = False
     busy: Lock = field(default_factory=Lock, repr=False)
 
     @cached_property

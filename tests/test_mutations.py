@@ -264,7 +264,7 @@ MUTANTS = {
         cache.KVCache, "advance", "range(count)", "range(count - (count > 1))", (windows,)
     ),
     "frees noise that a late host still needs": Mutant(
-        recording, "replay", "hold(state, known, LAG)", "hold(state, [0, 0, 0])", (windows,)
+        recording, "replay", "hold(state, committed, LAG)", "hold(state, [0, 0, 0])", (windows,)
     ),
     # recordings
     "replays a recording with the noise of its last image": Mutant(

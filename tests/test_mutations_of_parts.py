@@ -489,7 +489,7 @@ MUTANTS = {
     ),
     "calls broken logits sound": Mutant(
         forward,
-        "scores_of",
+        "without_distribution",
         "~logits.amax(-1).isfinite()",
         "torch.zeros_like(logits[..., 0], dtype=torch.bool)",
         (guided_forwards,),

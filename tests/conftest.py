@@ -54,6 +54,14 @@ def checked_calls() -> None:
     jaxtyping.config.calls = 0
 
 
+@pytest.fixture
+def unchecked():
+    """No type checks: a test sees what a caller sees who passes what the signature does not allow."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory):
     """What tests measure is kept for their run only, not in the user's cache."""

@@ -2,7 +2,6 @@
 
 from fractions import Fraction
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -18,14 +17,6 @@ from hawk.models.arguments import image_seeds
 @pytest.fixture(scope="module")
 def pipe(saved_model) -> HawkPipeline:
     return HawkPipeline.from_pretrained(saved_model, device="cpu", dtype="float64")
-
-
-@pytest.fixture
-def unchecked():
-    """No type checks: a test sees what a caller sees who passes what the signature does not allow."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 FIVES = (5, 5.0, np.int64(5), np.uint8(5), np.float32(5), np.array(5), torch.tensor(5), torch.tensor(5.0))

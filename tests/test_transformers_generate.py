@@ -251,6 +251,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_hawk_cannot_do_is_refused_in_one_line(case):
     more, message = REFUSED[case]

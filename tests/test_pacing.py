@@ -72,7 +72,7 @@ def test_an_image_of_two_halves_is_drawn_faster_than_by_any_fixed_window(first):
 def test_the_skill_of_earlier_images_saves_the_learning():
     taught = Pace(63, WIDTH, LADDER)
     seconds(taught, lambda share: 0.0)
-    again = Pace(63, WIDTH, LADDER, taught.mean_skill)
+    again = Pace(63, WIDTH, LADDER, taught.image.skill)
     assert Pace(63, WIDTH, LADDER).reach > 0
     assert again.reach == 0
 

@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import exp, log
+from math import copysign, exp, log
 
 GAIN = 1.06
 """A step changes its reach only where the new one commits so many times as many tokens for its time, or is plain AR."""
 
-MEMORY, BELIEF = 32.0, 6.0
-"""The number of past drafts that an estimate rests on, and the number as which the usual acceptance counts at first."""
+BELIEF = 6.0
+"""The number of drafts as which the acceptance in earlier images counts at first."""
+
+SHORT, LONG = 32.0, 512.0
+"""The number of past drafts on which the two estimates rest: of the last rows, and of the whole image."""
 
 MOST_SKILL = 12.0
 """Bound of `Pace.skill`: a chance of acceptance then lies within 1e-5 of 0 or 1."""
@@ -26,6 +29,10 @@ PROBE = 2
 
 LEAST_REST, MOST_REST = 0.5, 1.0
 """Rows of an image without drafts between two probes: the first rest, and the longest after failed probes."""
+
+
+CHANCE = 1.0
+"""Deviations of the log-odds from earlier images that change nothing: a few drafts decide on as much by chance."""
 
 
 @dataclass(frozen=True)
@@ -76,35 +83,55 @@ def chance(odds: float) -> float:
 
 
 @dataclass
+class Estimate:
+    """By how much the log-odds of acceptance are higher than those of the ladder (`skill`).
+
+    `weight` is the number of drafts that the estimate rests on, at most `memory`.
+    """
+
+    skill: float
+    memory: float
+    weight: float = BELIEF
+
+    def update(self, rung: Rung, accepted: float, rejected: float) -> None:
+        """Move the estimate by the drafts of a step: the mean numbers that were accepted and rejected in an image."""
+        right = chance(rung.odds + self.skill) * self.weight + accepted
+        total = self.weight + accepted + rejected
+        if total:
+            self.skill = min(max(log_odds(right / total) - rung.odds, -MOST_SKILL), MOST_SKILL)
+            self.weight = min(total, self.memory)
+
+
+@dataclass
 class Pace:
     """The reach of the next step, and what is known of this image's drafts.
 
-    Without a ladder every step has the reach `widest`. `skill` says how much higher the log-odds of acceptance are than
-    those of the ladder; `weight` is the number of drafts that this estimate rests on. `rest` counts the tokens until
-    plain steps are interrupted by a probe.
+    Without a ladder every step has the reach `widest`. `known` is the skill that earlier images taught. The estimate
+    of the whole image and that of the last rows count alike: what is easy for some rows is hard again after them.
+    `rest` counts the tokens until plain steps are interrupted by a probe.
     """
 
     widest: int
     width: int
     ladder: tuple[Rung, ...] = ()
-    skill: float = 0.0
-    weight: float = BELIEF
+    known: float = 0.0
     probing: int = 0
     pause: float = LEAST_REST
-    rest: float = 0.0
-    steps: int = 0
-    sum_of_skills: float = 0.0
+    rest: float = field(init=False)
+    image: Estimate = field(init=False)
+    rows: Estimate = field(init=False)
     rung: Rung = field(init=False)
 
     def __post_init__(self) -> None:
-        fixed = Rung(self.widest, 1.0, 1.0)
-        self.rung = self.best() if self.ladder else fixed
+        self.image, self.rows = Estimate(self.known, LONG), Estimate(self.known, SHORT)
+        self.rung = self.best() if self.ladder else Rung(self.widest, 1.0, 1.0)
         self.rest = self.pause * self.width
 
     @property
-    def mean_skill(self) -> float:
-        """The mean estimate over the steps so far."""
-        return self.sum_of_skills / self.steps if self.steps else self.skill
+    def skill(self) -> float:
+        """The estimate by which the next reach is chosen: small deviations from `known` are taken for chance."""
+        deviation = (self.image.skill + self.rows.skill) / 2 - self.known
+        return self.known + copysign(max(abs(deviation) - CHANCE, 0.0), deviation)
 
     @property
     def reach(self) -> int:
@@ -132,18 +159,9 @@ class Pace:
         if seen is not None and reach and not first_after_rest:
             accepted = sum(count - 1 for count in committed) / len(committed)
             rejected = sum(count <= reach for count in committed) / len(committed)
-            self.update(seen, accepted, rejected)
-        self.steps += 1
-        self.sum_of_skills += self.skill
+            for estimate in (self.image, self.rows):
+                estimate.update(seen, accepted, rejected)
         self.turn(sum(committed) / len(committed))
-
-    def update(self, rung: Rung, accepted: float, rejected: float) -> None:
-        """Move the estimate by the drafts of a step: the mean numbers that were accepted and rejected in an image."""
-        right = chance(rung.odds + self.skill) * self.weight + accepted
-        total = self.weight + accepted + rejected
-        if total:
-            self.skill = min(max(log_odds(right / total) - rung.odds, -MOST_SKILL), MOST_SKILL)
-            self.weight = min(total, MEMORY)
 
     def turn(self, tokens: float) -> None:
         """Choose the reach of the next step, after one that committed so many tokens."""

@@ -56,7 +56,7 @@ def draw(
         state, pace = first_window(target, request, window), pace_of(window, request.grid)
         follow(target, state, pace, on_step)
         generation = finish(state)
-        generation.stats.skill = pace.mean_skill if window.ladder else None
+        generation.stats.skill = pace.image.skill if window.ladder else None
         return generation
     recording = begun(target, request, window, recordings)
     replay(recording.state, recording.step, on_step)

@@ -148,8 +148,10 @@ def test_drift_is_noticed_both_ways_and_made_sure(monkeypatch, tmp_path):
     assert drifted(1.7, target, costs, "eager", 8)
     assert timed == [[8], [8]]
     assert drifted(0.6, target, costs, "eager", 8)  # measured under load
-    assert drifted(9.0, target, costs, "eager", 9) is None  # a width that is not kept
     assert timed == [[8], [8]]
+    assert drifted(1.7, target, costs, "eager", 9)  # the mean of a window that changes: the nearest width is timed
+    assert timed == [[8], [8], [8]]
+    assert drifted(9.0, target, None, "eager", 8) is None
 
 
 def test_a_cache_that_cannot_be_written_hinders_nothing(monkeypatch, tmp_path):

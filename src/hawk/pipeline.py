@@ -26,6 +26,7 @@ from hawk.decoding.sampling import SamplingParams
 from hawk.decoding.stats import OnStep, Stats
 from hawk.decoding.tree import Window
 from hawk.decoding.trees import Drafter
+from hawk.drafters.acceptance import Skills
 from hawk.drafters.methods import UNTRAINED, Method, build_drafter, method_named
 from hawk.drafters.parts import DraftParts
 from hawk.drafters.settings import TreeLimits, costs_of, drifted, settings_for
@@ -220,6 +221,11 @@ class HawkPipeline:
         """The step costs of this machine by which `priced` was set, read from their file once; None without any."""
         return costs_of(self.model.target, self.model.fingerprint, self.engine)
 
+    @cached_property
+    def skills(self) -> Skills:
+        """How good the drafts of `hawk` were in earlier images, by their sampling parameters."""
+        return Skills(self.model.fingerprint)
+
     @contextmanager
     def timed(self) -> Iterator[None]:
         """In the body no call times steps again, so that its seconds are those of its images alone."""
@@ -334,11 +340,15 @@ class HawkPipeline:
         tokens = request.images * grid.size
         with evaluation_mode(self.borrowed), tqdm(total=tokens, unit="token", disable=not progress) as bar:
             drafter = self._drafter(chosen, limits.within(grid), verifier)
+            if isinstance(drafter, Window) and drafter.ladder:
+                drafter = replace(drafter, skill=self.skills.of(params))
             batches = self._draw_all(
                 request, drafter, batch_size, output_type, Reports(self, callback_on_step_end, bar)
             )
-        if chosen.name == "hawk" and isinstance(drafter, Window) and callback_on_step_end is None:
-            self._measure_if_drifted(request, batches, drafter)
+        if chosen.name == "hawk" and isinstance(drafter, Window):
+            self.skills.learn(params, [batch.generation for batch in batches])
+            if callback_on_step_end is None:
+                self._measure_if_drifted(request, batches)
         self._warn_of_slow_drafts(batches)
         output = output_of(request, batches, output_type)
         return output if return_dict else (output.images,)
@@ -387,7 +397,7 @@ class HawkPipeline:
             self._warned = True
             LOGGER.warning(slow_drafts(sources, self.dtype))
 
-    def _measure_if_drifted(self, request: Request, batches: Sequence[Batch], window: Window) -> None:
+    def _measure_if_drifted(self, request: Request, batches: Sequence[Batch]) -> None:
         """Time steps again, once in the pipeline's life, where those of a call took much longer than `hawk` counts on.
 
         Only steps like the timed ones are compared: of one guided image of the model's own size. The pipeline's first
@@ -396,11 +406,13 @@ class HawkPipeline:
         """
         compared, self._warm = batches[0 if self._warm else 1 :], True
         alike = request.params.guided and request.grid == self.model.grid and self.engine != "compiled"
-        seconds = [each.decoding / each.generation.stats.nfe for each in compared if len(each.pixels) == 1]
-        if not (alike and seconds and self._measures_again):
+        single = [each for each in compared if len(each.pixels) == 1]
+        if not (alike and single and self._measures_again):
             return
-        target, nodes = self.model.target, window.max_nodes
-        longer = drifted(min(seconds), target, self.costs, self.engine, nodes)
+        quickest = min(single, key=lambda each: each.decoding / each.generation.stats.nfe)
+        stats, target = quickest.generation.stats, self.model.target
+        drawn = quickest.decoding / stats.nfe
+        longer = drifted(drawn, target, self.costs, self.engine, round(stats.nodes / stats.nfe))
         if longer is not None:
             self._measures_again = False
         if longer:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -22,6 +22,7 @@ from hawk.decoding.grid import Grid
 from hawk.decoding.request import Request
 from hawk.decoding.sampling import SamplingParams
 from hawk.decoding.stats import Stats
+from hawk.decoding.tree import Window
 from hawk.drafters.methods import UNTRAINED, build_drafter, method_named
 from hawk.drafters.source import slow_drafts
 from hawk.errors import CallersFunction, HawkError
@@ -161,10 +162,15 @@ def hawk_generate(
         session = session_of(model, described, engine_named(engine, model.device))
         parts = session.priced(parts or UNTRAINED) if chosen.name == "hawk" else parts
         drafting = build_drafter(chosen, parts, session.target)
+        paced = isinstance(drafting, Window) and bool(drafting.ladder)
+        if isinstance(drafting, Window) and paced:
+            drafting = replace(drafting, skill=session.skills.of(params))
         with session.own_recordings() as recordings:
             on_step = None if streamer is None else CallersFunction(feed.on_step)
             with lacking_operations_refused(model.device, on_step):
                 drawn = generate(session.target, request, drafting, on_step, recordings)
+        if paced:
+            session.skills.learn(params, [drawn])
         if drawn.stats.broken_sources and not session.warned:
             session.warned = True
             LOGGER.warning(slow_drafts(drawn.stats.broken_sources, str(session.target.dtype).removeprefix("torch.")))

@@ -19,7 +19,19 @@ from hawk.decoding.noise import GumbelNoise
 from hawk.decoding.request import Request
 from hawk.decoding.stats import Generation, OnStep
 from hawk.decoding.tree import Window
-from hawk.decoding.window import CHANGING, LAG, WindowState, advance, finish, first_window, follow, hold, known, tell
+from hawk.decoding.window import (
+    CHANGING,
+    LAG,
+    WindowState,
+    advance,
+    finish,
+    first_window,
+    follow,
+    hold,
+    known,
+    pace_of,
+    tell,
+)
 from hawk.errors import HawkError, one_line
 
 Engine = Literal["eager", "graph", "compiled"]
@@ -41,9 +53,11 @@ def draw(
 ) -> Generation:
     """Draw the images of a request: `generate` for drafts that are a window."""
     if recordings is None or recordings.engine == "eager":
-        state = first_window(target, request, window)
-        follow(target, state, on_step)
-        return finish(state)
+        state, pace = first_window(target, request, window), pace_of(window, request.grid)
+        follow(target, state, pace, on_step)
+        generation = finish(state)
+        generation.stats.skill = pace.image.skill if window.ladder else None
+        return generation
     recording = begun(target, request, window, recordings)
     replay(recording.state, recording.step, on_step)
     return finish(recording.state)
@@ -69,13 +83,14 @@ def replay(state: WindowState, step: Callable[[], Any], on_step: OnStep | None) 
 
     `step` is `advance` without arguments, or a GPU's recording of it. Steps after the end change nothing.
     """
-    progress, sent, steps = state.progress.tolist(), Sent(), 1
+    progress, sent = state.progress.tolist(), Sent()
     while min(committed := known(state, progress)) < state.grid.size:
         hold(state, committed, LAG)
         step()
+        state.reaches.append(state.window.reach)
         sent.send(state.progress)
-        progress, steps = sent.receive(LAG) or progress, steps + 1
-        tell(state, known(state, progress), steps, on_step)
+        progress = sent.receive(LAG) or progress
+        tell(state, known(state, progress), 1 + len(state.reaches), on_step)
     # The last steps commit nothing, since all images are finished: they do not count.
     state.steps.copy_(state.history.any(1).sum())
 
@@ -221,5 +236,6 @@ def in_place(state: WindowState, cache: FixedCache) -> WindowState:
         state,
         **{name: getattr(state, name).clone() for name in CHANGING},
         cache=cache,
+        reaches=list(state.reaches),
         noise=GumbelNoise(noise.seeds, noise.positions, noise.vocab, noise.held, noise.ring),
     )

@@ -17,6 +17,7 @@ from hawk.decoding.verify import Verdict
 class Stats:
     """Counts of one batch; the lists by depth begin with depth 1.
 
+    `skill` is what the images taught about the drafts of a window with a ladder (`pacing.Pace`).
     `broken_sources` are the sources whose drafts had no distribution somewhere (`DraftTree.broken`).
     """
 
@@ -28,6 +29,7 @@ class Stats:
     accepted_by_depth: list[int] = field(default_factory=list)
     accepted_by_source: dict[str, int] = field(default_factory=dict)
     broken_sources: frozenset[str] = frozenset()
+    skill: float | None = None
 
     @property
     def accept_length(self) -> float:
@@ -75,19 +77,20 @@ OnStep = Callable[[Canvas, Stats], None]
 
 
 def window_stats(
-    history: list[list[int]], origins: list[list[int]], reach: int, source_names: tuple[str, ...]
+    history: list[list[int]], origins: list[list[int]], reaches: list[int], source_names: tuple[str, ...]
 ) -> Stats:
     """The counts of window decoding, from the tokens that each step committed, `history[step][image]`, prefill first.
 
-    `origins` are those of each image's cells. The last token of a step is recovered, unless the image ends with an
-    accepted draft.
+    `reaches` are those of the steps after the prefill, and `origins` those of each image's cells. The last token of a
+    step is recovered, unless the image ends with an accepted draft.
     """
     images, size = len(origins), len(origins[0])
     stats = Stats(images=images, nfe=len(history), committed=sum(map(sum, history)))
     stats.nodes = images  # the prefill's
-    stats.verified_by_depth, stats.accepted_by_depth = [0] * reach, [0] * reach
+    most = max(reaches, default=0)
+    stats.verified_by_depth, stats.accepted_by_depth = [0] * most, [0] * most
     drawn = list(history[0])
-    for counts in history[1:]:
+    for counts, reach in zip(history[1:], reaches, strict=True):
         for row, count in enumerate(counts):
             if not count:
                 continue

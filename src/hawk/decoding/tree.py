@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from hawk.decoding.pacing import Rung
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,17 @@ class Window:
     position that the target has not scored yet, the draft repeats the cell `above`; with `above` False it is the token
     with the largest noise (SCD, arXiv 2510.24211). With `keeps` False a step accepts no draft: that is plain AR at
     the window's shape, the reference for the rounding of a GPU's kernels.
+
+    With a `ladder` each step has the reach of one of its rungs (`pacing.Pace`), and `reach` is that of the widest;
+    `skill` is what an earlier image taught about the drafts.
     """
 
     reach: int
     above: bool = True
     keeps: bool = True
     lossless_with: tuple[str, ...] = ("coupled",)
+    ladder: tuple[Rung, ...] = ()
+    skill: float = field(default=0.0, compare=False)
 
     @property
     def max_nodes(self) -> int:

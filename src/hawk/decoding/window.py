@@ -11,7 +11,7 @@ have to read. So a GPU can record a step once and replay it, while the host foll
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Int
@@ -22,6 +22,7 @@ from hawk.decoding.canvas import RECOVERED, Canvas
 from hawk.decoding.forward import Nodes, Target, both, not_finite, score, score_prompt, wide
 from hawk.decoding.grid import Grid
 from hawk.decoding.noise import HELD, NOISE_BLOCK, GumbelNoise
+from hawk.decoding.pacing import Pace
 from hawk.decoding.request import Request
 from hawk.decoding.sampling import SamplingParams, gumbel_argmax
 from hawk.decoding.stats import Generation, OnStep, Stats, window_stats
@@ -45,7 +46,8 @@ class WindowState:
     `tokens` holds the `committed` tokens of each image, followed by the drafts of the window; `tokens` and `origins`
     are longer than the image by one window. `history[i]` is the number of tokens that step i committed, prefill
     first; `steps` is the number of steps so far. `broken` is whether any committed node had no distribution
-    (`Scores.broken`). `chain` is the ancestor matrix of the window's nodes.
+    (`Scores.broken`). `chain` is the ancestor matrix of the window's nodes. `reaches` are those of the steps that the
+    host has started.
     """
 
     grid: Grid
@@ -61,6 +63,7 @@ class WindowState:
     padding: Int[Tensor, " rows"]
     chain: Bool[Tensor, "b n n"]
     noise: GumbelNoise
+    reaches: list[int] = field(default_factory=list)
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -78,6 +81,7 @@ class WindowState:
             mine.copy_(other)
         assert isinstance(self.cache, FixedCache)
         self.cache.load(state.cache)
+        self.reaches = list(state.reaches)
         self.noise.restart(state.noise.seeds)
 
 
@@ -144,13 +148,13 @@ def advance(target: Target, state: WindowState, reach: int) -> Int[Tensor, " b"]
     state.committed += count
     state.history.index_copy_(0, state.steps, count[None])
     state.steps += 1
-    if reach:
-        enter(state, positions[:, -1:] + 1, reach)
+    if state.window.reach:
+        enter(state, positions[:, -1:] + 1, state.window.reach)
     return count
 
 
 def enter(state: WindowState, last: Int[Tensor, "b 1"], reach: int) -> None:
-    """Fill the window's positions after `last`, which have no guess yet, with first drafts.
+    """Fill the `reach` positions past the frontier that lie after `last`, and so have no guess yet, with first drafts.
 
     The draft is the token of the cell above, or with `Window.above` False the token with the largest noise.
     """
@@ -172,15 +176,22 @@ def hold(state: WindowState, committed: list[int], late: int = 0) -> None:
     state.noise.hold_rows({row: (count, count + ahead) for row, count in enumerate(committed)})
 
 
-def follow(target: Target, state: WindowState, on_step: OnStep | None) -> None:
+def follow(target: Target, state: WindowState, pace: Pace, on_step: OnStep | None) -> None:
     """Step until every image is drawn; the host reads the progress of each step and shortens the window at the end."""
-    committed, steps = known(state, state.progress.tolist()), 1
-    while (left := state.grid.size - min(committed)) > 0:
-        reach = min(state.window.reach, left)
+    size, committed = state.grid.size, known(state, state.progress.tolist())
+    while (left := size - min(committed)) > 0:
+        reach = min(pace.reach, left)
         hold(state, committed)
         advance(target, state, reach)
-        committed, steps = known(state, state.progress.tolist()), steps + 1
-        tell(state, committed, steps, on_step)
+        state.reaches.append(reach)
+        before, committed = committed, known(state, state.progress.tolist())
+        pace.learn(reach, [now - was for was, now in zip(before, committed, strict=True) if size - was > reach])
+        tell(state, committed, 1 + len(state.reaches), on_step)
+
+
+def pace_of(window: Window, grid: Grid) -> Pace:
+    """The pace at which an image begins."""
+    return Pace(window.reach, grid.width, window.ladder, window.skill)
 
 
 def known(state: WindowState, progress: list[int]) -> list[int]:
@@ -209,5 +220,5 @@ def finish(state: WindowState) -> Generation:
     size, window = state.grid.size, state.window
     origins = state.origins[:, :size].clone()
     history = state.history[: int(state.steps)].tolist()
-    stats = window_stats(history, origins.tolist(), window.reach, SOURCES)
+    stats = window_stats(history, origins.tolist(), state.reaches[: len(history) - 1], SOURCES)
     return Generation(state.tokens[:, :size].clone(), origins, SOURCES if window.reach else (), stats)

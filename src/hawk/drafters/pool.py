@@ -269,7 +269,8 @@ def fused_drafter(
     (A tree beside the window gains less than the same number of nodes in a wider window: benchmarks/README.md.)
     """
     if settings.refresh and tuple(source.name for source in sources) == ("stale",):
-        return Window(settings.refresh)
+        ladder = settings.ladder
+        return Window(ladder[-1].reach if ladder else settings.refresh, ladder=ladder)
     return FusedPool(sources, head, settings, left)
 
 

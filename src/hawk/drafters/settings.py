@@ -14,11 +14,13 @@ from pydantic import ConfigDict, Field
 
 from hawk.decoding.arguments import whole_number
 from hawk.decoding.grid import Grid
+from hawk.decoding.pacing import Rung
 from hawk.decoding.planning import WIDTHS, StepCosts, TimedTarget, kept_costs, known_seconds, step_seconds
 from hawk.decoding.recording import Engine
 from hawk.errors import HawkError
 from hawk.files import read_fields, write_json
 from hawk.machine import machine_name
+from hawk.nn.layers import same_bits_in_windows
 
 HEAD_SOURCES = ("horizontal", "vertical-1", "vertical-2")
 """Sources of the draft heads."""
@@ -89,6 +91,8 @@ class FusedSettings:
             expected tokens per time.
         measured_on: the machine on which `node_cost` and `refresh` were chosen; "" for any machine.
         tokens_at: `tokens_at[reach]` is the mean number of tokens that a step with a window of that reach commits.
+        ladder: the reaches among which each step of a window chooses; empty where every step has the reach `refresh`.
+            It follows from `tokens_at` and the step costs of the machine at hand, and is not saved.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -103,6 +107,12 @@ class FusedSettings:
     node_cost: Annotated[float, Field(ge=0)] = 0.03
     measured_on: str = ""
     tokens_at: Annotated[dict[Reach, Gain], Field(max_length=64)] = field(default_factory=dict)
+    ladder: Annotated[tuple[Rung, ...], Field(max_length=0)] = ()
+
+    @property
+    def windows(self) -> bool:
+        """Whether the drafts are a window, whose reach can be chosen anew at each step."""
+        return bool(self.refresh and self.tokens_at) and self.sources == ("stale",)
 
     @property
     def widths(self) -> list[int]:
@@ -121,24 +131,28 @@ class FusedSettings:
         if most is not None:  # the window comes first, since it makes the stale guesses of the next step
             refresh = min(refresh, most)
             nodes = most + 1 - refresh
-        return replace(self, max_nodes=nodes, refresh=refresh, window=limits.window or self.window)
+        ladder = self.ladder if limits == TreeLimits() else ()  # a caller who names a width gets that width
+        return replace(self, max_nodes=nodes, refresh=refresh, window=limits.window or self.window, ladder=ladder)
 
-    def at_costs(self, seconds: dict[int, float], machine: str) -> FusedSettings:
+    def at_costs(self, seconds: dict[int, float], machine: str, paced: bool = False) -> FusedSettings:
         """The settings for a machine whose steps take `seconds[nodes]`.
 
         The node cost is the slope of a line through the seconds, as a share of a step of one node. The window is the
-        one with the fewest seconds for each committed token.
+        one with the fewest seconds for each committed token. If `paced`, every step chooses its reach from a ladder.
         """
         slope, intercept = statistics.linear_regression(list(seconds), list(seconds.values()))
         step = max(intercept + slope, 1e-9)
         refresh = self.refresh
         if refresh and self.tokens_at:
             refresh = min(self.tokens_at, key=lambda reach: seconds[reach + 1] / self.tokens_at[reach])
-        return replace(self, node_cost=max(slope, 0.0) / step, refresh=refresh, measured_on=machine)
+        rungs = {0: 1.0, **self.tokens_at} if refresh and self.tokens_at and paced else {}
+        ladder = tuple(Rung(reach, seconds[reach + 1], tokens) for reach, tokens in sorted(rungs.items()))
+        cost = max(slope, 0.0) / step
+        return replace(self, node_cost=cost, refresh=refresh, measured_on=machine, ladder=ladder)
 
     def save(self, folder: Path) -> None:
         """Write `pool.json`."""
-        write_json(folder / "pool.json", asdict(self))
+        write_json(folder / "pool.json", asdict(replace(self, ladder=())))
 
     @classmethod
     def load(cls, folder: Path) -> FusedSettings:
@@ -186,12 +200,14 @@ def settings_for(
     """
     machine = machine_name(target.device, target.dtype)
     here = name_with_engine(machine, engine)
-    if settings.measured_on in ("", here):
+    # Where rounding depends on the shape of a step, reaches that change would make the image depend on them.
+    paced = same_bits_in_windows(target.device, target.dtype) and settings.windows
+    if settings.measured_on == "" or (settings.measured_on == here and not paced):
         return settings
     widths = settings.widths
     key = costs_key(model, machine, engine)
     seconds = known_seconds(key, widths, lambda: step_seconds(target, widths, 5, engine), anew)
-    return settings.at_costs(seconds, here)
+    return settings.at_costs(seconds, here, paced)
 
 
 def known_window(settings: FusedSettings, model: str, machine: str, engine: Engine) -> KnownWindow | None:
@@ -212,14 +228,17 @@ def costs_of(target: TimedTarget, model: str, engine: Engine) -> StepCosts | Non
 
 
 def drifted(drawn: float, target: TimedTarget, costs: StepCosts | None, engine: Engine, nodes: int) -> bool | None:
-    """Whether steps over `nodes` nodes take `DRIFT` times as long as the seconds kept in `costs`, or the reverse.
+    """Whether steps over about `nodes` nodes take `DRIFT` times as long as the seconds kept in `costs`, or the reverse.
 
-    `drawn` is the seconds of a step while an image was drawn. They include the drawing of noise, so they are only a
-    hint that steps got slower: a few steps over `nodes` nodes are then timed to be sure. None means that `drawn` gives
-    no hint, or that no seconds are kept.
+    `drawn` is the mean seconds of a step while an image was drawn, and `nodes` its mean number of nodes. The seconds
+    include the drawing of noise, so they are only a hint that steps got slower: a few steps are then timed to be sure.
+    None means that `drawn` gives no hint, or that no seconds are kept.
     """
-    kept = costs.seconds.get(nodes) if costs else None
-    if kept is None or kept / DRIFT <= drawn < DRIFT * kept:
+    if costs is None or not costs.seconds:
+        return None
+    nodes = min(costs.seconds, key=lambda width: abs(width - nodes))
+    kept = costs.seconds[nodes]
+    if kept / DRIFT <= drawn < DRIFT * kept:
         return None
     return drawn < kept or step_seconds(target, [nodes], 5, engine)[nodes] >= DRIFT * kept
 

@@ -112,6 +112,14 @@ ROWS_AT_ONCE, WIDE = 32, 512
 """In a bfloat16 product with more than `WIDE` inputs, oneDNN adds in another order above `ROWS_AT_ONCE` rows."""
 
 
+def same_bits_in_windows(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a node's logits have the same bits in a window as alone: on CPUs (except in float16).
+
+    How a GPU's kernels round depends on the shape.
+    """
+    return device.type == "cpu" and dtype != torch.float16
+
+
 def whole_query_blocks(mask: Float[Tensor, "b 1 n m"]) -> Float[Tensor, "b 1 whole m"]:
     """An additive mask with a whole number of query blocks on a CPU; the queries that it adds see every key."""
     missing = -mask.shape[2] % ROW_BLOCK if mask.device.type == "cpu" else 0

@@ -24,6 +24,8 @@ from hawk.decoding.trees import Drafter
 from hawk.drafters.methods import METHODS, build_drafter
 from hawk.errors import HawkError
 from hawk.models.llamagen.target import LlamaGen
+from hawk.models.loading import DTYPES
+from hawk.nn.layers import same_bits_in_windows
 from hawk.pipeline import HawkPipeline, PipelineOutput
 from hawk.proofs.losslessness import (
     EXACT_SETTINGS,
@@ -175,8 +177,8 @@ def prove_on_model(pipe: HawkPipeline, prompts: Sequence[str]) -> list[Check]:
 
 
 def promises_same_tokens(pipe: HawkPipeline) -> bool:
-    """Whether level 2 is promised: on CPUs, except in float16. How a GPU's kernels round depends on the shape."""
-    return pipe.device.type == "cpu" and pipe.dtype != "float16"
+    """Whether level 2 is promised (`same_bits_in_windows`)."""
+    return same_bits_in_windows(pipe.device, DTYPES[pipe.dtype])
 
 
 def level_held(checks: Sequence[Check]) -> int:
@@ -214,12 +216,12 @@ def identical_in_shape(pipe: HawkPipeline, prompts: Sequence[str], window: Windo
 def window_of(pipe: HawkPipeline) -> tuple[str, Window]:
     """The method whose window stands for the model at level 3, and the window: `hawk`, or `scd` if `hawk` drafts trees.
 
-    Plain AR can be run at the shape of a window, but not at that of a tree, which changes with every step.
+    Plain AR can be run at the shape of a window of fixed reach, but not at shapes that change with every step.
     """
     for method, parts in (("hawk", pipe.priced), ("scd", None)):
         drafter = build_drafter(METHODS[method], parts, pipe.model.target)
         if isinstance(drafter, Window):
-            return method, drafter
+            return method, replace(drafter, ladder=())
     raise AssertionError("scd drafts in a window")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from weakref import WeakKeyDictionary, proxy
 
 from hawk.decoding.recording import Engine, Recordings
+from hawk.drafters.acceptance import Skills
 from hawk.drafters.parts import DraftParts
 from hawk.drafters.settings import FusedSettings, settings_for
 from hawk.models.hf.families import Family
@@ -49,6 +50,11 @@ class Session:
             engine = self.recordings.engine
             self.fitted, self.at_costs = parts.fused, settings_for(parts.fused, self.target, self.fingerprint, engine)
         return replace(parts, fused=self.at_costs)
+
+    @cached_property
+    def skills(self) -> Skills:
+        """How good the drafts of `hawk` were in earlier images, by their sampling parameters."""
+        return Skills(self.fingerprint)
 
     @contextmanager
     def own_recordings(self) -> Iterator[Recordings | None]:

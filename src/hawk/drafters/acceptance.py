@@ -1,0 +1,78 @@
+"""How good a model's drafts were in earlier images: kept by its sampling parameters, as the prior of the next image."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+
+from hawk.decoding.pacing import MOST_SKILL
+from hawk.decoding.planning import costs_file
+from hawk.decoding.sampling import SamplingParams
+from hawk.decoding.stats import Generation
+from hawk.errors import HawkError
+from hawk.files import read_json, write_json
+
+CHANGE = 0.25
+"""The file is written where an estimate changed by more than so many nats of log-odds."""
+
+
+def acceptance_file() -> Path:
+    """The file that keeps estimates, beside the step costs."""
+    return costs_file().with_name("acceptance.json")
+
+
+@dataclass
+class Skills:
+    """The `Pace.skill` of a model (its fingerprint) under each of the sampling parameters that it was drawn with."""
+
+    model: str
+    known: dict[SamplingParams, float] = field(default_factory=dict)
+
+    def of(self, params: SamplingParams) -> float:
+        """The estimate for an image with these parameters; 0 where nothing is known."""
+        if params not in self.known:
+            self.known[params] = self.stored().get(key_of(params), 0.0)
+        return self.known[params]
+
+    def learn(self, params: SamplingParams, generations: list[Generation]) -> None:
+        """Move the estimate half-way to what each of these drawings found, and keep it in the file if it moved."""
+        before = skill = self.of(params)
+        for generation in generations:
+            if generation.stats.skill is not None:
+                skill = (skill + generation.stats.skill) / 2
+        self.known[params] = skill
+        stored = self.stored() if skill != before else {}
+        if skill != before and abs(skill - stored.get(key_of(params), 0.0)) > CHANGE:
+            # The file is a cache: where it cannot be written, the next process begins without the estimate.
+            with suppress(OSError):
+                kept = read_kept() | {self.model: stored | {key_of(params): round(skill, 2)}}
+                write_json(acceptance_file(), kept)
+
+    def stored(self) -> dict[str, float]:
+        """The estimates of this model in the file, by the key of their parameters; none where it is unreadable."""
+        entry = read_kept().get(self.model)
+        if not isinstance(entry, dict):
+            return {}
+        return {key: float(skill) for key, skill in entry.items() if is_estimate(skill)}
+
+
+def read_kept() -> dict[str, object]:
+    """All that is in the file; nothing where there is no readable file."""
+    try:
+        return dict(read_json(acceptance_file()))
+    except (OSError, HawkError):
+        return {}
+
+
+def is_estimate(value: object) -> bool:
+    """Whether a value from a file can be an estimate."""
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and abs(value) <= MOST_SKILL
+    )
+
+
+def key_of(params: SamplingParams) -> str:
+    """Sampling parameters in one string."""
+    return f"temperature {params.temperature:g}, top-k {params.top_k}, top-p {params.top_p:g}, cfg {params.cfg_scale:g}"

@@ -12,7 +12,7 @@ from hawk.errors import HawkError
 from hawk.files import new_folder
 from hawk.models.folder import HEADS_FOLDER, FolderModel
 from hawk.models.llamagen.t5 import T5TextEncoder
-from hawk.models.loading import DTYPES, drafter_folder, mixed_precision, model_folder, should_pack
+from hawk.models.loading import DTYPES, drafter_folder, mixed_precision, model_folder
 from hawk.models.protocol import Model
 
 
@@ -61,7 +61,7 @@ def moved(model: Model, device: torch.device, dtype: str) -> Model:
         module.to(device, weights)
     if isinstance(model.text, T5TextEncoder):
         model = replace(model, text=replace(model.text, device=device))
-    if should_pack(model.target, device, dtype):
+    if mixed_precision(device, dtype):
         model.pack(DTYPES[dtype])
     return model
 

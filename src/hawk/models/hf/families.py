@@ -25,6 +25,7 @@ from hawk.errors import HawkError
 from hawk.models.hf.control import added_tokens, mapped_tokens
 from hawk.models.pixels import decoded_wide
 from hawk.models.tokenizers.fsq import PixelDecoder
+from hawk.nn.packed import pack_linears, packed_linear
 
 
 class Family(ABC):
@@ -55,6 +56,14 @@ class Family(ABC):
     def drawing_modules(self) -> list[nn.Module]:
         """The modules that draw tokens: the backbone (with its embeddings) and the output head."""
         return [self.backbone, self.model.lm_head]
+
+    def pack(self) -> None:
+        """Pack the linear layers that draw tokens for decoding on a CPU.
+
+        The model then draws by Hawk only: the output head for text, which drawing does not need, is dropped.
+        """
+        for module in self.drawing_modules:
+            pack_linears(module, self.text_embeddings.weight.dtype)
 
     @property
     @abstractmethod
@@ -156,6 +165,11 @@ class Janus(Family):
         """Two linear layers with a nonlinearity between them."""
         return self.model.model.generation_head
 
+    def pack(self) -> None:
+        """As for every family; `lm_head` is for text only."""
+        super().pack()
+        self.model.lm_head = nn.Identity()
+
     @property
     def drawing_modules(self) -> list[nn.Module]:
         """The backbone, and embeddings and head of the image codes; `lm_head` is for text only."""
@@ -212,8 +226,17 @@ class SharedVocabulary(Family):
         self.code_ids = torch.tensor(ids, device=model.lm_head.weight.device)
         weight, in_order = model.lm_head.weight.detach(), ids == list(range(ids[0], ids[0] + self.codes))
         rows = weight[ids[0] : ids[0] + self.codes] if in_order else weight[self.code_ids]  # a view, if possible
-        self._head = nn.Linear(weight.shape[1], self.codes, bias=False, device="meta")
-        self._head.weight = nn.Parameter(rows, requires_grad=False)
+        head = nn.Linear(weight.shape[1], self.codes, bias=False, device="meta")
+        head.weight = nn.Parameter(rows, requires_grad=False)
+        self._head: nn.Module = head
+
+    def pack(self) -> None:
+        """As for every family; of `lm_head`, only the rows for image codes are kept."""
+        self.model.lm_head = nn.Identity()
+        head = self._head
+        assert isinstance(head, nn.Linear)
+        self._head = packed_linear(head.weight, head.weight.dtype)
+        super().pack()
 
     @property
     def head(self) -> nn.Module:

@@ -84,6 +84,12 @@ class TransformersModel:
         decoder = getattr(self.family, "decoder", None)
         return [*([decoder] if decoder else []), *(self.drafting.modules if self.drafting else [])]
 
+    def pack(self) -> None:
+        """Pack the linear layers of target and drafters for decoding on a CPU."""
+        self.family.pack()
+        if self.drafting:
+            self.drafting.pack(self.target.dtype)
+
     def check_grid(self, grid: Grid) -> None:
         """Raise `HawkError` for a grid that the family cannot draw."""
         self.family.check_grid(grid)

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 import hawk.drafters.settings
-import hawk.models.loading
 from hawk import HawkError, HawkPipeline
 from hawk.cli.info import info
 from hawk.machine import machine_name
@@ -72,8 +71,7 @@ def test_a_move_to_the_same_place_changes_nothing(pipe):
     assert pipe.model is model
 
 
-def test_what_cannot_be_moved_is_refused_in_one_line(saved_model, monkeypatch):
-    monkeypatch.setattr(hawk.models.loading, "should_pack", lambda *args: True)
+def test_what_cannot_be_moved_is_refused_in_one_line(saved_model):
     packed = HawkPipeline.from_pretrained(saved_model, "cpu", "float32")
     cases = {
         torch.float64: r"packed for this CPU .* load it with from_pretrained\(..., device='cpu', dtype='float64'\)",

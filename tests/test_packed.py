@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -16,7 +19,6 @@ from hawk.nn.packed import (
     pack_after_norm,
     pack_linears,
     packed_linear,
-    worth_packing,
 )
 from hawk.proofs.tiny import tiny_target
 
@@ -77,12 +79,18 @@ def test_packing_replaces_only_float32_layers() -> None:
     assert pack_linears(tiny_target(0)) == 0  # float64
 
 
-def test_weights_too_large_for_a_second_copy_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "can_pack", lambda: True)
-    monkeypatch.setattr(packed, "PACK_LIMIT", 100)
-    layer = nn.Linear(8, 8)
-    assert not worth_packing(layer, F32)
-    assert worth_packing(layer, BF16)  # its packed weights are no second copy
+@pytest.mark.parametrize("intel", [True, False])
+def test_packed_weights_are_held_once(intel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not (torch.backends.mkl.is_available() and has_onednn()):
+        pytest.skip("this build of PyTorch has one of the two")
+    monkeypatch.setattr(packed, "made_by_intel", lambda: intel)
+    layer = nn.Linear(256, 512)
+    weight = weakref.ref(layer.weight)
+    made = packed_linear(layer.weight, F32, layer.bias)
+    del layer
+    gc.collect()
+    assert weight() is None
+    assert sum(tensor.untyped_storage().nbytes() for tensor in made.buffers()) < 100
 
 
 def test_what_this_machine_can_pack_is_known() -> None:

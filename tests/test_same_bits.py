@@ -80,6 +80,20 @@ def test_a_transformers_model_scores_a_node_among_others_as_it_scores_it_alone(n
     assert windows_that_differ(one.model.target, prompt, grid, (0, 27)) == []
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_a_packed_transformers_model_scores_a_node_among_others_as_it_scores_it_alone(name: str) -> None:
+    one, plain, grid = tiny(name), tiny(name), Grid(8, 8)
+    one.model.pack()
+    assert not [module for module in one.model.family.backbone.modules() if isinstance(module, torch.nn.Linear)]
+    prompt = dataclasses.replace(one.model.condition(PROMPTS[:1], [""], one.grid), grid=grid)
+    assert windows_that_differ(one.model.target, prompt, grid, (0, 27)) == []
+    prefilled, expected = (each.model.target.prefill(prompt, True, 4) for each in (one, plain))
+    torch.testing.assert_close(prefilled.hidden, expected.hidden)
+    torch.testing.assert_close(one.model.target.head(prefilled.hidden), plain.model.target.head(expected.hidden))
+    assert one.model.target.parameter_count == plain.model.target.parameter_count
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "unpacked"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=names)

@@ -43,7 +43,7 @@ from hawk.models.loading import (
     load_on,
     model_folder,
 )
-from hawk.models.moving import Origin, moved, same_device, save_copy
+from hawk.models.moving import Origin, evaluation_mode, moved, same_device, save_copy
 from hawk.models.pixels import finite_pixels
 from hawk.models.protocol import Model
 from hawk.outputs import OUTPUT_TYPES, Batch, PipelineOutput, StoppedError, keep_finished, output_of, tokens_sha256
@@ -440,16 +440,3 @@ class Reports:
                 raise _StopError
 
         return on_step
-
-
-@contextmanager
-def evaluation_mode(module: nn.Module | None) -> Iterator[None]:
-    """Run the body with a module in evaluation mode; afterwards each part of the module has its own mode again."""
-    training = [] if module is None else [part for part in module.modules() if part.training]
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True

@@ -128,7 +128,7 @@ def hawk_generate(
     Raises:
         HawkError: one line on what the call asks for and Hawk cannot do.
     """
-    from hawk.models.hf.families import SharedVocabulary
+    from hawk.models.hf.family import SharedVocabulary
     from hawk.models.hf.model import FamilyHint, as_model, family_of
     from hawk.models.hf.session import session_of
     from hawk.models.hf.target import TokenPrompt

@@ -18,7 +18,7 @@ GAIN = 1.06
 BELIEF = 6.0
 """The number of drafts as which the acceptance in earlier images counts at first."""
 
-SHORT, LONG = 32.0, 512.0
+SHORT, LONG = 24.0, 512.0
 """The number of past drafts on which the two estimates rest: of the last rows, and of the whole image."""
 
 MOST_SKILL = 12.0
@@ -31,7 +31,7 @@ LEAST_REST, MOST_REST = 0.5, 1.0
 """Rows of an image without drafts between two probes: the first rest, and the longest after failed probes."""
 
 
-CHANCE = 1.0
+CHANCE = 0.7
 """Deviations of the log-odds from earlier images that change nothing: a few drafts decide on as much by chance."""
 
 

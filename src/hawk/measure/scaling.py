@@ -23,7 +23,7 @@ from hawk.machine import seconds_of
 from hawk.measure.methods import environment
 from hawk.models.llamagen.target import LlamaGen, LlamaGenConfig
 from hawk.models.protocol import ImageTarget
-from hawk.nn.packed import fast_dtype, worth_packing
+from hawk.nn.packed import fast_dtype
 from hawk.pipeline import HawkPipeline
 
 SHAPES = {
@@ -181,7 +181,7 @@ def made_up_target(shape: LlamaGenConfig, device: torch.device) -> LlamaGen:
     target = target.to_empty(device=device).requires_grad_(False).eval()
     for parameter in target.parameters():
         parameter.fill_(0.01)
-    if device.type == "cpu" and worth_packing(target, fast_dtype()):
+    if device.type == "cpu":
         target.pack(fast_dtype())
     return target
 

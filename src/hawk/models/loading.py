@@ -21,7 +21,7 @@ from hawk.models.folder import BUNDLED, load_model, outline_model, target_files
 from hawk.models.hub import fetched, is_hub_id
 from hawk.models.llamagen.target import LlamaGen
 from hawk.models.protocol import ImageTarget, Model
-from hawk.nn.packed import fast_dtype, worth_packing
+from hawk.nn.packed import fast_dtype
 from hawk.nn.stored import shapes_in
 
 LARGE = 200_000_000
@@ -41,7 +41,7 @@ def load_on(
     Args:
         dtype: a name in `DTYPES`.
         drafter: a drafter's folder, to use in place of the model's own drafter.
-        pack: lay the linear layers out for decoding, where the device and the dtype gain from it (`should_pack`).
+        pack: lay the linear layers out for decoding, where the device and the dtype gain from it (`mixed_precision`).
         with_drafter: False loads no drafter, not even the model's own.
 
     Raises:
@@ -50,28 +50,23 @@ def load_on(
     elsewhere = "" if device.type == "cpu" else ", or --device cpu"
     with refused_where_memory_ends(f"load the model in bfloat16, or choose a smaller model{elsewhere}"):
         if is_checkpoint(folder):
-            return _load_checkpoint(folder, device, DTYPES[dtype], drafter)
+            return _load_checkpoint(folder, device, dtype, drafter, pack)
         read_as = torch.float32 if mixed_precision(device, dtype) else DTYPES[dtype]
         model = load_model(folder, read_as, drafter, with_drafter, text_device=device)
         for module in model.modules:
             module.to(device)
-        if pack and should_pack(model.target, device, dtype):
+        if pack and mixed_precision(device, dtype):
             model.pack(DTYPES[dtype])
         return model
 
 
 def packed_copy(target: ImageTarget, device: torch.device, dtype: str) -> ImageTarget:
     """A copy of an unpacked target, packed as `load_on` packs it; the target itself where `load_on` would not pack."""
-    if not isinstance(target, LlamaGen) or not should_pack(target, device, dtype):
+    if not isinstance(target, LlamaGen) or not mixed_precision(device, dtype):
         return target
     copy = deepcopy(target)
     copy.pack(DTYPES[dtype])
     return copy
-
-
-def should_pack(target: LlamaGen, device: torch.device, dtype: str) -> bool:
-    """Whether to pack a target's linear layers for decoding."""
-    return mixed_precision(device, dtype) and worth_packing(target, DTYPES[dtype])
 
 
 def mixed_precision(device: torch.device, dtype: str) -> bool:
@@ -111,12 +106,15 @@ def load_outline(folder: Path) -> Model:
     return outline_transformers_model(folder)
 
 
-def _load_checkpoint(folder: Path, device: torch.device, dtype: torch.dtype, drafter: Path | None) -> Model:
+def _load_checkpoint(folder: Path, device: torch.device, dtype: str, drafter: Path | None, pack: bool) -> Model:
     try:
         from hawk.models.hf.model import load_transformers_model
     except ModuleNotFoundError as error:
         raise _without_transformers(folder, error) from error
-    return load_transformers_model(folder, device, dtype, drafter)
+    model = load_transformers_model(folder, device, DTYPES[dtype], drafter)
+    if pack and device.type == "cpu":
+        model.pack()
+    return model
 
 
 def _without_transformers(folder: Path, error: ModuleNotFoundError) -> Exception:

@@ -1,18 +1,21 @@
-"""What becomes of a loaded model: moved to another device or dtype, or saved with its drafter to a new folder."""
+"""What becomes of a loaded model: moved to another device or dtype, saved with its drafter, run in evaluation mode."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from hawk.errors import HawkError, one_line
 from hawk.files import new_folder
 from hawk.models.folder import HEADS_FOLDER, FolderModel
 from hawk.models.llamagen.t5 import T5TextEncoder
-from hawk.models.loading import DTYPES, drafter_folder, mixed_precision, model_folder, should_pack
+from hawk.models.loading import DTYPES, drafter_folder, mixed_precision, model_folder
 from hawk.models.protocol import Model
 
 
@@ -61,7 +64,7 @@ def moved(model: Model, device: torch.device, dtype: str) -> Model:
         module.to(device, weights)
     if isinstance(model.text, T5TextEncoder):
         model = replace(model, text=replace(model.text, device=device))
-    if should_pack(model.target, device, dtype):
+    if mixed_precision(device, dtype):
         model.pack(DTYPES[dtype])
     return model
 
@@ -80,3 +83,16 @@ def save_copy(origin: Origin, folder: Path) -> None:
                 shutil.copytree(drafter_folder(origin.drafter), temporary / HEADS_FOLDER, ignore=left_out)
     except OSError as error:
         raise HawkError(f"the model cannot be saved to {folder} ({one_line(error)}): name another folder") from error
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module | None) -> Iterator[None]:
+    """Run the body with a module in evaluation mode; afterwards each part of the module has its own mode again."""
+    training = [] if module is None else [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True

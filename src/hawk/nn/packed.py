@@ -19,22 +19,20 @@ from hawk.nn.layers import ROWS_AT_ONCE, WIDE, RMSNorm, SwiGLU, product
 PACKED_FOR_ROWS = 64
 """The number of rows that the packed layout is made for: measured to be the best, even for a single row."""
 
-PACK_LIMIT = 1 << 30
-"""The most bytes of float32 weights for which a second, packed copy is worth its memory."""
-
 
 class MKLLinear(nn.Module):
-    """A frozen linear layer in float32, packed by MKL."""
+    """A frozen linear layer in float32, packed by MKL. The weights are held only once, in packed form."""
 
     def __init__(self, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None = None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight.detach(), requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         self.product = torch.ops.mkl._mkl_linear.default
-        self.packed = torch.ops.mkl._mkl_reorder_linear_weight(self.weight.detach(), PACKED_FOR_ROWS)
+        self.packed = torch.ops.mkl._mkl_reorder_linear_weight(weight.detach(), PACKED_FOR_ROWS)
+        # The product reads the shape of the weights here, and their values only from the packed form.
+        self.register_buffer("shape", torch.zeros(1).expand(weight.shape), persistent=False)
 
     def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
-        return self.product(x.float(), self.packed, self.weight, self.bias, x.numel() // x.shape[-1])
+        return self.product(x.float(), self.packed, self.shape, self.bias, x.numel() // x.shape[-1])
 
 
 class OneDNNLinear(nn.Module):
@@ -90,11 +88,6 @@ def fast_dtype() -> torch.dtype:
     return torch.bfloat16 if has_matrix_units() else torch.float32
 
 
-def worth_packing(module: nn.Module, dtype: torch.dtype) -> bool:
-    """Whether to pack a module. MKL's packed float32 weights are a second copy, which is too much for a large model."""
-    return dtype == torch.bfloat16 or not can_pack() or sum(p.nbytes for p in module.parameters()) <= PACK_LIMIT
-
-
 class FrozenLinear(nn.Module):
     """A frozen linear layer with PyTorch's own product, for machines and dtypes without a packed one."""
 
@@ -119,15 +112,22 @@ def packed_linear(
 
 
 def pack_linears(module: nn.Module, dtype: torch.dtype = torch.float32) -> int:
-    """Replace all float32 linear layers on the CPU inside `module` by packed ones; return how many there were."""
+    """Replace all linear layers on the CPU inside `module` by packed ones; return how many there were.
+
+    Layers in float32 or in `dtype` are packed. Each layer's own weights are freed before the next layer is packed.
+    """
     found = [
-        (parent, name, child)
+        (parent, name)
         for parent in module.modules()
         for name, child in parent.named_children()
-        if isinstance(child, nn.Linear) and child.weight.dtype == torch.float32 and child.weight.device.type == "cpu"
+        if isinstance(child, nn.Linear)
+        and child.weight.dtype in (torch.float32, dtype)
+        and child.weight.device.type == "cpu"
     ]
-    for parent, name, child in found:
-        setattr(parent, name, packed_linear(child.weight, dtype, child.bias))
+    for parent, name in found:
+        layer = getattr(parent, name)
+        setattr(parent, name, packed_linear(layer.weight, dtype, layer.bias))
+        del layer
     return len(found)
 
 

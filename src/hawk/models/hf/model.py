@@ -27,7 +27,8 @@ from hawk.errors import HawkError, one_line
 from hawk.files import read_fields, read_json
 from hawk.models.checkpoint import read_checkpoint, weight_files
 from hawk.models.fingerprint import fingerprint
-from hawk.models.hf.families import Chameleon, Emu3, Family, Janus, Lumina
+from hawk.models.hf.families import Chameleon, Emu3, Janus, Lumina
+from hawk.models.hf.family import Family
 from hawk.models.hf.reading import outlined_model, read_model, read_tokenizer
 from hawk.models.hf.target import TokenPrompt, TransformersTarget
 from hawk.models.tokenizers.vqgan import VQGAN, VQGANConfig, decoding_weights
@@ -83,6 +84,12 @@ class TransformersModel:
         """Pixel decoder and drafters. The transformers model is not among them: it is read straight to its device."""
         decoder = getattr(self.family, "decoder", None)
         return [*([decoder] if decoder else []), *(self.drafting.modules if self.drafting else [])]
+
+    def pack(self) -> None:
+        """Pack the linear layers of target and drafters for decoding on a CPU."""
+        self.family.pack()
+        if self.drafting:
+            self.drafting.pack(self.target.dtype)
 
     def check_grid(self, grid: Grid) -> None:
         """Raise `HawkError` for a grid that the family cannot draw."""

@@ -14,7 +14,7 @@ from hawk.decoding.recording import Engine, Recordings
 from hawk.drafters.acceptance import Skills
 from hawk.drafters.parts import DraftParts
 from hawk.drafters.settings import FusedSettings, settings_for
-from hawk.models.hf.families import Family
+from hawk.models.hf.family import Family
 from hawk.models.hf.model import family_fingerprint
 from hawk.models.hf.target import TransformersTarget
 

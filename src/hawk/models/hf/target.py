@@ -20,7 +20,7 @@ from transformers import Cache
 from hawk.decoding.cache import FixedCache, KVCache, Prefilled, cache_room
 from hawk.decoding.grid import Grid
 from hawk.decoding.structure import lay_out
-from hawk.models.hf.families import Family
+from hawk.models.hf.family import Family
 from hawk.nn.layers import WholeBlocks, at_least_float32, causal_visibility
 
 
@@ -57,12 +57,18 @@ class TreeCache(Cache):
 
 
 class TransformersTarget:
-    """A transformers model as decoder and drafters use it; its tokens are image codes, 0 .. `vocab_size` - 1."""
+    """A transformers model as decoder and drafters use it; its tokens are image codes, 0 .. `vocab_size` - 1.
+
+    `parameter_count` is the number of parameters that draw tokens: those of backbone, image embeddings and image head.
+    """
 
     def __init__(self, family: Family) -> None:
         self.family = family
         shape = family.shape
         self.vocab_size, self.hidden_size, self.linear_head = family.codes, shape.hidden_size, family.linear_head
+        modules = nn.ModuleList(family.drawing_modules)
+        # Counted before the family packs them.
+        self.parameter_count = sum(parameter.numel() for parameter in modules.parameters())
 
     @property
     def grid(self) -> Grid:
@@ -83,12 +89,6 @@ class TransformersTarget:
     def end_of_row(self) -> Int[Tensor, " tokens"]:
         """The structure tokens after each row of the image, on the device."""
         return torch.tensor(self.family.structure.end_of_row, dtype=torch.long, device=self.device)
-
-    @property
-    def parameter_count(self) -> int:
-        """The parameters that draw tokens: those of backbone, image embeddings and image head."""
-        modules = nn.ModuleList(self.family.drawing_modules)
-        return sum(parameter.numel() for parameter in modules.parameters())
 
     def prefill(self, prompt: TokenPrompt, guided: bool, capacity: int) -> Prefilled:
         """Run a batch of prompts, left-padded; rows are [cond], or [cond; uncond] if guided.

@@ -215,7 +215,8 @@ class LlamaGen(nn.Module):
     def pack(self, dtype: torch.dtype) -> None:
         """Pack a frozen float32 model for decoding on a CPU, with the layers' matrix products in `dtype`."""
         self.packed_in = dtype
-        self.draft_output = packed_linear(self.output.weight, dtype)
+        if dtype != torch.float32:  # else the output head itself serves drafts
+            self.draft_output = packed_linear(self.output.weight, dtype)
         for block in self.layers:
             block.pack(dtype)  # type: ignore[operator]
         pack_linears(self)

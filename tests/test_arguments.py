@@ -118,6 +118,10 @@ REFUSED = {
     "num_draft_tokens": ({"num_draft_tokens": True}, "num_draft_tokens must be a whole number, not True"),
     "progress": ({"progress": 5}, "progress must be True or False, not 5"),
     "no prompt among several": ({"prompt": ["a cat", None]}, "prompts must be text, not None"),
+    "a dictionary as method": ({"method": {}}, "method must be a name, not {}"),
+    "an array as verifier": ({"verifier": np.array([1, 2])}, r"verifier must be a name, not array\(\[1, 2\]\)"),
+    "a tensor as output type": ({"output_type": torch.tensor([1, 2])}, "output_type must be a name, not tensor"),
+    "a long method": ({"method": "x" * 20_000}, "unknown method 'x{30,300}[.]{3}: choose one of"),
     "callback": ({"callback_on_step_end": 5}, "callback_on_step_end must be a function, not 5"),
 }
 

@@ -292,8 +292,12 @@ class HawkPipeline:
         """
         self._interrupt = False
         # check
+        names: dict[str, Any] = {"output_type": output_type, "method": method}
+        for name, given in (names if verifier is None else names | {"verifier": verifier}).items():
+            if not isinstance(given, str):
+                raise HawkError(f"{name} must be a name, not {shown(given)}")
         if output_type not in OUTPUT_TYPES:
-            raise HawkError(f"unknown output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
+            raise HawkError(f"unknown output_type {shown(output_type)}: choose one of {', '.join(OUTPUT_TYPES)}")
         if not (callback_on_step_end is None or callable(callback_on_step_end)):
             raise HawkError(f"callback_on_step_end must be a function, not {shown(callback_on_step_end)}")
         if not isinstance(progress, bool):

@@ -48,7 +48,7 @@ class Request:
         check_seeds(self.seeds)
         if self.verifier not in (*LOSSLESS, *LOSSY):
             names = ", ".join(LOSSLESS)
-            raise HawkError(f"unknown verifier {self.verifier!r}: choose one of {names}, or (lossy) relaxed")
+            raise HawkError(f"unknown verifier {shown(self.verifier)}: choose one of {names}, or (lossy) relaxed")
         if (self.relaxation is not None) != (self.verifier in LOSSY):
             raise HawkError("a relaxation goes with the verifier relaxed, and with no other")
 

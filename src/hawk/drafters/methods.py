@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from hawk.decoding.arguments import shown
 from hawk.decoding.tree import Window
 from hawk.decoding.trees import Drafter, NoDrafter
 from hawk.decoding.verify import LOSSLESS
@@ -103,7 +104,7 @@ JACOBI_TREES = {
 def method_named(name: str) -> Method:
     """The method of a name; `HawkError` with all names for an unknown one."""
     if name not in METHODS:
-        raise HawkError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
+        raise HawkError(f"unknown method {shown(name)}: choose one of {', '.join(METHODS)}")
     return METHODS[name]
 
 

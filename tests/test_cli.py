@@ -352,6 +352,7 @@ def test_bench_ends_with_json_and_writes_it(saved_model, empty_folder):
         (("--prompts", "99"), "32 built-in"),
         (("--prompts", "none.txt"), "no file of prompts"),
         (("--seeds", "0"), "--seeds"),
+        (("--seeds", "100000000000"), "--seeds"),
         (("--json-out", "taken/x.json"), "taken is a file"),
     ],
 )
@@ -370,6 +371,30 @@ def test_bench_and_train_refuse_the_same_prompt_files(saved_model, empty_folder,
     Path("mine.txt").write_bytes(content)
     assert message in refused(*command, saved_model, "--prompts", "mine.txt")
     assert files(empty_folder) == ["mine.txt"]
+
+
+TARGET = ("train", "target", "--data", "none", "--out", "run", "--tokenizer", "none", "--text", "none")
+DRAFTER = ("train", "drafter", "--target", "none", "--out", "run", "--prompts", "none.txt")
+BAD_CALLS_OF_TRAIN = {
+    "a device of another kind": ((*TARGET, "--device", "xpu"), "device 'xpu' is not supported"),
+    "no device": (("train", "tokenizer", "--data", "none", "--out", "run", "--device", "gpu"), "unknown device 'gpu'"),
+    "a seed below 0": ((*TARGET, "--seed", "-3"), "--seed"),
+    "a seed past 64 bits": ((*TARGET, "--seed", "9" * 30), "--seed"),
+    "an infinite rate": ((*TARGET, "--lr", "inf"), "--lr must be a finite number, not inf"),
+    "a batch without end": ((*TARGET, "--batch-size", "100000000000"), "--batch-size"),
+    "processes without end": ((*TARGET, "--workers", "100000000000"), "--workers"),
+    "renderers without end": (("data", "build", "--out", "run", "--workers", "100000000000"), "--workers"),
+    "a name that no file takes": ((*TARGET, "--name", "a\udcff"), "holds a byte that is no text"),
+    "grids without end": ((*DRAFTER, "--images", "100000000000"), "--images"),
+    "a cache without end": ((*DRAFTER, "--cache-gb", "inf"), "--cache-gb must be a finite number, not inf"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CALLS_OF_TRAIN)
+def test_bad_calls_of_train_and_data(empty_folder, case):
+    words, message = BAD_CALLS_OF_TRAIN[case]
+    assert message in refused(*words)
+    assert files(empty_folder) == []
 
 
 @dataclass(frozen=True)
@@ -412,10 +437,18 @@ def test_verify_fails_where_the_models_own_images_differ(saved_model, monkeypatc
     from hawk.proofs import suite as proofs
 
     monkeypatch.setattr(proofs, "run_in_processes", lambda every, processes: [])
+    monkeypatch.setattr("hawk.measure.methods.bench_prompts", lambda wanted: ["a cat"] * int(wanted))
     monkeypatch.setattr("hawk.proofs.suite.identical_images", lambda pipe, prompts: 3)
     monkeypatch.setattr("hawk.proofs.suite.identical_in_shape", lambda pipe, prompts, window: 4)
     document = last_json(hawk_command("verify", "-m", saved_model, "--prompts", 4, code=1))
     assert document["checks"][0]["measured"] == "3 of 4 images identical to ar"
+
+
+def test_verify_refuses_prompts_that_the_model_cannot_read_before_it_proves(saved_model, monkeypatch):
+    from hawk.proofs import suite as proofs
+
+    monkeypatch.setattr(proofs, "run_in_processes", None)
+    assert "at most 6 fit" in refused("verify", "-m", saved_model)
 
 
 def test_info_names_sizes_and_drafters(saved_model, model_copy):

@@ -179,6 +179,10 @@ def test_a_target_is_trained_from_sprites_to_a_lower_loss(tmp_path: Path) -> Non
     )  # fmt: skip
     config = FitConfig(steps=8, batch_size=4, lr=3e-3, warmup=1, ema=0.0, evaluate_every=4)
     target, fitted = train_target(tmp_path / "data", tokenizer.eval(), text, shape, config, tmp_path / "run")
+    with pytest.raises(HawkError, match="the model to start from has another shape"):
+        train_target(
+            tmp_path / "data", tokenizer, text, shape, config, tmp_path / "other", start=tiny_target().state_dict()
+        )
     assert not target.training
     assert {"loss", "nll", "nll_null"} <= fitted.scalars.keys()
     assert fitted.scalars["nll"] < np.log(tokenizer.codebook_size)

@@ -13,6 +13,8 @@ from hawk.errors import INTERRUPTED
 
 def main() -> None:
     """Run the command of `sys.argv`."""
+    # The first function to be registered runs last. After it Python unloads its modules, where Ctrl-C would kill it.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGINT, _leave)  # an import that is cut short may raise any error
     from hawk.cli.app import app
     from hawk.cli.interrupts import Interrupts

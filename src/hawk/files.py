@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -30,20 +30,23 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; it replaces `path` if the block succeeds, and is removed if it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary(path) as temporary:
+    with _published(path, os.replace) as temporary:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        os.replace(temporary, path)
 
 
 @contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """Yield a temporary file in the folder of `path`; it is removed at the end. An OSError names `path`."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.parent)
+def _published(path: Path, publish: Callable[[Path, Path], object]) -> Iterator[Path]:
+    """Yield a temporary file in the folder of `path`; after the block, `publish(temporary, path)` gives it its name.
+
+    The file has the usual permissions then. The temporary name is removed in any case. An OSError names `path`.
+    """
+    handle, name = tempfile.mkstemp(prefix=_hidden(path), suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        publish(temporary, path)
     except OSError as error:
         if error.filename is None:  # a failed write (disk full) does not name the file
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
@@ -63,7 +66,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise HawkError(f"{path} is there already: name a new folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=_hidden(path), suffix=".tmp", dir=path.parent))
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
@@ -75,7 +78,13 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically. Raises OSError (disk full, no permission) and leaves nothing behind in that case."""
+    """Write a file atomically. Raises OSError (disk full, no permission) and leaves nothing behind in that case.
+
+    A device or a pipe at `path` is written to, not replaced.
+    """
+    if path.exists() and not path.is_file():
+        path.write_bytes(content)
+        return
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
@@ -86,20 +95,27 @@ def write_new(path: Path, content: bytes) -> bool:
     Of several processes that write to one path, one succeeds. Raises OSError as `write_bytes` does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary(path) as temporary:
-        temporary.write_bytes(content)
-        temporary.chmod(0o666 & ~_umask())
-        try:
-            os.link(temporary, path)  # unlike a move, a link never replaces a file
-        except FileExistsError:
-            return False
-        except OSError:  # a file system without links: reserve the name with an empty file
-            try:
-                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-            except FileExistsError:
-                return False
-            os.replace(temporary, path)
+    try:
+        with _published(path, _claim) as temporary:
+            temporary.write_bytes(content)
+    except FileExistsError:
+        return False
     return True
+
+
+def _claim(temporary: Path, path: Path) -> None:
+    """Give a file its name; FileExistsError if another file has it."""
+    try:
+        os.link(temporary, path)  # unlike a move, a link never replaces a file
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links: reserve the name with an empty file
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            path.unlink()
+            raise
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -196,6 +212,11 @@ def prompt_lines(text: str) -> list[tuple[int, str]]:
     """The lines that hold a prompt, each with its number; blank lines and lines that begin with # hold none."""
     lines = enumerate((line.strip() for line in text.splitlines()), start=1)
     return [(number, line) for number, line in lines if line and not line.startswith("#")]
+
+
+def _hidden(path: Path) -> str:
+    """How the temporary name of a file or folder begins; not longer than a name may be."""
+    return f".{path.name[:40]}."
 
 
 def _umask() -> int:

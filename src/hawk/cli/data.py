@@ -21,7 +21,7 @@ def data_build(
         typer.Option("--source", help="Use only this source; may be given several times (default: all)."),
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Render at most this many pictures.")] = None,
-    workers: Annotated[int, typer.Option("--workers", min=0, help="Number of rendering processes.")] = 2,
+    workers: Annotated[int, typer.Option("--workers", min=0, max=256, help="Number of rendering processes.")] = 2,
 ) -> None:
     """Fetch the pinned public icon sets and render them into captioned, checksummed shards."""
     from dataclasses import asdict

@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from hawk.cli.options import DeviceOption, DtypeOption, EngineOption, JsonOption, ThreadsOption
+from hawk.errors import HawkError
 
 if TYPE_CHECKING:
     from hawk.models.protocol import Model
+    from hawk.pipeline import HawkPipeline
 
 
 def info(
@@ -35,14 +37,14 @@ def info(
     """
     from hawk.cli.options import load_pipeline
     from hawk.cli.tables import model_facts
+    from hawk.decoding.planning import costs_file
     from hawk.measure.memory import memory_line
     from hawk.models.loading import load_outline, model_folder
 
     folder = model_folder(model)
     outline = load_outline(folder)
-    if measure:
-        load_pipeline(model, device, dtype, None, threads, engine).measure()
-    window = window_facts(folder, outline, device, dtype, engine, threads)
+    unkept = measured_window(load_pipeline(model, device, dtype, None, threads, engine)) if measure else None
+    window = unkept or window_facts(folder, outline, device, dtype, engine, threads)
     facts = {**model_facts(folder, outline), "memory": memory_line(outline), "window": window}
     table = Table(show_header=False, box=None)
     for name, value in facts.items():
@@ -53,6 +55,24 @@ def info(
     Console().print(table)
     if as_json:
         print(json.dumps(facts))
+    if unkept:
+        raise HawkError(f"cannot write {costs_file()}: the costs of steps are not kept")
+
+
+def measured_window(pipe: HawkPipeline) -> dict[str, Any] | None:
+    """Time the steps again. None where their costs are kept, or none are needed; otherwise the window by these costs.
+
+    Costs are not kept where their file cannot be written.
+    """
+    from hawk.decoding.planning import kept_costs
+    from hawk.drafters.methods import UNTRAINED
+
+    own, before = (pipe.model.drafting or UNTRAINED).fused, kept_costs()
+    pipe.measure()
+    fused = pipe.priced.fused
+    if fused is own or kept_costs() != before:
+        return None
+    return {"reach": fused.refresh or fused.window, "steps timed": "now, not kept"}
 
 
 def window_facts(

@@ -96,7 +96,7 @@ def bench(
         str, typer.Option("--prompts", help="Number of built-in prompts, or a file with one prompt a line.")
     ] = "4",
     seeds: Annotated[
-        int, typer.Option("--seeds", min=1, help="Number of images of each prompt, with seeds 0, 1, ...")
+        int, typer.Option("--seeds", min=1, max=100_000, help="Number of images of each prompt, with seeds 0, 1, ...")
     ] = 1,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Number of images decoded together.")] = 1,
     model: ModelOption = "bundled",
@@ -124,7 +124,8 @@ def bench(
     if json_out is not None:
         if json_out.is_dir():
             raise HawkError(f"--json-out {json_out} is a folder: name a file")
-        check_writable(json_out.parent)
+        if json_out.is_file() or not json_out.exists():  # else it is a device or a pipe
+            check_writable(json_out.parent)
     if plots is not None:
         if suite != "scaling":
             raise HawkError(f"--plots is for the suite scaling, not {suite}: use --json-out")
@@ -241,6 +242,7 @@ def verify(
 
     chosen = bench_prompts(str(prompts))
     pipe = load_pipeline(model, device, dtype, drafter, threads, engine)
+    pipe.condition(chosen)  # a model that cannot read the prompts is refused before minutes of proofs
     checks: list[Check] = []
     with proof_bar() as bar:
         every = proofs()

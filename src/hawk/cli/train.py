@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import wraps
@@ -24,6 +25,8 @@ train_app = typer.Typer(
 
 MIN_IMAGES = 64
 """The smallest number of grids that a drafter is trained on."""
+MOST_IMAGES = 10_000_000
+"""The largest number of grids that a drafter is trained on."""
 
 Data = Annotated[Path, typer.Option("--data", help="Folder that `hawk data build` wrote.")]
 Out = Annotated[
@@ -37,10 +40,11 @@ class FitOptions:
 
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps (default: the recipe's).")] = None
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Images in a step, counting all processes together.")
+        int | None,
+        typer.Option("--batch-size", min=1, max=1_000_000, help="Images in a step, counting all processes together."),
     ] = None
     lr: Annotated[float | None, typer.Option("--lr", min=0.0, help="Peak learning rate.")] = None
-    seed: Annotated[int, typer.Option("--seed", help="Seed of weights, batches and dropout.")] = 0
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of weights, batches and dropout.")] = 0
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or mps.")] = "cpu"
     dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16 (autocast).")] = "bfloat16"
     compiled: Annotated[
@@ -48,7 +52,12 @@ class FitOptions:
     ] = False
 
     def applied_to(self, recipe: FitConfig) -> FitConfig:
-        """The recipe with these options; raises `HawkError` for an unknown dtype."""
+        """The recipe with these options; raises `HawkError` for an unknown dtype or device, or an infinite rate."""
+        from hawk.models.loading import device_named
+
+        device_named(self.device)  # refuses a device that is not there
+        if self.lr is not None and not math.isfinite(self.lr):
+            raise HawkError(f"--lr must be a finite number, not {self.lr}")
         if self.dtype not in ("float32", "bfloat16"):
             raise HawkError(f"--dtype is float32 or bfloat16, not {self.dtype!r}")
         return replace(
@@ -112,18 +121,22 @@ def train_target_command(
     hazy: Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of images whose context tokens are partly hidden.")
     ] = None,
-    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that compose images in advance.")] = 0,
+    workers: Annotated[
+        int, typer.Option("--workers", min=0, max=256, help="Processes that compose images in advance.")
+    ] = 0,
     muon: Annotated[
         bool | None, typer.Option("--muon/--adamw", help="Optimiser of the transformer's matrices.")
     ] = None,
 ) -> None:
     """Fit the text-to-image transformer and write a model folder to OUT/model."""
+    from hawk.decoding.arguments import texts_of
     from hawk.models.folder import load_model, save_model
     from hawk.models.llamagen.words import StaticTextEncoder
     from hawk.models.tokenizers.fsq import FSQTokenizer
     from hawk.training.sprites.target import Dropouts, bundled_shape, preset, train_target
     from hawk.training.sprites.tokenizer import load_tokenizer
 
+    texts_of(name)  # refuses a name that no file takes
     config = options.applied_to(preset() if muon is None else replace(preset(), muon=muon))
     is_model = (tokenizer / "config.json").is_file()
     vq = load_model(tokenizer, with_heads=False).tokenizer if is_model else load_tokenizer(tokenizer)
@@ -173,6 +186,7 @@ def train_drafter_command(
         typer.Option(
             "--images",
             min=MIN_IMAGES,
+            max=MOST_IMAGES,
             help="Grids to draw (default: the recipe's number, else one per prompt; with --data 512).",
         ),
     ] = None,
@@ -204,6 +218,8 @@ def train_drafter_command(
 
     if (prompts is None) == (data is None):
         raise HawkError("give either --prompts FILE (one prompt a line) or --data FOLDER (of `hawk data build`)")
+    if not math.isfinite(cache_gb):
+        raise HawkError(f"--cache-gb must be a finite number, not {cache_gb}")
     chosen = load_recipe(recipe)
     kinds = {name: chosen.kind(name) for name in listed(kind)}
     kinds = {name: replace(how, fit=options.applied_to(how.fit)) for name, how in kinds.items()}

@@ -19,6 +19,7 @@ import torch
 from hawk.decoding.planning import step_seconds
 from hawk.decoding.recording import Engine
 from hawk.errors import HawkError, install
+from hawk.files import replacing
 from hawk.machine import seconds_of
 from hawk.measure.methods import environment
 from hawk.models.llamagen.target import LlamaGen, LlamaGenConfig
@@ -227,6 +228,7 @@ def draw_plots(result: ScalingResult, folder: Path) -> list[Path]:
         plot.legend()
         plot.set_title(f"{result.environment['processor']}, {result.environment['threads']} threads", fontsize=9)
         path = folder / f"scaling-{axis}.png"
-        figure.savefig(path, dpi=120)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=120, format="png")
         written.append(path)
     return written

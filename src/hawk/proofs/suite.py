@@ -6,10 +6,7 @@ any order.
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -27,6 +24,7 @@ from hawk.models.llamagen.target import LlamaGen
 from hawk.models.loading import DTYPES
 from hawk.nn.layers import same_bits_in_windows
 from hawk.pipeline import HawkPipeline, PipelineOutput
+from hawk.processes import process_pool
 from hawk.proofs.losslessness import (
     EXACT_SETTINGS,
     JOINT_SETTINGS,
@@ -98,24 +96,9 @@ def run_in_processes(every: Sequence[Proof], processes: int) -> Iterator[list[Ch
     A process has one thread, because tiny models do not gain from more. If the caller stops early (Ctrl-C), the
     processes are ended.
     """
-    spawn = multiprocessing.get_context("spawn")
-    others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(min(processes, MOST_PROCESSES), spawn, initializer=_prepare_process) as pool:
-        pending = [pool.submit(proof) for proof in every]
-        try:
-            for each in pending:
-                yield each.result()
-        except BaseException:
-            for child in set(multiprocessing.active_children()) - others:
-                child.terminate()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _prepare_process() -> None:
-    """One thread; Ctrl-C, which reaches all processes of a terminal, is left to the process that waits."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
+    with process_pool(min(processes, MOST_PROCESSES), partial(torch.set_num_threads, 1)) as pool:
+        for pending in [pool.submit(proof) for proof in every]:
+            yield pending.result()
 
 
 def prove_exact(params: SamplingParams, target: LlamaGen | None = None) -> list[Check]:

@@ -182,9 +182,14 @@ def optimizers_of(module: nn.Module, config: FitConfig) -> list[torch.optim.Opti
 
 
 def save_atomically(value: Any, path: Path) -> None:
-    """`torch.save` through a temporary file, so that a kill never leaves half a file."""
-    with replacing(path) as temporary:
-        torch.save(value, temporary)
+    """`torch.save` through a temporary file, so that a kill never leaves half a file. Raises OSError (disk full)."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:  # torch fails to close its archive after the write that failed
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load_averaged(path: Path) -> dict[str, Tensor]:

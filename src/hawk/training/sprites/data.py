@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from hawk.errors import HawkError
-from hawk.files import write_bytes
+from hawk.files import replacing, write_bytes
+from hawk.processes import process_pool
 from hawk.training.sprites.naming import Vocabulary, name_icon, read_vocabulary
 from hawk.training.sprites.records import SPRITE_SIZE, Split, SpriteRecord, SpriteSet
 from hawk.training.sprites.sources import (
@@ -202,30 +202,22 @@ def write_shards(
     finished = _finished_shards(out)
     shards: list[dict[str, Any]] = []
     kept = 0
-    pool = (
-        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_quiet_renderer)
-        if workers
-        else None
-    )
-    try:
-        with tqdm(total=len(jobs), desc="rendering", unit="image") as bar:
-            for number, chunk in enumerate(chunks):
-                name, fingerprint = f"sprites-{number:06d}.tar", _fingerprint(chunk)
-                shard = finished.get(name)
-                if shard is not None and shard["inputs_sha256"] == fingerprint:
-                    kept += 1
-                    bar.update(len(chunk))
-                else:
-                    rendered: list[Rendered] = []
-                    for result in pool.map(render_job, chunk, chunksize=16) if pool else map(render_job, chunk):
-                        rendered.append(result)
-                        bar.update()
-                    shard = _write_shard(out / name, rendered) | {"inputs_sha256": fingerprint}
-                shards.append(shard)
-                _write_index(out, shards, versions, complete=number == len(chunks) - 1)
-    finally:
-        if pool is not None:
-            pool.shutdown(cancel_futures=True)
+    several = process_pool(workers, _quiet_renderer) if workers else nullcontext()
+    with several as pool, tqdm(total=len(jobs), desc="rendering", unit="image") as bar:
+        for number, chunk in enumerate(chunks):
+            name, fingerprint = f"sprites-{number:06d}.tar", _fingerprint(chunk)
+            shard = finished.get(name)
+            if shard is not None and shard["inputs_sha256"] == fingerprint:
+                kept += 1
+                bar.update(len(chunk))
+            else:
+                rendered: list[Rendered] = []
+                for result in pool.map(render_job, chunk, chunksize=16) if pool else map(render_job, chunk):
+                    rendered.append(result)
+                    bar.update()
+                shard = _write_shard(out / name, rendered) | {"inputs_sha256": fingerprint}
+            shards.append(shard)
+            _write_index(out, shards, versions, complete=number == len(chunks) - 1)
     written = {shard["file"] for shard in shards}
     for old in out.glob("sprites-*.tar"):  # left over from a larger build
         if old.name not in written:
@@ -263,15 +255,13 @@ def _finished_shards(out: Path) -> dict[str, dict[str, Any]]:
 
 def _write_shard(path: Path, rendered: Sequence[Rendered]) -> dict[str, Any]:
     done = sorted((r for r in rendered if not r.failure), key=lambda r: r.record.key)
-    temporary = path.with_suffix(".tmp")
-    with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with replacing(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sprite in done:
             text = json.dumps(asdict(sprite.record), sort_keys=True).encode()
             for suffix, content in (("json", text), ("png", sprite.png)):
                 member = tarfile.TarInfo(f"{sprite.record.key}.{suffix}")  # mtime, uid and gid stay 0
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
-    os.replace(temporary, path)
     return {
         "file": path.name,
         "sha256": file_sha256(path),
@@ -348,15 +338,13 @@ def _decoded_cache(data_dir: Path, index: dict[str, Any]) -> list[SpriteRecord]:
         if stored["shards_sha256"] == stamp:
             return [_record(fields) for fields in stored["records"]]
     samples = sorted(_samples(data_dir, index), key=lambda s: (s[0].split != "train", s[0].key))
-    temporary = data_dir / "sprites.tmp.npy"
-    rgba = np.lib.format.open_memmap(
-        temporary, mode="w+", dtype=np.uint8, shape=(len(samples), SPRITE_SIZE, SPRITE_SIZE, 4)
-    )
-    for row, (_, png) in enumerate(tqdm(samples, desc="decoding", unit="image")):
-        rgba[row] = np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
-    rgba.flush()
-    del rgba
-    os.replace(temporary, data_dir / "sprites.npy")
+    shape = (len(samples), SPRITE_SIZE, SPRITE_SIZE, 4)
+    header = {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": shape}
+    # The file is not mapped into memory here: on a full disk, a signal kills a process that writes through a map.
+    with replacing(data_dir / "sprites.npy") as temporary, temporary.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for _, png in tqdm(samples, desc="decoding", unit="image"):
+            file.write(np.asarray(Image.open(io.BytesIO(png)).convert("RGBA")).tobytes())
     records = [record for record, _ in samples]
     stored = {"shards_sha256": stamp, "records": [asdict(record) for record in records]}
     write_bytes(cache, json.dumps(stored).encode())

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hawk.decoding.grid import Grid
+from hawk.errors import HawkError
 from hawk.models.llamagen.target import LlamaGen, LlamaGenConfig
 from hawk.models.llamagen.words import StaticTextEncoder
 from hawk.models.tokenizers.fsq import ImageTokenizer
@@ -92,7 +93,12 @@ def train_target(
     target = LlamaGen(shape, dropout=rates.hidden)
     target.initialize()
     if start is not None:
-        target.load_state_dict(start)
+        try:
+            target.load_state_dict(start)
+        except RuntimeError as error:
+            raise HawkError(
+                "the model to start from has another shape: give one with the layers and widths of this target"
+            ) from error
     module = TeacherForced(target, target.grid)
     encode = partial(tokenised, tokenizer=tokenizer, text=text, device=config.device)
     checks = [encode(compose_batch(held_out, 32, np.random.default_rng(i))) for i in range(6)]

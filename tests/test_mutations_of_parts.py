@@ -1,6 +1,7 @@
 """Mutants of the decoder's parts: each part is compared with a definition written out here, in plain Python."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -15,6 +16,7 @@ from hawk.decoding import (
     grid,
     memory,
     noise,
+    pacing,
     planning,
     relaxed,
     request,
@@ -319,6 +321,28 @@ def costs():
     return [check("known", got == [1.0, 1.0, 3.0, 4.0, 4.0]), check("least", least == {1: 2.0, 2: 1.0})]
 
 
+def paces():
+    """The reach falls to plain AR where drafts fail, is tried again there, and rises where drafts are right."""
+    rungs = tuple(pacing.Rung(reach, 1 + 0.1 * reach, 1 + 0.5 * reach) for reach in (0, 1, 3, 7))
+
+    def reaches(skill: float, right: bool, costly: float = 1.0) -> list[int]:
+        ladder = tuple(replace(rung, seconds=rung.seconds**costly) for rung in rungs)
+        pace, seen = pacing.Pace(7, 12, ladder, skill), []
+        for _ in range(60):
+            seen.append(pace.reach)
+            pace.learn(pace.reach, [pace.reach + 1 if right else 1])
+        return seen
+
+    failing, rising = reaches(0.0, False), reaches(-9.0, True)
+    return [
+        check("falls", failing[0] == 7 and failing[20:].count(0) > 30),
+        check("probes", any(failing[30:])),
+        check("rises", rising[0] == 0 and rising[-1] == 7),
+        check("costs", reaches(0.0, True, costly=9.0)[-1] < 7),
+        check("fixed", pacing.Pace(5, 12).reach == 5),
+    ]
+
+
 PROOFS = (
     distributions,
     choices,
@@ -334,6 +358,7 @@ PROOFS = (
     verifiers,
     guided_forwards,
     costs,
+    paces,
 )
 
 
@@ -498,6 +523,13 @@ MUTANTS = {
     "keeps the longest time": Mutant(planning, "_least_seconds", "min(runs)", "max(runs)", (costs,)),
     "times the warm-up": Mutant(planning, "_least_seconds", "if turn:", "if True:", (costs,)),
     "never measures anew": Mutant(planning, "known_seconds", "and not anew", "", (costs,)),
+    # pace
+    "never probes": Mutant(pacing.Pace, "turn", "if self.rest <= 0:", "if False:", (paces,)),
+    "does not count rejected drafts": Mutant(
+        pacing.Estimate, "update", "self.weight + accepted + rejected", "self.weight + accepted", (paces,)
+    ),
+    "does not look at what a step costs": Mutant(pacing.Pace, "speed", "/ rung.seconds", "", (paces,)),
+    "learns nothing": Mutant(pacing.Pace, "learn", "estimate.update(seen, accepted, rejected)", "pass", (paces,)),
     "takes times that lack a width": Mutant(planning.StepCosts, "at", ">= set(widths)", ">= {widths[0]}", (costs,)),
 }
 

@@ -30,7 +30,6 @@ PROBE = 2
 LEAST_REST, MOST_REST = 0.5, 1.0
 """Rows of an image without drafts between two probes: the first rest, and the longest after failed probes."""
 
-
 CHANCE = 0.7
 """Deviations of the log-odds from earlier images that change nothing: a few drafts decide on as much by chance."""
 
@@ -59,7 +58,7 @@ class Rung:
 
 def mean_tokens(accepted: float, reach: int) -> float:
     """Mean tokens of a step if each draft behind accepted ones is accepted with this chance: 1 + a + ... + a^reach."""
-    return sum(accepted**depth for depth in range(reach + 1))
+    return (1 - accepted ** (reach + 1)) / (1 - accepted) if accepted < 1 else reach + 1.0
 
 
 def chance_of(tokens: float, reach: int) -> float:

@@ -207,7 +207,7 @@ def test_on_a_full_disk_the_result_is_printed_and_no_half_file_is_left(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["train tokenizer", "train target", "train drafter", *CONVERTERS])
+@pytest.mark.parametrize("name", ["train tokenizer", "train drafter", *CONVERTERS])
 def test_a_full_disk_stops_a_training_run_or_a_conversion_in_one_line(name, place, empty_folder):
     words = " ".join(COMMANDS[name].arguments(place)).replace("--steps 210", "--steps 2")
     sizes = [0, 300, 3000, 30_000] if name.startswith("train") else [0, 300, 3000]
@@ -215,8 +215,9 @@ def test_a_full_disk_stops_a_training_run_or_a_conversion_in_one_line(name, plac
         check_refused(words, empty_folder, size)
         if name in CONVERTERS:
             assert not Path("out").exists()
-    code, _, err = command(words.split())
-    assert code == 0, err
+    if name != "train drafter":  # its pool takes minutes; tests/test_interrupts.py completes such a run
+        code, _, err = command(words.split())
+        assert code == 0, err
 
 
 def test_state_of_a_training_run_that_does_not_fit_is_an_error_of_the_disk(tmp_path):

@@ -6,6 +6,7 @@ import atexit
 import os
 import signal
 import sys
+import threading
 from typing import Any
 
 from hawk.errors import INTERRUPTED
@@ -27,6 +28,8 @@ def main() -> None:
     except SystemExit as end:
         if end.code == INTERRUPTED:  # Python itself would end by the signal if Ctrl-C fell into code made from text
             atexit._run_exitfuncs()
+            for thread in set(threading.enumerate()) - {threading.current_thread()}:
+                thread.join(0.1)  # a thread of a pool that ends frees semaphores; multiprocessing reports what is left
             sys.stdout.flush()
             os._exit(INTERRUPTED)
         raise

@@ -202,7 +202,7 @@ def test_saving_to_a_loop_of_links_is_refused_in_one_line(pipe, tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "loop", tmp_path / "file" / "x" / "y"):
-        with pytest.raises(HawkError, match="the model cannot be saved to .*: name another folder") as caught:
+        with pytest.raises(HawkError, match=r"the model cannot be saved to .*: name another folder") as caught:
             pipe.save_pretrained(folder)
         assert "\n" not in str(caught.value)
 

@@ -409,7 +409,7 @@ def test_wrong_arguments_are_refused(published, tmp_path, arguments, message):
 def test_sizes_and_text_encoders_that_do_not_fit_are_refused(published, tmp_path, tiny_t5):
     with pytest.raises(HawkError, match="height must be a positive multiple of 2 pixels, not 9"):
         convert_llamagen(find_published(published, height=9, width=12), tmp_path / "model", n_head=2)
-    with pytest.raises(HawkError, match="width must be at most 1048576 pixels, not a number .* too long to print"):
+    with pytest.raises(HawkError, match=r"width must be at most 1048576 pixels, not a number .* too long to print"):
         convert_llamagen(find_published(published, height=8, width=8 * 10**5000), tmp_path / "model", n_head=2)
     with pytest.raises(HawkError, match=r"no T5 encoder at \./nowhere"):
         convert_llamagen(find_published(published, text="./nowhere", height=8), tmp_path / "model", n_head=2)

@@ -88,6 +88,19 @@ def test_a_sequence_of_seeds_of_any_kind(unchecked, seeds):
     assert image_seeds(2, seeds) == [3, 4]
 
 
+NOWHERE = torch.tensor(3, device="meta")
+
+
+class Unprintable:
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+
+class Unlistable:
+    def __iter__(self):
+        raise RuntimeError("no items")
+
+
 REFUSED = {
     "no prompt": ({"prompt": None}, "no prompt given"),
     "a number as prompt": ({"prompt": 5}, "prompts must be text, not 5"),
@@ -120,6 +133,19 @@ REFUSED = {
     "an object as output_type": ({"output_type": {}}, "unknown output_type {}: choose one of pil, np, pt"),
     "an array as verifier": ({"verifier": np.array(["coupled", "residual"])}, "unknown verifier array.*: choose one"),
     "a number as verifier": ({"verifier": 5}, "unknown verifier 5: choose one of coupled,"),
+    "a height without a value": (
+        {"height": NOWHERE},
+        r"height must be a whole number, not tensor\(\.\.\., device='meta'",
+    ),
+    "a scale without a value": ({"guidance_scale": NOWHERE}, "guidance_scale must be a number, not tensor"),
+    "seeds without a value": ({"seed": [NOWHERE]}, "seed must be a whole number, not tensor"),
+    "a seed that cannot be printed": ({"seed": Unprintable()}, "seed must be a whole number, not an object of Unprint"),
+    "a method like that": ({"method": Unprintable()}, "unknown method an object of Unprintable that cannot be printed"),
+    "a temperature like that": ({"temperature": Unprintable()}, "temperature must be a number, not an object"),
+    "prompts that cannot be listed": ({"prompt": Unlistable()}, "prompts must be text, not <.*Unlistable"),
+    "such negative prompts": ({"negative_prompt": Unlistable()}, "negative_prompt must be a list, not <.*Unlistable"),
+    "seeds that cannot be listed": ({"seed": Unlistable()}, "seed must be a list, not <.*Unlistable"),
+    "such generators": ({"generator": Unlistable()}, "generator must be a list, not <.*Unlistable"),
     "return_dict": ({"return_dict": np.array([1, 2])}, r"return_dict must be True or False, not array\(\[1, 2\]\)"),
 }
 
@@ -169,6 +195,15 @@ def test_saving_refuses_in_one_line_that_names_the_argument(pipe, unchecked, cas
     with pytest.raises(HawkError, match=message) as caught:
         pipe.save_pretrained(folder)
     assert one_short_line(caught)
+
+
+def test_saving_to_a_loop_of_links_is_refused_in_one_line(pipe, tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "loop", tmp_path / "file" / "x" / "y"):
+        with pytest.raises(HawkError, match=r"the model cannot be saved to .*: name another folder") as caught:
+            pipe.save_pretrained(folder)
+        assert "\n" not in str(caught.value)
 
 
 def test_encoding_prompts_refuses_in_one_line(pipe, unchecked):
@@ -224,6 +259,9 @@ TOO_LARGE = {
     "images": ({"num_images_per_prompt": 10**11}, "one call draws at most 10000 images, not 100000000000"),
     "images of several prompts": ({"prompt": ["a cat"] * 3, "num_images_per_prompt": 4000}, "not 12000"),
     "height": ({"height": 8 * 10**9}, "too many"),
+    "a height of 400 digits": ({"height": 8 * 10**400}, "height must be at most 1048576 pixels, not 8000.* too many"),
+    "a height of 5000 digits": ({"height": 8 * 10**5000}, "height must be at most 1048576 pixels, .* too many"),
+    "a width of 71 bits": ({"width": 2**71}, "width must be at most 1048576 pixels, not 2361183241434822606848, which"),
     "width": ({"width": 10**9}, "too many"),
     "a height that is too long to print": ({"height": -(10**5000)}, "height must be .* too long to print"),
     "seed": ({"seed": 10**5000}, "a seed must be between .* too long to print"),

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -285,7 +286,33 @@ def rename(weights: dict, old: str, new: str) -> None:
 
 
 WQKV = "layers.1.attention.wqkv.weight"
+CODEBOOK = "quantize.embedding.weight"
+
+
+def filled(name: str, value: float):
+    """A damage that puts a number into a weight."""
+    return lambda path: resave(path, lambda weights: weights[name].view(-1)[0].fill_(value))
+
+
+def replaced(name: str, change):
+    """A damage that replaces a weight by what `change` makes of it."""
+    return lambda path: resave(path, lambda weights: weights.update({name: change(weights[name])}))
+
+
+def nested(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+
+
 DAMAGE = {
+    "NaN": (TARGET, filled(WQKV, math.nan), "wqkv.weight holds a NaN or an infinite number"),
+    "an infinite number": (TARGET, filled(WQKV, math.inf), "wqkv.weight holds a NaN or an infinite number"),
+    "infinite once stored": (TARGET, filled(WQKV, -3.4e38), r"wqkv.weight holds 3.4e\+38, .* infinite in bfloat16"),
+    "NaN in the tokenizer": (TOKENIZER, filled(CODEBOOK, math.nan), "embedding.weight holds a NaN or an infinite"),
+    "infinite once read": (TOKENIZER, replaced(CODEBOOK, lambda w: w.double() + 1e200), "is infinite in float32"),
+    "sparse": (TARGET, replaced(WQKV, torch.Tensor.to_sparse), "wqkv.weight is a sparse tensor"),
+    "sparse rows": (TOKENIZER, replaced(CODEBOOK, torch.Tensor.to_sparse_csr), "embedding.weight is a sparse tensor"),
+    "meta": (TARGET, replaced(WQKV, lambda w: w.to("meta")), "wqkv.weight is a meta tensor"),
+    "nested": (TARGET, replaced("norm.weight", nested), "norm.weight is a nested tensor"),
     "cut short": (TARGET, cut_short, "is cut short: fetch it again"),
     "tokenizer cut short": (TOKENIZER, cut_short, "vq_ds16_t2i.pt .* is cut short"),
     "no checkpoint": (TARGET, lambda p: p.write_text("<html>404</html>"), "is no PyTorch checkpoint"),
@@ -382,6 +409,8 @@ def test_wrong_arguments_are_refused(published, tmp_path, arguments, message):
 def test_sizes_and_text_encoders_that_do_not_fit_are_refused(published, tmp_path, tiny_t5):
     with pytest.raises(HawkError, match="height must be a positive multiple of 2 pixels, not 9"):
         convert_llamagen(find_published(published, height=9, width=12), tmp_path / "model", n_head=2)
+    with pytest.raises(HawkError, match=r"width must be at most 1048576 pixels, not a number .* too long to print"):
+        convert_llamagen(find_published(published, height=8, width=8 * 10**5000), tmp_path / "model", n_head=2)
     with pytest.raises(HawkError, match=r"no T5 encoder at \./nowhere"):
         convert_llamagen(find_published(published, text="./nowhere", height=8), tmp_path / "model", n_head=2)
     wide = published / "t5-ckpt" / "flan-t5-xl" / "config.json"
@@ -398,6 +427,21 @@ def test_a_folder_that_is_there_is_not_touched(published, converted, tmp_path):
     (tmp_path / "empty").mkdir()
     convert_llamagen(published_in(published), tmp_path / "empty", n_head=2)
     assert load_model(tmp_path / "empty").name == "llamagen-t2i-2x16-8x12"
+
+
+def impossible_folders(tmp_path: Path) -> list[Path]:
+    """Paths at which the system allows no folder: a loop of links, below a file, too long, in a folder of its own."""
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "file").write_text("")
+    return [tmp_path / "loop", tmp_path / "file" / "x" / "y", tmp_path / ("x" * 300), Path("/proc/none/model")]
+
+
+def test_a_folder_that_cannot_be_is_refused_in_one_line(published, tmp_path):
+    for out in impossible_folders(tmp_path):
+        with pytest.raises(HawkError, match=r"the model cannot be saved to .* \(.+\): name another folder") as caught:
+            convert_llamagen(published_in(published), out, n_head=2)
+        assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop", "published"]
 
 
 def test_a_full_disk_leaves_nothing_behind(published, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import JanusConfig, JanusForConditionalGeneration, LlamaConfig
 from transformers.models.janus.configuration_janus import JanusVisionConfig, JanusVQVAEConfig
@@ -428,6 +428,19 @@ def test_a_wrong_checkpoint_is_refused_in_one_line_and_nothing_is_written(damage
     with pytest.raises(HawkError, match=message) as refused:
         convert_janus(original, tmp_path / "out")
     assert "\n" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sparse_weight_and_a_folder_that_cannot_be_are_refused(original, tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(HawkError, match=r"the model cannot be saved to .*loop .*: name another folder"):
+        convert_janus(original, tmp_path / "loop")
+    weights = load_file(original / "model.safetensors")
+    (original / "model.safetensors").unlink()
+    weights["gen_embed.weight"] = weights["gen_embed.weight"].to_sparse()
+    torch.save(weights, original / "pytorch_model.bin")
+    with pytest.raises(HawkError, match=r"gen_embed.weight is a sparse tensor"):
+        convert_janus(original, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

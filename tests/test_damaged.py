@@ -204,6 +204,32 @@ def test_words_of_another_form_are_refused(folder):
         load_model(folder)
 
 
+@pytest.mark.parametrize("change", [lambda s: s.to(torch.int8), torch.zeros_like], ids=["integers", "zeros"])
+def test_scales_of_words_that_would_lose_the_words_are_refused(change, folder):
+    edit_weights(folder / "words.safetensors", lambda weights: weights.update(scales=change(weights["scales"])))
+    with pytest.raises(HawkError, match=r"words.safetensors: scales must be floating-point numbers other than 0"):
+        load_model(folder)
+
+
+def test_scales_of_words_that_overflow_are_refused(folder):
+    edit_weights(folder / "words.safetensors", lambda weights: weights.update(scales=torch.full((7,), 3e38)))
+    with pytest.raises(HawkError, match=r"words.safetensors is damaged: vectors \* scales holds"):
+        load_model(folder)
+
+
+PARTS = [f"{name}.{kind}" for name in ("heads", "spatial", "feature") for kind in ("safetensors", "json")]
+
+
+@pytest.mark.parametrize("lost", [*PARTS, "pool.json"])
+def test_a_drafter_that_lost_a_file_is_refused_and_not_drafted_with(lost, folder):
+    (folder / HEADS / lost).unlink()
+    named = r"pool\.json is missing" if lost == "pool.json" else f"is there, {lost} is not"
+    for load in (load_model, outline_model):
+        with pytest.raises(HawkError, match=f"the drafter is damaged: .*{named}: fetch or train it again") as caught:
+            load(folder)
+        assert "\n" not in str(caught.value)
+
+
 CHECKPOINT_FIELDS = (
     (
         ("text_config", "num_hidden_layers"),

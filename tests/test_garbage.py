@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from fixtures.tiny_transformers import CODES, FAMILIES, PROMPTS, save, tiny
-from hawk import HawkError, HawkPipeline
+from hawk import HawkError, HawkPipeline, accelerate
 from hawk.cli.tables import model_facts
 from hawk.decoding.grid import Grid
 from hawk.drafters.settings import FusedSettings, settings_for
@@ -228,6 +228,24 @@ def edit_json(path: Path, change) -> None:
     document = json.loads(path.read_text())
     change(document)
     path.write_text(json.dumps(document))
+
+
+def test_a_chat_template_that_leaves_the_prompt_out_is_refused():
+    one = tiny("janus")
+    pipe = accelerate(one.hf, one.tokenizer)
+    one.tokenizer.chat_template = "{% for m in messages %}User {% endfor %}Assistant "
+    with pytest.raises(HawkError, match="the chat template of this Janus leaves the prompt out"):
+        pipe("a red apple", seed=1, method="ar")
+
+
+@pytest.mark.parametrize("method", ["ar", "scd", "hawk", "sjd"])
+def test_logits_that_overflow_at_the_temperature_are_refused(method):
+    one = tiny("chameleon")
+    one.model.family.head.weight.data.mul_(1e34)
+    pipe = HawkPipeline(one.model, torch.device("cpu"), "float32", "eager")
+    with pytest.raises(HawkError, match="logits are not finite in float32"):
+        pipe("a cat", seed=1, method=method, temperature=1e-5, guidance_scale=1)
+    assert pipe("a cat", seed=1, method=method, temperature=0).tokens.shape == (1, 16)
 
 
 @pytest.mark.parametrize("name", ["chat_template.json", "processor_config.json"])

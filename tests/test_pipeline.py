@@ -183,7 +183,7 @@ DAMAGE = {
     "heads of another target": (lambda f: edit_json(f / HEADS / "heads.json", target="0" * 16), "train a new drafter"),
     "heads cut short": (lambda f: (f / HEADS / "heads.safetensors").write_bytes(b"junk"), "drafter .* damaged"),
     "heads of another shape": (lambda f: edit_json(f / HEADS / "heads.json", horizontal=9), "drafter .* damaged"),
-    "heads without weights": (lambda f: (f / HEADS / "heads.safetensors").unlink(), "no draft heads"),
+    "heads without weights": (lambda f: (f / HEADS / "heads.safetensors").unlink(), r"heads\.json is there, heads\."),
     "pool cut short": (lambda f: (f / HEADS / "pool.json").write_text("{"), "pool.json"),
     "pool without a pattern": (
         lambda f: edit_json(f / HEADS / "pool.json", weights={"0": [[1.0]]}),
@@ -516,6 +516,23 @@ def test_a_stop_after_the_last_token_returns_the_image(pipe):
         pipe._interrupt = committed == 24
 
     assert len(pipe("a cat", seed=1, method="ar", callback_on_step_end=stop).images) == 1
+
+
+@pytest.mark.parametrize("method", ["ar", "scd", "medusa"])
+def test_a_callback_that_changes_what_it_is_given_changes_no_image(pipe, method):
+    def change(owner, step, committed, state):
+        canvas, stats = state["canvas"], state["stats"]
+        canvas.tokens.zero_()
+        canvas.origins.fill_(99)
+        canvas.committed.clear()
+        stats.nfe = 0
+        stats.verified_by_depth.clear()
+        stats.accepted_by_source["nobody"] = 1
+
+    plain = pipe("a cat", **settings(method))
+    changed = pipe("a cat", **settings(method), callback_on_step_end=change)
+    assert torch.equal(changed.tokens, plain.tokens)
+    assert changed.nfe == plain.nfe
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])

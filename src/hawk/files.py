@@ -60,13 +60,19 @@ def new_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder to fill; it becomes `path` if the block succeeds, and is removed if it fails.
 
     Raises:
-        HawkError: `path` is a file, or a folder that is not empty.
+        HawkError: `path` is a file or a folder that is not empty, or the system allows no folder there.
+        OSError: the disk is full, or else the block raised it.
     """
-    path = path.resolve()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise HawkError(f"{path} is there already: name a new folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=_hidden(path), suffix=".tmp", dir=path.parent))
+    given = path
+    try:
+        path = path.resolve()
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise HawkError(f"{path} is there already: name a new folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=_hidden(path), suffix=".tmp", dir=path.parent))
+    except (OSError, RuntimeError) as error:  # before Python 3.13, a loop of links is a RuntimeError
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise HawkError(f"the model cannot be saved to {given} ({reason}): name another folder") from error
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())

@@ -64,8 +64,10 @@ LOGGER = logging.getLogger(__name__)
 
 OnStepEnd = Callable[["HawkPipeline", int, int, dict[str, Any]], Any]
 """Called after each target forward with (pipeline, forwards of this batch so far, tokens committed so far in the whole
-call, {"canvas": Canvas, "stats": Stats}). What it returns has no effect. To stop the call, it may
-raise an exception of its own, or set `pipeline._interrupt = True` as in diffusers: the call then raises `StoppedError`.
+call, {"canvas": Canvas, "stats": Stats}). Canvas and stats are copies, so that changes to them change no image; only
+`Canvas.states`, which is large, is the decoder's own and must not be changed. What the callback returns has no effect.
+To stop the call, it may raise an exception of its own, or set `pipeline._interrupt = True` as in diffusers: the call
+then raises `StoppedError`.
 """
 
 
@@ -435,7 +437,8 @@ class Reports:
             committed = before + sum(canvas.committed)
             self.bar.update(committed - self.bar.n)
             if self.callback is not None:
-                self.callback(self.pipe, stats.nfe, committed, {"canvas": canvas, "stats": stats})
+                copies = {"canvas": canvas.copied(), "stats": stats.copied()}
+                self.callback(self.pipe, stats.nfe, committed, copies)
             if self.pipe._interrupt and not canvas.done:
                 raise _StopError
 

@@ -99,10 +99,7 @@ def texts_of(prompts: str | Sequence[str] | None) -> list[str]:
 
     Python turns such a byte of a command line into half of a surrogate pair, which no file and no tokenizer takes.
     """
-    try:
-        texts = [] if prompts is None else [prompts] if isinstance(prompts, str) else list(prompts)
-    except TypeError:
-        raise HawkError(f"prompts must be text, not {shown(prompts)}") from None
+    texts = [] if prompts is None else [prompts] if isinstance(prompts, str) else items_of("prompts", prompts, "text")
     for text in texts:
         if not isinstance(text, str):
             raise HawkError(f"prompts must be text, not {shown(text)}")
@@ -112,6 +109,18 @@ def texts_of(prompts: str | Sequence[str] | None) -> list[str]:
             wanted = "give UTF-8 text, in a UTF-8 locale as LC_ALL=C.UTF-8"
             raise HawkError(f"the prompt {shown(text)} holds a byte that is no text: {wanted}") from None
     return texts
+
+
+def items_of(argument: str, value: Any, wanted: str = "a list") -> list[Any]:
+    """The items of the value of `argument`; `wanted` says in an error what the argument must be.
+
+    Raises:
+        HawkError: the value has no items, or raises an error of any class where its items are asked for.
+    """
+    try:
+        return list(value)
+    except Exception as error:
+        raise HawkError(f"{argument} must be {wanted}, not {shown(value)}") from error
 
 
 def is_several(value: Any) -> TypeGuard[Sequence[Any]]:
@@ -124,12 +133,19 @@ def shown(value: Any) -> str:
     try:
         text = " ".join(repr(value).split())
     except ValueError:  # Python prints no integer of more than 4300 digits
-        return f"a number of {type(value).__name__} that is too long to print"
+        if isinstance(value, int):
+            return f"a number of {type(value).__name__} that is too long to print"
+        return f"an object of {type(value).__name__} that cannot be printed"
+    except Exception:  # a class of the caller's may raise anything
+        return f"an object of {type(value).__name__} that cannot be printed"
     return text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "..."
 
 
 def _plain(value: Any) -> int | float | None:
     """A value as a number of Python; None if it is no real number."""
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # scalars of numpy and torch
-        value = value.item()
+        try:
+            value = value.item()
+        except Exception:  # a tensor on the device "meta" holds no number
+            return None
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -38,6 +38,10 @@ class Canvas:
         states[:, 0] = caption_state
         tokens = torch.zeros(batch, grid.size, dtype=torch.long, device=device)
         return cls(grid, tokens, states, torch.full_like(tokens, RECOVERED), [0] * batch)
+
+    def copied(self) -> Canvas:
+        """The same canvas with tokens, origins and counts of its own; the states, which are large, are shared."""
+        return replace(self, tokens=self.tokens.clone(), origins=self.origins.clone(), committed=list(self.committed))
 
     @property
     def batch(self) -> int:

@@ -117,11 +117,19 @@ def scores_of(target: Target, hidden: Float[Tensor, "rows n d"], params: Samplin
     """Guidance, output head, temperature, top-k and top-p over hidden states."""
     states = guided_state(hidden, params)
     logits = guided_logits(target, hidden, states, params)
-    return Scores(states, filtered(logits, params), without_distribution(logits))
+    kept = filtered(logits, params)
+    return Scores(states, kept, without_distribution(logits, kept, params))
 
 
-def without_distribution(logits: Float[Tensor, "*b vocab"]) -> Bool[Tensor, "*b"]:
-    """Where logits hold a NaN or have no finite maximum, so that their softmax is no distribution."""
+def without_distribution(
+    logits: Float[Tensor, "*b vocab"], kept: Float[Tensor, "*b vocab"], params: SamplingParams
+) -> Bool[Tensor, "*b"]:
+    """Where logits, or the filtered logits `kept`, hold a NaN or have no finite maximum: their softmax is undefined.
+
+    Filtered logits show both: the filters keep a NaN and an infinite maximum, and a finite logit may overflow when it
+    is divided by the temperature. A greedy draw divides nothing, and its filtered logits are always finite.
+    """
+    logits = logits if params.greedy else kept
     return ~logits.amax(-1).isfinite()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from jaxtyping import Int
 from torch import Tensor
@@ -30,6 +30,15 @@ class Stats:
     accepted_by_source: dict[str, int] = field(default_factory=dict)
     broken_sources: frozenset[str] = frozenset()
     skill: float | None = None
+
+    def copied(self) -> Stats:
+        """The same counts, in lists and a dictionary of their own."""
+        return replace(
+            self,
+            verified_by_depth=list(self.verified_by_depth),
+            accepted_by_depth=list(self.accepted_by_depth),
+            accepted_by_source=dict(self.accepted_by_source),
+        )
 
     @property
     def accept_length(self) -> float:

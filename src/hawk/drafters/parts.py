@@ -16,6 +16,9 @@ from hawk.drafters.spatial import SpatialDrafter
 from hawk.errors import HawkError
 from hawk.nn.packed import pack_linears
 
+POOL = "pool.json"
+"""The file of the pool's settings. Heads alone can draft without it; every other part is saved with it."""
+
 
 @dataclass(frozen=True)
 class DraftParts:
@@ -51,7 +54,10 @@ def load_parts(folder: Path, dim: int, vocab: int, fingerprint: str, dtype: torc
     feature = FeatureDrafter.load(folder, fingerprint)
     if heads is None and spatial is None:
         raise HawkError(f"no draft heads in {folder}: train them with `hawk train drafter --kind heads`")
-    parts = DraftParts(load_pool(folder, heads), heads, spatial, LeftFactor.load(folder, vocab), feature)
+    left = LeftFactor.load(folder, vocab)
+    if any(part is not None for part in (spatial, left, feature)) and not (folder / POOL).is_file():
+        raise HawkError(f"the drafter is damaged: {folder / POOL} is missing: fetch or train it again")
+    parts = DraftParts(load_pool(folder, heads), heads, spatial, left, feature)
     for part in parts.modules:
         width = part.config.dim
         if width != dim:
@@ -61,8 +67,8 @@ def load_parts(folder: Path, dim: int, vocab: int, fingerprint: str, dtype: torc
 
 
 def load_pool(folder: Path, heads: DraftHeads | None) -> FusedSettings:
-    """The settings of `hawk`'s pool from `pool.json`; unfitted settings where there is no such file."""
-    path = folder / "pool.json"
+    """The settings of `hawk`'s pool from `pool.json`; unfitted settings where there are heads alone."""
+    path = folder / POOL
     if not path.is_file():
         if heads is None:
             raise HawkError(f"no {path}: fit the pool with `hawk train drafter`")

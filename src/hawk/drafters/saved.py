@@ -44,13 +44,18 @@ def load_part(
     `depths` are the fields of the shape that count layers.
 
     Raises:
-        HawkError: one line on a part of another target, a shape that the weights do not have, a weight that is not
-            finite, or a Git LFS pointer anywhere in the folder: no other part of the drafter could be read either.
+        HawkError: one line on a part that lacks one of its two files, a part of another target, a shape that the
+            weights do not have, a weight that is not finite, or a Git LFS pointer anywhere in the folder: no other part
+            of the drafter could be read either.
     """
     refuse_pointers(folder)
     weights, described = (folder / file for file in files_of(name))
-    if not weights.is_file() or not described.is_file():
+    there = [path for path in (weights, described) if path.is_file()]
+    if not there:
         return None
+    if len(there) == 1:
+        lacking = described if there == [weights] else weights
+        raise HawkError(f"the drafter is damaged: {there[0]} is there, {lacking.name} is not: fetch or train it again")
     fields = read_json(described)
     trained_for = fields.pop("target", None)
     if trained_for != target_fingerprint:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hawk.decoding.canvas import Canvas
 from hawk.decoding.forward import without_distribution
-from hawk.decoding.sampling import SamplingParams, log_probs
+from hawk.decoding.sampling import SamplingParams, filtered
 from hawk.decoding.verify import Verified
 
 OutputHead = Callable[[Tensor], Tensor]
@@ -36,7 +36,8 @@ def draft_log_probs(head: OutputHead, states: Float[Tensor, "n dim"], params: Sa
     A damaged drafter, or one that overflows in float16, is thus slow and changes nothing that is drawn.
     """
     logits = head(states)
-    log_q, broken = log_probs(logits, params), without_distribution(logits)
+    kept = filtered(logits, params)
+    log_q, broken = kept.log_softmax(-1), without_distribution(logits, kept, params)
     if not bool(broken.any()):
         return DraftScores(log_q, None)
     return DraftScores(log_q.masked_fill(broken[:, None], -math.log(log_q.shape[-1])), broken)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hawk.decoding.arguments import Number, is_several, real_number, shown, texts_of, whole_number
+from hawk.decoding.arguments import Number, is_several, items_of, real_number, shown, texts_of, whole_number
 from hawk.decoding.grid import Grid
 from hawk.decoding.request import check_seeds
 from hawk.decoding.sampling import SamplingParams
@@ -18,6 +18,9 @@ from hawk.models.protocol import Model
 
 MOST_IMAGES = 10_000
 """The most images of one call: the encoded prompts of all its images are in memory at once."""
+
+MOST_PIXELS = 2**20
+"""The most pixels of a side of an image; no known model draws a hundredth of them."""
 
 
 def paired_prompts(
@@ -30,7 +33,8 @@ def paired_prompts(
     """
     prompts = texts_of(prompt)
     given: Any = [negative] if negative is None else negative
-    negatives = texts_of(["" if text is None else text for text in given] if is_several(given) else given)
+    several = items_of("negative_prompt", given) if is_several(given) else None
+    negatives = texts_of(given if several is None else ["" if text is None else text for text in several])
     if len(negatives) == 1:
         negatives *= len(prompts)
     if not prompts:
@@ -56,14 +60,21 @@ def sampling_params(
     return replace(model.defaults, **{name: value for name, value in given.items() if value is not None})
 
 
+def check_pixels(name: str, pixels: int, cell: int) -> None:
+    """Raise `HawkError` unless a side of an image, in pixels, is a multiple of a token's cell and not too long."""
+    if pixels < cell or pixels % cell:
+        raise HawkError(f"{name} must be a positive multiple of {cell} pixels, not {shown(pixels)}")
+    if pixels > MOST_PIXELS:
+        raise HawkError(f"{name} must be at most {MOST_PIXELS} pixels, not {shown(pixels)}, which is too many")
+
+
 def grid_of(model: Model, height: Number | None, width: Number | None) -> Grid:
     """The grid of an image of that many pixels (None: the model's own); `HawkError` for one that it cannot draw."""
     trained, cell = model.grid, model.cell
     sides = []
     for name, given, tokens in (("height", height, trained.height), ("width", width, trained.width)):
         pixels = tokens * cell if given is None else whole_number(name, given)
-        if pixels < cell or pixels % cell:
-            raise HawkError(f"{name} must be a positive multiple of {cell} pixels, not {shown(pixels)}")
+        check_pixels(name, pixels, cell)
         sides.append(pixels // cell)
     grid = Grid(*sides)
     model.check_grid(grid)
@@ -83,7 +94,7 @@ def image_seeds(
     if seed is not None and generator is not None:
         raise HawkError("give either seed or generator, not both")
     if generator is not None:
-        generators: list[Any] = list(generator) if is_several(generator) else [generator] * count
+        generators: list[Any] = items_of("generator", generator) if is_several(generator) else [generator] * count
         for each in generators:
             if not isinstance(each, torch.Generator):
                 raise HawkError(f"generator must be a torch.Generator, or a list of them, not {shown(each)}")
@@ -91,7 +102,7 @@ def image_seeds(
             raise HawkError(f"{count} images need one generator or {count}, not {len(generators)}")
         return [int(torch.randint(2**62, (), generator=g, device=g.device)) for g in generators]
     if is_several(seed):
-        seeds = [whole_number("seed", each) for each in seed]
+        seeds = [whole_number("seed", each) for each in items_of("seed", seed)]
     else:
         first = secrets.randbelow(2**31) if seed is None else whole_number("seed", seed)
         seeds = [first + i for i in range(count)]

@@ -38,14 +38,17 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     `argparse.Namespace` are unpickled; a `Namespace` holds the settings of a training script.
 
     Raises:
-        HawkError: the file is missing, cut short, holds code or no state dict, or a weight is of a dtype that is not in
-            `FLOAT_DTYPES`; the message is one line.
+        HawkError: the file is missing, cut short, holds code or no state dict, or a weight is sparse, nested, without
+            memory ("meta"), or of a dtype that is not in `FLOAT_DTYPES`; the message is one line.
     """
     if not path.is_file():
         raise HawkError(f"there is no file {path}")
     refuse_pointer(path)
     weights = read_safetensors(path) if path.suffix == ".safetensors" else _unwrapped(path, _unpickled(path))
     for name, tensor in weights.items():
+        if tensor.is_meta or tensor.is_nested or tensor.layout != torch.strided:
+            kind = "meta" if tensor.is_meta else "nested" if tensor.is_nested else "sparse"
+            raise HawkError(f"{path}: {name} is a {kind} tensor, weights must be dense tensors that hold numbers")
         if tensor.ndim and tensor.dtype not in FLOAT_DTYPES:  # a tensor of one number may be a counter
             kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
             raise HawkError(f"{path}: {name} is {tensor.dtype}, weights must be floating-point numbers, one of {kinds}")

@@ -18,13 +18,14 @@ from hawk.decoding.grid import Grid
 from hawk.decoding.sampling import SamplingParams
 from hawk.errors import HawkError, install, one_line
 from hawk.files import new_folder, read_json, save_tensors, write_bytes, write_json
+from hawk.models.arguments import check_pixels
 from hawk.models.checkpoint import read_checkpoint
 from hawk.models.config import ModelConfig, T5Fields, VQGANFields, check_target_shape
 from hawk.models.folder import save_target
 from hawk.models.hub import is_hub_id
 from hawk.models.llamagen.target import LlamaGen, LlamaGenConfig
 from hawk.models.tokenizers.vqgan import VQGAN, VQGANConfig, decoding_weights, shape_of
-from hawk.nn.stored import check_weights, shapes_of
+from hawk.nn.stored import check_weights, refuse_not_finite, shapes_of
 
 SHARD_BYTES = 500_000_000
 """Largest weight file of a converted transformer."""
@@ -143,7 +144,8 @@ def convert_llamagen(
         on_bytes: called with the bytes of the transformer written so far and its bytes in all.
 
     Raises:
-        HawkError: one line on the file that is missing, damaged, or of another kind of model.
+        HawkError: one line on the file that is missing, damaged, or of another kind of model, or on the weight that is
+            not finite in the dtype in which it is stored.
     """
     if dtype not in STORAGE_DTYPES:
         raise HawkError(f"unknown dtype {dtype!r}: choose one of {', '.join(STORAGE_DTYPES)}")
@@ -156,6 +158,8 @@ def convert_llamagen(
             f"{published.target} draws {shape.vocab_size} codes, {published.tokenizer} has {vqgan.codebook_size}"
         )
     _check_text(published.text, shape.caption_dim)
+    refuse_not_finite(published.target, weights, STORAGE_DTYPES[dtype])
+    refuse_not_finite(published.tokenizer, decoder, torch.float32)  # the decoder computes in float32
     size = official_size(shape.dim, shape.n_layer)
     kind = size.name if size else f"{shape.n_layer}x{shape.dim}"
     config = ModelConfig(
@@ -253,8 +257,7 @@ def _matrix(path: Path, weights: Mapping[str, Tensor], name: str) -> tuple[int, 
 
 def _grid(published: PublishedModel, cell: int) -> Grid:
     for side, pixels in (("height", published.height), ("width", published.width)):
-        if pixels < cell or pixels % cell:
-            raise HawkError(f"{side} must be a positive multiple of {cell} pixels, not {pixels}")
+        check_pixels(side, pixels, cell)
     return Grid(published.height // cell, published.width // cell)
 
 

@@ -108,12 +108,21 @@ def check_weights(files: Mapping[Path, Shapes], wanted: Shapes, asked_by: str) -
             raise HawkError(f"{path}: {name} has shape {files[path][name]}, {asked_by} for {wanted[name]}")
 
 
-def refuse_not_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Raise `HawkError` with the file and the name of a weight that holds a NaN or an infinite number."""
+def refuse_not_finite(path: Path, weights: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
+    """Raise `HawkError` with the file and the name of a weight that holds a NaN or an infinite number.
+
+    With `dtype`, a finite number that is infinite in that dtype is refused too.
+    """
     for name, tensor in weights.items():
+        if not tensor.numel() or not tensor.is_floating_point():
+            continue
         # The extremes take a tenth of the time of `isfinite().all()`, and a NaN among the weights is both of them.
-        if tensor.numel() and tensor.is_floating_point() and not all(end.isfinite() for end in tensor.aminmax()):
+        ends = torch.stack(tensor.aminmax())
+        if not ends.isfinite().all():
             raise HawkError(f"{path} is damaged: {name} holds a NaN or an infinite number; fetch or make it again")
+        if dtype is not None and not ends.to(dtype).isfinite().all():
+            kind = str(dtype).removeprefix("torch.")
+            raise HawkError(f"{path}: {name} holds {ends.abs().max():.3g}, which is infinite in {kind}")
 
 
 def outlined(

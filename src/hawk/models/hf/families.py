@@ -78,6 +78,8 @@ class Janus(Family):
             raise HawkError("this Janus has no chat template: its folder needs chat_template.jinja (as published)")
         turn = {"role": "user", "content": [{"type": "text", "text": text}]}
         chat = self.tokenizer.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
+        if text.strip() not in chat:
+            raise HawkError("the chat template of this Janus leaves the prompt out: its folder needs the published one")
         return tuple(self.tokenizer(chat + special(self.tokenizer, "boi_token")).input_ids)
 
     def unconditional(self, prompt: tuple[int, ...], grid: Grid) -> tuple[int, ...]:

@@ -193,7 +193,11 @@ def _read_vectors(path: Path) -> Float[Tensor, "words d"]:
         shapes = f"{tuple(vectors.shape)}, scales {tuple(scales.shape)}"
         raise HawkError(f"{path}: vectors has shape {shapes}: (words, channels) and (words,) are needed")
     refuse_not_finite(path, held)
-    return vectors.float() * scales.float()[:, None]
+    if not scales.is_floating_point() or not scales.all():
+        raise HawkError(f"{path}: scales must be floating-point numbers other than 0: fetch or make it again")
+    scaled = vectors.float() * scales.float()[:, None]
+    refuse_not_finite(path, {"vectors * scales": scaled})
+    return scaled
 
 
 def _words(prompt: str) -> list[str]:

@@ -35,3 +35,62 @@ def test_a_decoder_is_not_changed_while_it_decodes():
     assert torch.equal(decoded_wide(decoder, codes), expected)
     assert seen == [(torch.bfloat16, torch.float32, False)]
     assert expected.dtype == torch.float32
+
+
+def lent(one: Tiny, tmp_path: object, **more: object) -> HawkPipeline:
+    """A pipeline around the model of the caller."""
+    decoder = getattr(one.model.family, "decoder", None)
+    vqgan = None if decoder is None else save(one, tmp_path) / "vqgan.safetensors"
+    return hawk.accelerate(one.hf, more.get("tokenizer", one.tokenizer), vqgan=vqgan)
+
+
+def refused(message: str, draw: object) -> None:
+    """Check that a call is refused in one line."""
+    with pytest.raises(HawkError, match=message) as caught:
+        draw()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_changed_output_head_is_used(tmp_path):
+    one = tiny("chameleon")
+    pipe = lent(one, tmp_path)
+    first = pipe("a cat", temperature=0, method="ar").tokens
+    with torch.no_grad():
+        one.hf.lm_head.weight.mul_(-1)
+    changed = pipe("a cat", temperature=0, method="ar").tokens
+    assert not torch.equal(changed, first)
+    assert torch.equal(changed, lent(one, tmp_path / "again")("a cat", temperature=0, method="ar").tokens)
+
+
+@pytest.mark.parametrize("name", ["janus", "chameleon"])
+def test_a_model_that_was_moved_is_refused(name, tmp_path):
+    one = tiny(name)
+    pipe = lent(one, tmp_path)
+    one.hf.to(torch.float64)
+    refused("moved to float64 on cpu since: call hawk.accelerate again", lambda: pipe("a cat", method="ar"))
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    one, other = tiny("janus"), tiny("emu3")
+    message = "the tokenizer has token ids up to 69, the model only 40 tokens"
+    refused(message, lambda: hawk.accelerate(one.hf, other.tokenizer))
+    other.tokenizer.save_pretrained(save(one, tmp_path))
+    refused(message, lambda: HawkPipeline.from_pretrained(tmp_path, device="cpu"))
+
+
+@pytest.mark.parametrize("name", ["chameleon", "lumina"])
+def test_a_tokenizer_without_a_first_token_is_refused(name, tmp_path):
+    one = tiny(name)
+    one.tokenizer.bos_token = None
+    refused("tokenizer_config.json names no bos_token", lambda: lent(one, tmp_path))
+
+
+@pytest.mark.parametrize("name", ["janus", "emu3", "chameleon"])
+def test_a_config_that_asks_for_tuples_changes_nothing(name):
+    one = tiny(name)
+    pipe = HawkPipeline(one.model, torch.device("cpu"), "float32")
+    side = {"height": one.grid.height * one.model.cell, "width": one.grid.width * one.model.cell}
+    expected = pipe("a cat", seed=1, method="ar", **side).tokens
+    for config in (one.hf.config, one.hf.config.get_text_config(), one.hf.config.vq_config):
+        config.return_dict = False
+    assert torch.equal(pipe("a cat", seed=1, method="ar", **side).tokens, expected)

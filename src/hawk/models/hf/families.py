@@ -176,6 +176,8 @@ class Chameleon(SharedVocabulary):
     def __init__(self, model: Any, tokenizer: Any, decoder: PixelDecoder | None) -> None:
         super().__init__(model, tokenizer)
         self.decoder = decoder
+        if tokenizer is not None:
+            special(tokenizer, "bos_token")  # refuses a tokenizer that has none
 
     @property
     def grid(self) -> Grid:

@@ -1,9 +1,8 @@
 """A transformers model that the caller lends to `accelerate` or `hawk_generate` is read as it is and stays as it is."""
 
-import threading
-
 import pytest
 import torch
+from transformers import DynamicCache
 
 import hawk
 from fixtures.tiny_transformers import Tiny, save, tiny
@@ -94,3 +93,37 @@ def test_a_config_that_asks_for_tuples_changes_nothing(name):
     for config in (one.hf.config, one.hf.config.get_text_config(), one.hf.config.vq_config):
         config.return_dict = False
     assert torch.equal(pipe("a cat", seed=1, method="ar", **side).tokens, expected)
+
+
+def call(one: Tiny, **more: object) -> dict[str, object]:
+    """The arguments of a call of `generate` that draws one greedy image by Hawk, without guidance."""
+    size = {"height": one.grid.height, "width": one.grid.width, "do_sample": False}
+    prompt = torch.tensor(one.model.condition(["a cat"], [""], one.grid).prompts)
+    return {"inputs": prompt, "custom_generate": hawk.hawk_generate, "method": "ar", **size, **more}
+
+
+@pytest.mark.parametrize(("name", "message"), [("chameleon", r"\(4x4 tokens\) only"), ("lumina", r"\(2 tokens\)")])
+def test_hawk_generate_refuses_a_size_that_the_family_cannot_draw(name, message):
+    one = tiny(name)
+    prompt = torch.tensor([[1, 5]])
+    refused(message, lambda: one.hf.generate(**call(one, inputs=prompt, height=3, width=5)))
+
+
+def test_hawk_generate_refuses_an_image_that_is_longer_than_the_models_positions():
+    one = tiny("chameleon")
+    arguments = call(one, max_new_tokens=17)
+    one.hf.config.max_position_embeddings = 15 + arguments["inputs"].shape[1]
+    refused("are too long", lambda: one.hf.generate(**arguments))
+    one.hf.config.max_position_embeddings += 1
+    assert one.hf.generate(**arguments).shape[1] == arguments["inputs"].shape[1] + 17
+
+
+def test_hawk_generate_refuses_a_filled_cache_and_takes_what_changes_nothing():
+    one = tiny("emu3")
+    arguments = call(one)
+    ids = arguments["inputs"]
+    drawn = one.hf.generate(**arguments)
+    filled = one.hf(input_ids=ids[:, :3], use_cache=True).past_key_values
+    refused("leave past_key_values out", lambda: one.hf.generate(**arguments, past_key_values=filled))
+    plain = {"position_ids": torch.arange(ids.shape[1])[None], "past_key_values": DynamicCache(), "logits_to_keep": 3}
+    assert torch.equal(one.hf.generate(**arguments, **plain), drawn)

@@ -247,7 +247,7 @@ class Lumina(Chameleon):
     def check_grid(self, grid: Grid) -> None:
         """Raise `HawkError` for odd sides: prompts give sizes in squares of 2x2 tokens."""
         if grid.height % 2 or grid.width % 2:
-            raise HawkError(f"{self.name} draws sizes that are multiples of {2 * self.cell} pixels")
+            raise HawkError(f"{self.name} draws sizes that are multiples of {2 * self.cell} pixels (2 tokens)")
         if not self.trained_for(grid):
             size, own = f"{grid.height * self.cell}x{grid.width * self.cell}", self.side * self.cell
             warnings.warn(

@@ -82,9 +82,6 @@ class Family(ABC):
     def head(self) -> nn.Module:
         """The module that turns last hidden states into logits of image codes."""
 
-    def follow_weights(self) -> None:
-        """Bring copies of the model's weights up to date, which the model's owner may have changed in place."""
-
     @abstractmethod
     def embed(self, codes: Int[Tensor, "*b"]) -> Float[Tensor, "*b dim"]:
         """Embeddings of image codes."""
@@ -123,8 +120,9 @@ class Family(ABC):
     def check_grid(self, grid: Grid) -> None:
         """Raise `HawkError` for a grid that the family cannot draw: by default every grid but its own."""
         if grid != self.grid:
-            side = f"{self.grid.height * self.cell}x{self.grid.width * self.cell}"
-            raise HawkError(f"{self.name} draws {side} pixels only: leave height and width out")
+            height, width = self.grid.height, self.grid.width
+            size = f"{height * self.cell}x{width * self.cell} pixels ({height}x{width} tokens)"
+            raise HawkError(f"{self.name} draws {size} only: give no other height and width")
 
     def check_length(self, prompt: int, grid: Grid) -> None:
         """Raise `HawkError` where a prompt of `prompt` tokens and an image are longer than the model's positions."""

@@ -21,7 +21,7 @@ from hawk.decoding.cache import FixedCache, KVCache, Prefilled, cache_room
 from hawk.decoding.grid import Grid
 from hawk.decoding.structure import lay_out
 from hawk.errors import HawkError
-from hawk.models.hf.family import Family
+from hawk.models.hf.family import Family, SharedVocabulary
 from hawk.nn.layers import WholeBlocks, at_least_float32, causal_visibility
 
 
@@ -106,7 +106,8 @@ class TransformersTarget:
         if self.place != self.made_for:
             dtype, device = str(self.dtype).removeprefix("torch."), self.device
             raise HawkError(f"the model was moved to {dtype} on {device} since: call hawk.accelerate again")
-        self.family.follow_weights()
+        if isinstance(self.family, SharedVocabulary):
+            self.family.follow_weights()
         sequences = prompt.prompts + (prompt.negatives if guided else ())
         rows, longest = len(sequences), max(map(len, sequences))
         ids = torch.zeros(rows, longest, dtype=torch.long)

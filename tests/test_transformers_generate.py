@@ -248,6 +248,21 @@ REFUSED = {
     ),
     "family": ({"family": "x"}, "unknown family 'x': choose one of chameleon, lumina"),
     "method": ({"method": []}, r"unknown method \[\]"),
+    "a lossy method": ({"method": "lantern"}, "method 'lantern' is lossy"),
+    "positions": ({"position_ids": torch.zeros(3, 12).long()}, "leave position_ids out"),
+    "images": ({"image_sizes": torch.tensor([[8, 8]])}, "leave image_sizes out"),
+    "labels": ({"labels": torch.zeros(3, 12).long()}, "leave labels out"),
+    "some logits": ({"logits_to_keep": torch.tensor([0])}, "leave logits_to_keep out"),
+    "a prompt in parts": ({"prefill_chunk_size": 2}, "leave prefill_chunk_size out"),
+    "several processes": ({"synced_gpus": True}, "leave synced_gpus out"),
+    "drafts of the first layer": ({"assistant_early_exit": 1}, "leave assistant_early_exit out"),
+    "guidance as text": ({"guidance_scale": "3"}, "guidance_scale must be a number, not '3'"),
+    "much guidance": ({"guidance_scale": 1e9}, "guidance_scale must be .* up to 1000000, not"),
+    "a list of negative ids": ({"negative_prompt_ids": [[1, 2]]}, "negative_prompt_ids must be a tensor, not"),
+    "a list as negative mask": (
+        {"negative_prompt_attention_mask": [[1]]},
+        "negative_prompt_attention_mask must be a tensor, not",
+    ),
 }
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
@@ -20,7 +19,6 @@ from hawk.decoding.canvas import Canvas
 from hawk.decoding.generate import generate
 from hawk.decoding.grid import Grid
 from hawk.decoding.request import Request
-from hawk.decoding.sampling import SamplingParams
 from hawk.decoding.stats import Stats
 from hawk.decoding.tree import Window
 from hawk.drafters.methods import UNTRAINED, build_drafter, method_named
@@ -28,6 +26,18 @@ from hawk.drafters.source import slow_drafts
 from hawk.errors import CallersFunction, HawkError
 from hawk.machine import lacking_operations_refused
 from hawk.models.given_prompts import NEGATIVE, PROMPT, check_prompts, without_padding
+from hawk.models.hf.calls import (
+    argument_of_generate,
+    call_params,
+    check_call,
+    check_method,
+    check_positions,
+    check_samplers,
+    entries_within,
+    for_each,
+    guidance_of,
+    new_tokens,
+)
 from hawk.models.loading import drafter_folder, engine_named
 from hawk.pipeline import HawkPipeline, evaluation_mode, image_seeds
 
@@ -145,17 +155,21 @@ def hawk_generate(
         if not isinstance(described, SharedVocabulary):
             raise HawkError(f"{described.name} has image codes apart from its vocabulary: use hawk.accelerate")
         grid = Grid(whole_number("height", height, least=1), whole_number("width", width, least=1))
+        described.check_grid(grid)
         new = new_tokens(generation_config, input_ids.shape[1], stopping_criteria)
         feed = Feed(streamer, described, grid, entries_within(stopping_criteria, new, described, grid))
         guidance = guidance_of(logits_processor, input_ids)
         params = call_params(generation_config, guidance.scale)
         check_samplers(logits_processor, params)
         chosen = method_named(method)
+        check_method(chosen)
         prompts = without_padding(input_ids, model_kwargs.get("attention_mask"), PROMPT)
         negatives = for_each(guidance.negatives, len(prompts), generation_config.num_return_sequences or 1)
         check_prompts(prompts, PROMPT, described, grid)
+        check_positions(input_ids, model_kwargs)
         if params.guided:
             check_prompts(negatives, NEGATIVE, described, grid)
+        described.check_length(max(map(len, prompts + (negatives if params.guided else ()))), grid)
         seeds = image_seeds(len(prompts), seed, torch.default_generator if seed is None else None)
         request = Request(TokenPrompt(prompts, negatives, grid), grid, params, seeds, chosen.verifier)
         parts = None if drafter is None else as_model(described.name, described, drafter_folder(drafter)).drafting
@@ -217,163 +231,6 @@ def ended(streamer: Any) -> Iterator[None]:
     finally:
         if streamer is not None:
             streamer.end()
-
-
-def argument_of_generate(name: str) -> Any:
-    """An argument of the `generate` call that called Hawk; None if it has no such argument.
-
-    transformers 5 passes neither `streamer` nor `assistant_model` on to a custom function (see its
-    `_extract_generation_mode_kwargs`). So Hawk reads these arguments from the frame of the call.
-    """
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_code.co_name == "generate" and frame.f_globals.get("__name__") == "transformers.generation.utils":
-            return frame.f_locals.get(name)
-        frame = frame.f_back
-    return None
-
-
-OUTPUTS = ("return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states")
-SEARCHES = (
-    "num_beams",
-    "num_beam_groups",
-    "constraints",
-    "force_words_ids",
-    "penalty_alpha",
-    "dola_layers",
-    "prompt_lookup_num_tokens",
-    "assistant_early_exit",
-    "use_mtp",
-)
-"""Settings of transformers' `generate` that ask for another search than sampling, or for another speculation."""
-
-
-def check_call(generation_config: Any, model_kwargs: Mapping[str, Any]) -> None:
-    """Raise `HawkError` for what a `generate` call asks for and Hawk cannot do; the message says what to leave out."""
-    for name in OUTPUTS:
-        if getattr(generation_config, name, None):
-            raise HawkError(f"hawk_generate returns token ids: leave {name} out")
-    for name in SEARCHES:
-        if getattr(generation_config, name, None) not in (None, False, 0, 1):
-            raise HawkError(f"hawk_generate samples, or takes the likeliest token: leave {name} out")
-    if argument_of_generate("assistant_model") is not None:
-        raise HawkError("hawk_generate takes its drafts from method= and drafter=: leave assistant_model out")
-    for name in ("inputs_embeds", "pixel_values"):
-        if model_kwargs.get(name) is not None:
-            raise HawkError(f"hawk_generate reads prompts as token ids: leave {name} out")
-
-
-DEFAULT_NEW_TOKENS = 20
-"""The tokens that `generate` of transformers allows where a call gives no length."""
-
-
-def new_tokens(generation_config: Any, prompt: int, criteria: Sequence[Any]) -> int | None:
-    """The most tokens that a call allows after a prompt of `prompt` tokens; None if the call gives no length.
-
-    A `max_length` of exactly the prompt and `DEFAULT_NEW_TOKENS` cannot be told from no length, and counts as none.
-    """
-    lengths = [each.max_length - prompt for each in criteria if type(each).__name__ == "MaxLengthCriteria"]
-    most = min([generation_config.max_length - prompt, *lengths])
-    return None if generation_config.max_new_tokens is None and most == DEFAULT_NEW_TOKENS else most
-
-
-def entries_within(criteria: Sequence[Any], new: int | None, family: Any, grid: Grid) -> int:
-    """The number of tokens of an image, structure tokens included, at which a call's stopping criteria end it.
-
-    `new` is the most tokens that the call allows, None for any number.
-    Closing tokens are cut as transformers would cut them. Raises `HawkError` for a criterion that would end the image
-    before its last code, and for a criterion that Hawk does not know.
-    """
-    codes = 1 + int(family.structure.before(torch.tensor(grid.size - 1), grid))
-    rows = grid.height * (grid.width + len(family.structure.end_of_row))
-    entries = rows + len(family.closing)
-    for criterion in criteria:
-        kind = type(criterion).__name__
-        if kind == "EosTokenCriteria":
-            ends = set(criterion.eos_token_id.tolist())
-            if ends & {*family.structure.end_of_row, *family.code_ids.tolist()}:
-                raise HawkError("eos_token_id would end the image at one of its own tokens: leave eos_token_id out")
-            first = next((i for i, token in enumerate(family.closing) if token in ends), len(family.closing) - 1)
-            entries = min(entries, rows + first + 1)
-        elif kind == "MaxLengthCriteria":
-            if new is not None and new < codes:
-                raise HawkError(
-                    f"the image has {entries} tokens, and max_new_tokens or max_length allows {new}: leave it out"
-                )
-            entries = entries if new is None else min(entries, new)
-        else:
-            name = {"MaxTimeCriteria": "max_time", "StopStringCriteria": "stop_strings"}.get(kind, kind)
-            raise HawkError(f"hawk_generate draws whole images and cannot stop in between: leave {name} out")
-    return entries
-
-
-def for_each(negatives: tuple[tuple[int, ...], ...], sequences: int, copies: int) -> tuple[tuple[int, ...], ...]:
-    """A negative prompt for each sequence, from one for all, one for each prompt (`copies` sequences), or one each."""
-    if len(negatives) == sequences:
-        return negatives
-    if len(negatives) not in (1, sequences // copies):
-        raise HawkError(f"{sequences} sequences need one negative prompt or {sequences}, not {len(negatives)}")
-    return tuple(each for each in negatives for _ in range(sequences // len(negatives)))
-
-
-GUIDANCE = "UnbatchedClassifierFreeGuidanceLogitsProcessor"
-UNDERSTOOD = (
-    "PrefixConstrainedLogitsProcessor",
-    "TemperatureLogitsWarper",
-    "TopKLogitsWarper",
-    "TopPLogitsWarper",
-)
-"""The logits processors of transformers' `generate` for which Hawk has the same of its own."""
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """The guidance scale and the unconditional prompts of a `generate` call."""
-
-    scale: float
-    negatives: tuple[tuple[int, ...], ...]
-
-
-def guidance_of(logits_processor: Sequence[Any], input_ids: Int[Tensor, "b t"]) -> Guidance:
-    """The guidance among a call's logits processors; raises `HawkError` for a processor that Hawk cannot replace."""
-    for processor in logits_processor:
-        if type(processor).__name__ not in (GUIDANCE, *UNDERSTOOD):
-            raise HawkError(f"{type(processor).__name__} has no counterpart in Hawk: leave it out of the call")
-    for processor in logits_processor:
-        if type(processor).__name__ == GUIDANCE:
-            context = processor.unconditional_context
-            ids = input_ids[:, -1:] if context["input_ids"] is None else context["input_ids"]
-            if processor.guidance_scale < 1:
-                raise HawkError(f"guidance_scale must be 1 (off) or more here, not {processor.guidance_scale}")
-            return Guidance(float(processor.guidance_scale), without_padding(ids, context["attention_mask"], NEGATIVE))
-    return Guidance(1.0, without_padding(input_ids, None, NEGATIVE))
-
-
-def call_params(generation_config: Any, scale: float) -> SamplingParams:
-    """The sampling parameters of a `generate` call."""
-    if not generation_config.do_sample:
-        return SamplingParams(temperature=0.0, cfg_scale=scale)
-    temperature, top_p = generation_config.temperature, generation_config.top_p
-    return SamplingParams(
-        temperature=1.0 if temperature is None else float(temperature),
-        top_k=generation_config.top_k or 0,
-        top_p=1.0 if top_p is None else float(top_p),
-        cfg_scale=scale,
-    )
-
-
-SAMPLERS = {"TemperatureLogitsWarper": "temperature", "TopKLogitsWarper": "top_k", "TopPLogitsWarper": "top_p"}
-"""Logits processors of transformers that sample, and the argument of `generate` that stands for each."""
-
-
-def check_samplers(logits_processor: Sequence[Any], params: SamplingParams) -> None:
-    """Raise `HawkError` for a caller's own sampler that says something else than the arguments of the call."""
-    for processor in [] if params.greedy else logits_processor:
-        kind = type(processor).__name__
-        name = SAMPLERS.get(kind)
-        if name is not None and getattr(processor, name) != getattr(params, name):
-            value = getattr(processor, name)
-            raise HawkError(f"{kind} with {name} {value} in logits_processor is not read: give {name}={value} instead")
 
 
 def check_usable(model: Any) -> None:

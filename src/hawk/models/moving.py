@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -85,14 +87,29 @@ def save_copy(origin: Origin, folder: Path) -> None:
         raise HawkError(f"the model cannot be saved to {folder} ({one_line(error)}): name another folder") from error
 
 
+_IN_EVALUATION: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+"""The modules that `evaluation_mode` took out of training mode, with the number of bodies that run them now."""
+_COUNTING = Lock()
+
+
 @contextmanager
 def evaluation_mode(module: nn.Module | None) -> Iterator[None]:
-    """Run the body with a module in evaluation mode; afterwards each part of the module has its own mode again."""
-    training = [] if module is None else [part for part in module.modules() if part.training]
-    for part in training:
-        part.training = False
+    """Run the body with a module in evaluation mode; afterwards each part of the module has its own mode again.
+
+    Several threads may run one module at the same time: its modes come back when the last of their bodies ends.
+    """
+    parts = [] if module is None else list(module.modules())
+    with _COUNTING:
+        taken = [part for part in parts if part.training or part in _IN_EVALUATION]
+        for part in taken:
+            part.training = False
+            _IN_EVALUATION[part] = _IN_EVALUATION.get(part, 0) + 1
     try:
         yield
     finally:
-        for part in training:
-            part.training = True
+        with _COUNTING:
+            for part in taken:
+                _IN_EVALUATION[part] -= 1
+                if not _IN_EVALUATION[part]:
+                    del _IN_EVALUATION[part]
+                    part.training = True

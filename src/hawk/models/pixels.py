@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from hawk.decoding.memory import is_out_of_memory, refused_where_memory_ends
 from hawk.errors import HawkError
@@ -50,23 +50,20 @@ def _in_parts(model: Model, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 h
 def decoded_wide(decoder: Any, codes: Int[Tensor, "b *grid"]) -> Float[Tensor, "b 3 height width"]:
     """The pixels that `decoder.decode(codes)` gives, computed in at least float32.
 
-    Published decoders overflow in float16. Weights of 16 bits are cast for this call only: the decoder, which may
-    belong to the caller, stays as it is.
+    Published decoders overflow in float16. A decoder with weights of 16 bits is copied with wide weights for this call:
+    the decoder itself, which may belong to the caller and be in use in other threads, never changes.
     """
-    held = (*decoder.named_parameters(), *decoder.named_buffers())
-    narrow = {name: weight for name, weight in held if weight.is_floating_point() and weight.itemsize < 4}
-    wide = {f"decoder.{name}": weight.to(torch.float32) for name, weight in narrow.items()}
-    pixels: Tensor = functional_call(_Decoding(decoder), wide, (codes,))
+    held = [*decoder.parameters(), *decoder.buffers()]
+    narrow = {id(weight) for weight in held if weight.is_floating_point() and weight.itemsize < 4}
+    if narrow:
+        # `deepcopy` takes the copies of weights from here; wide weights are shared with the decoder.
+        copies = {id(weight): _widened(weight) if id(weight) in narrow else weight for weight in held}
+        decoder = deepcopy(decoder, copies)
+    pixels: Tensor = decoder.decode(codes)
     return pixels
 
 
-class _Decoding(nn.Module):
-    """A module whose `forward` is the `decode` of another one, because `functional_call` calls `forward`."""
-
-    def __init__(self, decoder: nn.Module) -> None:
-        super().__init__()
-        self.decoder: Any = decoder
-
-    def forward(self, codes: Int[Tensor, "b *grid"]) -> Float[Tensor, "b 3 height width"]:
-        pixels: Tensor = self.decoder.decode(codes)
-        return pixels
+def _widened(weight: Tensor) -> Tensor:
+    """A weight in float32; a parameter stays a parameter, which is not trained."""
+    wide = weight.detach().to(torch.float32)
+    return nn.Parameter(wide, requires_grad=False) if isinstance(weight, nn.Parameter) else wide

@@ -178,6 +178,8 @@ class Chameleon(SharedVocabulary):
     def __init__(self, model: Any, tokenizer: Any, decoder: PixelDecoder | None) -> None:
         super().__init__(model, tokenizer)
         self.decoder = decoder
+        if tokenizer is not None:
+            special(tokenizer, "bos_token")  # refuses a tokenizer that has none
 
     @property
     def grid(self) -> Grid:
@@ -247,7 +249,7 @@ class Lumina(Chameleon):
     def check_grid(self, grid: Grid) -> None:
         """Raise `HawkError` for odd sides: prompts give sizes in squares of 2x2 tokens."""
         if grid.height % 2 or grid.width % 2:
-            raise HawkError(f"{self.name} draws sizes that are multiples of {2 * self.cell} pixels")
+            raise HawkError(f"{self.name} draws sizes that are multiples of {2 * self.cell} pixels (2 tokens)")
         if not self.trained_for(grid):
             size, own = f"{grid.height * self.cell}x{grid.width * self.cell}", self.side * self.cell
             warnings.warn(

@@ -120,8 +120,16 @@ class Family(ABC):
     def check_grid(self, grid: Grid) -> None:
         """Raise `HawkError` for a grid that the family cannot draw: by default every grid but its own."""
         if grid != self.grid:
-            side = f"{self.grid.height * self.cell}x{self.grid.width * self.cell}"
-            raise HawkError(f"{self.name} draws {side} pixels only: leave height and width out")
+            height, width = self.grid.height, self.grid.width
+            size = f"{height * self.cell}x{width * self.cell} pixels ({height}x{width} tokens)"
+            raise HawkError(f"{self.name} draws {size} only: give no other height and width")
+
+    def check_length(self, prompt: int, grid: Grid) -> None:
+        """Raise `HawkError` where a prompt of `prompt` tokens and an image are longer than the model's positions."""
+        room = self.shape.max_position_embeddings
+        image = 1 + int(self.structure.before(torch.tensor(grid.size - 1), grid))
+        if prompt + image > room:
+            raise HawkError(f"a prompt of {prompt} tokens and an image of {image} are too long: {room} fit together")
 
 
 class SharedVocabulary(Family):
@@ -134,11 +142,26 @@ class SharedVocabulary(Family):
             raise HawkError(f"vocabulary_map in config.json has {len(id_of_code)} image tokens, not {self.codes}")
         ids = [id_of_code[code] for code in range(self.codes)]
         self.code_ids = torch.tensor(ids, device=model.lm_head.weight.device)
-        weight, in_order = model.lm_head.weight.detach(), ids == list(range(ids[0], ids[0] + self.codes))
-        rows = weight[ids[0] : ids[0] + self.codes] if in_order else weight[self.code_ids]  # a view, if possible
-        head = nn.Linear(weight.shape[1], self.codes, bias=False, device="meta")
+        in_order = ids == list(range(ids[0], ids[0] + self.codes))
+        self.code_rows = slice(ids[0], ids[0] + self.codes) if in_order else self.code_ids
+        rows = self.head_rows()
+        head = nn.Linear(rows.shape[1], self.codes, bias=False, device="meta")
         head.weight = nn.Parameter(rows, requires_grad=False)
         self._head: nn.Module = head
+
+    def head_rows(self) -> Float[Tensor, "codes dim"]:
+        """The rows of `lm_head` for image codes: a view of them if the codes' ids are in order, else a copy."""
+        return self.model.lm_head.weight.detach()[self.code_rows]
+
+    def follow_weights(self) -> None:
+        """Take the rows of `lm_head` again, which the caller may have changed: a copy of them in place, a view anew."""
+        if not isinstance(self._head, nn.Linear):  # packed: `lm_head` is dropped
+            return
+        if isinstance(self.code_rows, Tensor):
+            with torch.inference_mode():  # a call in inference mode may have made the weight
+                self._head.weight.copy_(self.head_rows())
+        elif self._head.weight.data_ptr() != (rows := self.head_rows()).data_ptr():
+            self._head.weight = nn.Parameter(rows, requires_grad=False)
 
     def pack(self) -> None:
         """As for every family; of `lm_head`, only the rows for image codes are kept."""
@@ -190,6 +213,15 @@ class SharedVocabulary(Family):
         if token not in vocabulary:
             raise HawkError(f"config.json lacks {token} in vocabulary_map: this is no {self.name} checkpoint")
         return vocabulary[token]
+
+
+def check_vocabulary(model: Any, tokenizer: Any) -> None:
+    """Raise `HawkError` for a tokenizer with an id that the model has no embedding for, as another model's may have."""
+    last, rows = max(tokenizer.get_vocab().values(), default=0), model.get_input_embeddings().num_embeddings
+    if last >= rows:
+        raise HawkError(
+            f"the tokenizer has token ids up to {last}, the model only {rows} tokens: give its own tokenizer"
+        )
 
 
 def special(tokenizer: Any, name: str) -> str:

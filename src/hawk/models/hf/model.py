@@ -28,7 +28,7 @@ from hawk.files import read_fields, read_json
 from hawk.models.checkpoint import read_checkpoint, weight_files
 from hawk.models.fingerprint import fingerprint
 from hawk.models.hf.families import Chameleon, Emu3, Janus, Lumina
-from hawk.models.hf.family import Family
+from hawk.models.hf.family import Family, check_vocabulary
 from hawk.models.hf.reading import outlined_model, read_model, read_tokenizer
 from hawk.models.hf.target import TokenPrompt, TransformersTarget
 from hawk.models.tokenizers.vqgan import VQGAN, VQGANConfig, decoding_weights
@@ -109,11 +109,7 @@ class TransformersModel:
             self.family.prompt(negative, grid) if negative.strip() else self.family.unconditional(prompt, grid)
             for prompt, negative in zip(cond, negatives, strict=True)
         )
-        last = torch.tensor(grid.size - 1)
-        room, image = self.family.shape.max_position_embeddings, 1 + int(self.family.structure.before(last, grid))
-        longest = max(map(len, cond + uncond))
-        if longest + image > room:
-            raise HawkError(f"a prompt of {longest} tokens and an image of {image} are too long: {room} fit together")
+        self.family.check_length(max(map(len, cond + uncond)), grid)
         return TokenPrompt(cond, uncond, grid)
 
     def pixels(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]:
@@ -200,9 +196,11 @@ def family_of(model: Any, tokenizer: Any, decoder: VQGAN | None = None, hint: Fa
     """The family of a loaded transformers model; the Chameleon family needs a decoder to draw pixels.
 
     Lumina-mGPT's `model_type` is Chameleon's. It is recognised by the hint, or else by what config.json says of its
-    training: the class, or the weight of the z-loss.
+    training: the class, or the weight of the z-loss. Raises `HawkError` for a tokenizer that is not the model's.
     """
     kind, hint = model.config.model_type, hint or FamilyHint()
+    if tokenizer is not None:
+        check_vocabulary(model, tokenizer)
     if kind in ("janus", "emu3"):
         make: Callable[[Any, Any], Family] = Janus if kind == "janus" else Emu3
         return make(model, tokenizer)

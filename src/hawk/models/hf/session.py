@@ -82,11 +82,6 @@ def session_of(model: Any, described: Family, engine: Engine) -> Session:
         described.model = proxy(model)
         session = Session(TransformersTarget(described), Recordings(engine, most=SESSION_RECORDINGS), layout)
         SESSIONS[model] = session
-        return session
-    kept, now = session.target.family.head.state_dict(), described.head.state_dict()
-    for name, weight in now.items():
-        if kept[name].data_ptr() != weight.data_ptr():  # a copy of rows of `lm_head`, which may have been changed
-            kept[name].copy_(weight)
     return session
 
 

@@ -20,7 +20,8 @@ from transformers import Cache
 from hawk.decoding.cache import FixedCache, KVCache, Prefilled, cache_room
 from hawk.decoding.grid import Grid
 from hawk.decoding.structure import lay_out
-from hawk.models.hf.family import Family
+from hawk.errors import HawkError
+from hawk.models.hf.family import Family, SharedVocabulary
 from hawk.nn.layers import WholeBlocks, at_least_float32, causal_visibility
 
 
@@ -69,6 +70,12 @@ class TransformersTarget:
         modules = nn.ModuleList(family.drawing_modules)
         # Counted before the family packs them.
         self.parameter_count = sum(parameter.numel() for parameter in modules.parameters())
+        self.made_for = self.place
+
+    @property
+    def place(self) -> tuple[torch.dtype, torch.device]:
+        """Where the backbone's weights are, and in which dtype."""
+        return self.dtype, self.device
 
     @property
     def grid(self) -> Grid:
@@ -93,8 +100,14 @@ class TransformersTarget:
     def prefill(self, prompt: TokenPrompt, guided: bool, capacity: int) -> Prefilled:
         """Run a batch of prompts, left-padded; rows are [cond], or [cond; uncond] if guided.
 
-        The cache gets room for `capacity` nodes and the structure tokens among them.
+        The cache gets room for `capacity` nodes and the structure tokens among them. Raises `HawkError` where the
+        caller's model has another dtype or device than when this target was made.
         """
+        if self.place != self.made_for:
+            dtype, device = str(self.dtype).removeprefix("torch."), self.device
+            raise HawkError(f"the model was moved to {dtype} on {device} since: call hawk.accelerate again")
+        if isinstance(self.family, SharedVocabulary):
+            self.family.follow_weights()
         sequences = prompt.prompts + (prompt.negatives if guided else ())
         rows, longest = len(sequences), max(map(len, sequences))
         ids = torch.zeros(rows, longest, dtype=torch.long)
@@ -179,6 +192,7 @@ class TransformersTarget:
                 position_ids=position_ids,
                 past_key_values=TreeCache(cache),
                 use_cache=True,
+                return_dict=True,
             ).last_hidden_state
 
     def _blocks(self) -> AbstractContextManager[object]:

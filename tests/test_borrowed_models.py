@@ -66,7 +66,7 @@ def test_a_model_that_was_moved_is_refused(name, tmp_path):
     one = tiny(name)
     pipe = lent(one, tmp_path)
     one.hf.to(torch.float64)
-    refused("moved to float64 on cpu since: call hawk.accelerate again", lambda: pipe("a cat", method="ar"))
+    refused("moved to float64 on cpu after hawk.accelerate: call it again", lambda: pipe("a cat", method="ar"))
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path):
@@ -102,7 +102,9 @@ def call(one: Tiny, **more: object) -> dict[str, object]:
     return {"inputs": prompt, "custom_generate": hawk.hawk_generate, "method": "ar", **size, **more}
 
 
-@pytest.mark.parametrize(("name", "message"), [("chameleon", r"\(4x4 tokens\) only"), ("lumina", r"\(2 tokens\)")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("chameleon", r"pixels only \(4x4 tokens\)"), ("lumina", r"\(2 tokens\)")]
+)
 def test_hawk_generate_refuses_a_size_that_the_family_cannot_draw(name, message):
     one = tiny(name)
     prompt = torch.tensor([[1, 5]])

@@ -121,8 +121,8 @@ class Family(ABC):
         """Raise `HawkError` for a grid that the family cannot draw: by default every grid but its own."""
         if grid != self.grid:
             height, width = self.grid.height, self.grid.width
-            size = f"{height * self.cell}x{width * self.cell} pixels ({height}x{width} tokens)"
-            raise HawkError(f"{self.name} draws {size} only: give no other height and width")
+            size = f"{height * self.cell}x{width * self.cell} pixels only ({height}x{width} tokens)"
+            raise HawkError(f"{self.name} draws {size}: give no other height and width")
 
     def check_length(self, prompt: int, grid: Grid) -> None:
         """Raise `HawkError` where a prompt of `prompt` tokens and an image are longer than the model's positions."""

@@ -105,7 +105,7 @@ class TransformersTarget:
         """
         if self.place != self.made_for:
             dtype, device = str(self.dtype).removeprefix("torch."), self.device
-            raise HawkError(f"the model was moved to {dtype} on {device} since: call hawk.accelerate again")
+            raise HawkError(f"the model was moved to {dtype} on {device} after hawk.accelerate: call it again")
         if isinstance(self.family, SharedVocabulary):
             self.family.follow_weights()
         sequences = prompt.prompts + (prompt.negatives if guided else ())

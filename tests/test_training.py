@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from dataclasses import replace
@@ -13,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fixtures.discs import disc_job
 from fixtures.tiny_training import GRID, prompts, tiny_target
 from hawk.decoding.sampling import SamplingParams
 from hawk.drafters.settings import HEAD_SOURCES
@@ -29,8 +28,8 @@ from hawk.training.ahead import Ahead
 from hawk.training.drafters.recipe import KindRecipe
 from hawk.training.drafters.run import FrozenModel, Plan, train_drafter
 from hawk.training.loop import FitConfig, fit, learning_rate, load_averaged, optimizers_of
-from hawk.training.sprites.data import SpriteJob, write_shards
-from hawk.training.sprites.records import Split, SpriteRecord, SpriteSet
+from hawk.training.sprites.data import write_shards
+from hawk.training.sprites.records import SpriteRecord, SpriteSet
 from hawk.training.sprites.target import Dropouts, TeacherForced, seen_tokens, step_batch, train_target
 from hawk.training.sprites.texts import SpriteCaptions
 from hawk.training.sprites.tokenizer import flat_cell_share, reconstruction_loss
@@ -152,16 +151,6 @@ def test_teacher_forcing_uses_the_null_caption_where_it_is_dropped() -> None:
     other = module(tokens, prompt.features * 3 + 1, prompt.mask, dropped)
     assert torch.equal(null, other)
     assert not torch.equal(null, module(tokens, prompt.features, prompt.mask, ~dropped))
-
-
-def disc_job(name: str, number: int) -> SpriteJob:
-    picture = Image.new("RGBA", (64, 64))
-    ImageDraw.Draw(picture).ellipse((8, 8, 50, 56), fill=(200, 5 * number % 255, 40, 255))
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    split: Split = "held-out" if number % 5 == 0 else "train"
-    record = SpriteRecord(f"{name}-{number}".replace(" ", "-"), name, (name,), (), "flat", "fake", "MIT", split)
-    return SpriteJob(record, buffer.getvalue(), is_svg=False)
 
 
 def test_a_target_is_trained_from_sprites_to_a_lower_loss(tmp_path: Path) -> None:

@@ -53,7 +53,6 @@ __all__ = [
     "OnStepEnd",
     "PipelineOutput",
     "StoppedError",
-    "evaluation_mode",
     "grid_of",
     "image_seeds",
     "sampling_params",
@@ -341,16 +340,13 @@ class HawkPipeline:
         # draw
         tokens = request.images * grid.size
         with evaluation_mode(self.borrowed), tqdm(total=tokens, unit="token", disable=not progress) as bar:
-            drafter = self._drafter(chosen, limits.within(grid), verifier)
-            if isinstance(drafter, Window) and drafter.ladder:
-                drafter = replace(drafter, skill=self.skills.of(params))
+            drafter = self.skills.taught(self._drafter(chosen, limits.within(grid), verifier), params)
             batches = self._draw_all(
                 request, drafter, batch_size, output_type, Reports(self, callback_on_step_end, bar)
             )
-        if chosen.name == "hawk" and isinstance(drafter, Window):
-            self.skills.learn(params, [batch.generation for batch in batches])
-            if callback_on_step_end is None:
-                self._measure_if_drifted(request, batches)
+        self.skills.learn(params, [batch.generation for batch in batches])
+        if chosen.name == "hawk" and isinstance(drafter, Window) and callback_on_step_end is None:
+            self._measure_if_drifted(request, batches)
         self._warn_of_slow_drafts(batches)
         output = output_of(request, batches, output_type)
         return output if return_dict else (output.images,)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -20,7 +20,6 @@ from hawk.decoding.generate import generate
 from hawk.decoding.grid import Grid
 from hawk.decoding.request import Request
 from hawk.decoding.stats import Stats
-from hawk.decoding.tree import Window
 from hawk.drafters.methods import UNTRAINED, build_drafter, method_named
 from hawk.drafters.source import slow_drafts
 from hawk.errors import CallersFunction, HawkError
@@ -39,7 +38,8 @@ from hawk.models.hf.calls import (
     new_tokens,
 )
 from hawk.models.loading import drafter_folder, engine_named
-from hawk.pipeline import HawkPipeline, evaluation_mode, image_seeds
+from hawk.models.moving import evaluation_mode
+from hawk.pipeline import HawkPipeline, image_seeds
 
 LOGGER = logging.getLogger(__name__)
 
@@ -175,16 +175,12 @@ def hawk_generate(
         parts = None if drafter is None else as_model(described.name, described, drafter_folder(drafter)).drafting
         session = session_of(model, described, engine_named(engine, model.device))
         parts = session.priced(parts or UNTRAINED) if chosen.name == "hawk" else parts
-        drafting = build_drafter(chosen, parts, session.target)
-        paced = isinstance(drafting, Window) and bool(drafting.ladder)
-        if isinstance(drafting, Window) and paced:
-            drafting = replace(drafting, skill=session.skills.of(params))
+        drafting = session.skills.taught(build_drafter(chosen, parts, session.target), params)
         with session.own_recordings() as recordings:
             on_step = None if streamer is None else CallersFunction(feed.on_step)
             with lacking_operations_refused(model.device, on_step):
                 drawn = generate(session.target, request, drafting, on_step, recordings)
-        if paced:
-            session.skills.learn(params, [drawn])
+        session.skills.learn(params, [drawn])
         if drawn.stats.broken_sources and not session.warned:
             session.warned = True
             LOGGER.warning(slow_drafts(drawn.stats.broken_sources, str(session.target.dtype).removeprefix("torch.")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from hawk.decoding.pacing import MOST_SKILL
 from hawk.decoding.planning import costs_file
 from hawk.decoding.sampling import SamplingParams
 from hawk.decoding.stats import Generation
+from hawk.decoding.tree import Window
+from hawk.decoding.trees import Drafter
 from hawk.errors import HawkError
 from hawk.files import read_json, write_json
 
@@ -25,30 +27,42 @@ def acceptance_file() -> Path:
 
 @dataclass
 class Skills:
-    """The `Pace.skill` of a model (its fingerprint) under each of the sampling parameters that it was drawn with."""
+    """The `Pace.skill` of a model (its fingerprint) under each of the sampling parameters that it was drawn with.
+
+    `kept` are the estimates as they stand in the file, as far as this process knows.
+    """
 
     model: str
     known: dict[SamplingParams, float] = field(default_factory=dict)
+    kept: dict[SamplingParams, float] = field(default_factory=dict)
 
     def of(self, params: SamplingParams) -> float:
         """The estimate for an image with these parameters; 0 where nothing is known."""
         if params not in self.known:
-            self.known[params] = self.stored().get(key_of(params), 0.0)
+            self.known[params] = self.kept[params] = self.stored().get(key_of(params), 0.0)
         return self.known[params]
+
+    def taught(self, drafter: Drafter | Window, params: SamplingParams) -> Drafter | Window:
+        """The drafter with the estimate for these parameters, if it is a window with a ladder; else the drafter."""
+        if not (isinstance(drafter, Window) and drafter.ladder):
+            return drafter
+        return replace(drafter, skill=self.of(params))
 
     def learn(self, params: SamplingParams, generations: list[Generation]) -> None:
         """Move the estimate half-way to what each of these drawings found, and keep it in the file if it moved."""
-        before = skill = self.of(params)
-        for generation in generations:
-            if generation.stats.skill is not None:
-                skill = (skill + generation.stats.skill) / 2
+        found = [each.stats.skill for each in generations if each.stats.skill is not None]
+        if not found:  # no drawing with a ladder
+            return
+        skill = self.of(params)
+        for each in found:
+            skill = (skill + each) / 2
         self.known[params] = skill
-        stored = self.stored() if skill != before else {}
-        if skill != before and abs(skill - stored.get(key_of(params), 0.0)) > CHANGE:
+        if abs(skill - self.kept[params]) > CHANGE:
+            self.kept[params] = skill
             # The file is a cache: where it cannot be written, the next process begins without the estimate.
             with suppress(OSError):
-                kept = read_kept() | {self.model: stored | {key_of(params): round(skill, 2)}}
-                write_json(acceptance_file(), kept)
+                own = self.stored() | {key_of(params): round(skill, 2)}
+                write_json(acceptance_file(), read_kept() | {self.model: own})
 
     def stored(self) -> dict[str, float]:
         """The estimates of this model in the file, by the key of their parameters; none where it is unreadable."""

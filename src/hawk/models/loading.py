@@ -112,7 +112,7 @@ def _load_checkpoint(folder: Path, device: torch.device, dtype: str, drafter: Pa
     except ModuleNotFoundError as error:
         raise _without_transformers(folder, error) from error
     model = load_transformers_model(folder, device, DTYPES[dtype], drafter)
-    if pack and device.type == "cpu":
+    if pack and mixed_precision(device, dtype):
         model.pack()
     return model
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hawk.machine import made_by_intel
-from hawk.nn.layers import ROWS_AT_ONCE, WIDE, RMSNorm, SwiGLU, product
+from hawk.nn.layers import ROWS_AT_ONCE, WIDE, RMSNorm, SwiGLU, in_dtype, product
 
 PACKED_FOR_ROWS = 64
 """The number of rows that the packed layout is made for: measured to be the best, even for a single row."""
@@ -32,7 +32,7 @@ class MKLLinear(nn.Module):
         self.register_buffer("shape", torch.zeros(1).expand(weight.shape), persistent=False)
 
     def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
-        return self.product(x.float(), self.packed, self.shape, self.bias, x.numel() // x.shape[-1])
+        return self.product(in_dtype(x, torch.float32), self.packed, self.shape, self.bias, x.numel() // x.shape[-1])
 
 
 class OneDNNLinear(nn.Module):
@@ -51,7 +51,7 @@ class OneDNNLinear(nn.Module):
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype), PACKED_FOR_ROWS)
 
     def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
-        x = x.to(self.dtype)
+        x = in_dtype(x, self.dtype)
         if self.dtype == torch.float32 or x.shape[-1] <= WIDE or x.numel() <= ROWS_AT_ONCE * x.shape[-1]:
             return self.product(x, self.packed, self.bias, "none", [], "")
         parts = x.flatten(0, -2).split(ROWS_AT_ONCE)
@@ -97,7 +97,7 @@ class FrozenLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach().to(dtype), requires_grad=False)
 
     def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
-        return product(x.to(self.weight.dtype), self.weight, self.bias)
+        return product(in_dtype(x, self.weight.dtype), self.weight, self.bias)
 
 
 def packed_linear(
@@ -142,13 +142,15 @@ class PackedNormLinear(nn.Module):
         bias: Float[Tensor, " o"] | None = None,
     ) -> None:
         super().__init__()
-        self.eps, self.dtype = norm.eps, dtype
+        self.dtype = dtype
+        self.register_buffer("eps", torch.tensor(norm.eps), persistent=False)
         self.linear = packed_linear(weight.detach() * norm.weight.detach(), dtype, bias)
 
     def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
-        x = x.float()
-        # The norm takes fewer operations than PyTorch's own, which are eight on a CPU.
-        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
+        x = in_dtype(x, torch.float32)
+        # The norm takes four operations; PyTorch's own takes eight on a CPU.
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = torch.addcmul(self.eps, length, length, value=1 / x.shape[-1]).rsqrt_()
         return self.linear(torch.mul(x, scale, out=torch.empty_like(x, dtype=self.dtype)))
 
 

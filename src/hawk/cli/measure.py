@@ -15,6 +15,7 @@ from rich.console import Console
 
 from hawk.cli.options import (
     CfgScaleOption,
+    Context,
     DeviceOption,
     DrafterOption,
     DraftTokensOption,
@@ -78,7 +79,25 @@ def compare(
         print(json.dumps(comparison_report(result, pipe.model.name, path)))
 
 
+OF_MODEL = frozenset({"suite", "json_out", "model", "drafter", "device", "dtype", "threads", "engine"})
+OPTIONS_OF = {
+    "scaling": OF_MODEL | {"plots"},
+    "steps": OF_MODEL,
+    "targets": frozenset({"suite", "json_out", "threads", "plots"}),
+}
+"""The options of `hawk bench` that mean something for a suite that measures no methods."""
+
+
+def _refuse_without_use(context: Context, suite: str) -> None:
+    """Raise `HawkError` for an option on the command line that the suite would ignore."""
+    for name in context.params:
+        given = str(context.get_parameter_source(name)).endswith("COMMANDLINE")
+        if given and (name not in OPTIONS_OF[suite] if suite in OPTIONS_OF else name == "plots"):
+            raise HawkError(f"--{name.replace('_', '-')} means nothing for the suite {suite}: leave it out")
+
+
 def bench(
+    context: Context,
     methods: Annotated[
         str | None,
         typer.Option(
@@ -89,7 +108,8 @@ def bench(
         str,
         typer.Option(
             "--suite",
-            help="paper (its methods and hawk), peers (all methods), scaling (growth of cost) or steps (step times).",
+            help="paper (its methods and hawk), peers (all methods), scaling (growth of cost), steps (step times) or "
+            "targets (large shapes with random weights, beside transformers; 25 minutes, 12 GB).",
         ),
     ] = "paper",
     prompts: Annotated[
@@ -111,29 +131,32 @@ def bench(
     dtype: DtypeOption = "auto",
     threads: ThreadsOption = None,
     engine: EngineOption = "auto",
-    plots: Annotated[Path | None, typer.Option("--plots", help="Folder for the plots of the scaling suite.")] = None,
+    plots: Annotated[
+        Path | None, typer.Option("--plots", help="Folder for the plots of the suites scaling and targets.")
+    ] = None,
     json_out: Annotated[
         Path | None, typer.Option("--json-out", help="File to write the JSON document to as well.")
     ] = None,
 ) -> None:
     """Measure methods, the growth of cost, or the parts of a step; print a table, and last a line of JSON."""
-    from hawk.files import write_json
     from hawk.measure.methods import bench_methods, bench_prompts
     from hawk.pictures.png import check_writable
 
+    of_methods = suite not in OPTIONS_OF
+    if of_methods:  # fail on a bad name before anything else
+        bench_methods(suite, methods, None)
+    _refuse_without_use(context, suite)
     if json_out is not None:
         if json_out.is_dir():
             raise HawkError(f"--json-out {json_out} is a folder: name a file")
         if json_out.is_file() or not json_out.exists():  # else it is a device or a pipe
             check_writable(json_out.parent)
     if plots is not None:
-        if suite != "scaling":
-            raise HawkError(f"--plots is for the suite scaling, not {suite}: use --json-out")
         check_writable(plots)
-    of_methods = suite not in ("scaling", "steps")
-    if of_methods:  # fail on a bad name or prompt file before a model is loaded
-        bench_methods(suite, methods, None)
+    # A bad prompt file is refused before a model is loaded.
     chosen = bench_prompts(prompts) if of_methods else []
+    if suite == "targets":
+        return _hand_over(_targets(threads), plots, json_out)
     pipe = load_pipeline(model, device, dtype, drafter, threads, engine)
     if chosen:
         pipe.condition(chosen)  # a prompt that cannot be read is refused before anything is measured
@@ -150,6 +173,13 @@ def bench(
         overrides = {**sampling, "num_draft_tokens": num_draft_tokens, "window": window}
         given = {name: value for name, value in overrides.items() if value is not None}
         result = _methods(pipe, names, chosen, seeds, batch, given)
+    _hand_over(result, plots, json_out)
+
+
+def _hand_over(result: Measured, plots: Path | None, json_out: Path | None) -> None:
+    """Draw the plots, print the line of JSON, and write it to the file that the caller named."""
+    from hawk.files import write_json
+
     document = result.to_json()
     try:
         if plots is not None:
@@ -187,12 +217,32 @@ def _scaling(pipe: HawkPipeline) -> Measured:
     return result
 
 
-def _plot(result: Measured, folder: Path) -> None:
-    """Draw the plots of the scaling suite."""
-    from hawk.measure.scaling import ScalingResult, draw_plots
+def _targets(threads: int | None) -> Measured:
+    """Run the targets suite and print its tables; it needs no model, and measures the CPU in float32."""
+    import torch
 
-    assert isinstance(result, ScalingResult)
-    for path in draw_plots(result, folder):
+    from hawk.cli.tables import targets_tables
+    from hawk.measure.targets import run_targets
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with _measuring() as update:
+        result = run_targets(on_progress=lambda what: update(advance=1, description=what))
+    for table in targets_tables(result):
+        wide_console().print(table)
+    return result
+
+
+def _plot(result: Measured, folder: Path) -> None:
+    """Draw the plots of the scaling suite or of the targets suite."""
+    from hawk.measure import scaling, targets
+
+    if isinstance(result, targets.TargetsResult):
+        written = targets.draw_plots(result, folder)
+    else:
+        assert isinstance(result, scaling.ScalingResult)
+        written = scaling.draw_plots(result, folder)
+    for path in written:
         print(f"wrote {path}")
 
 

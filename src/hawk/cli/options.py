@@ -22,6 +22,12 @@ from hawk.errors import HawkError
 if TYPE_CHECKING:
     from hawk.pipeline import HawkPipeline
 
+if TYPE_CHECKING:
+    from typer import Context as Context
+else:
+    Context = typer.Context.__mro__[-2]
+    """What typer passes: an instance of `typer.Context`'s base class, whose package differs between versions."""
+
 WIDE = 140
 """Columns of a wide table that is written to a file or a pipe."""
 

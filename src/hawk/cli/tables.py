@@ -24,6 +24,7 @@ from hawk.pipeline import HawkPipeline, PipelineOutput, tokens_sha256
 if TYPE_CHECKING:
     from hawk.measure.scaling import ScalingResult
     from hawk.measure.steps import StepsResult
+    from hawk.measure.targets import TargetsResult
     from hawk.proofs.losslessness import Check
 
 
@@ -197,6 +198,29 @@ def steps_table(result: StepsResult) -> Table:
         shares = (f"{cost.over_forward:.2f}", f"{cost.drafting:.1%}", f"{1000 * cost.floor:.2f}", known)
         table.add_row(cost.target, grid, str(cost.nodes), *times, *shares)
     return table
+
+
+def targets_tables(result: TargetsResult) -> list[Table]:
+    """The two tables of the targets suite: how fast each series draws, and what a step costs."""
+    speeds = Table(title="large shapes, random weights", title_justify="left", box=None)
+    for head in ("target", "series", "drafts given", "window", "tokens a step", "ms a token", "speed-up", "over ar"):
+        speeds.add_column(head, justify="left" if head in ("target", "series") else "right")
+    for one in result.series:
+        given, reach = "-" if one.given is None else f"{one.given:g}", "-" if one.reach is None else str(one.reach)
+        figures = (f"{one.accept_length:.2f}", f"{1000 * one.seconds_per_token:.1f}")
+        ratios = (f"{one.speedup_vs_transformers:.2f}x", f"{one.speedup_vs_ar:.2f}x")
+        speeds.add_row(one.target, one.series, given, reach, *figures, *ratios)
+    caption = "; ".join(f"transformers on {facts.target}: {facts.rival}" for facts in result.targets)
+    steps = Table(
+        title="ms a step by its nodes", title_justify="left", caption=caption, caption_justify="left", box=None
+    )
+    widths = list(result.targets[0].step_seconds)
+    for head in ("target", "GB", *map(str, widths)):
+        steps.add_column(head, justify="left" if head == "target" else "right")
+    for facts in result.targets:
+        costs = (f"{1000 * facts.step_seconds[nodes]:.0f}" for nodes in widths)
+        steps.add_row(facts.target, f"{facts.weight_bytes / 1e9:.1f}", *costs)
+    return [speeds, steps]
 
 
 def checks_table(checks: list[Check]) -> Table:

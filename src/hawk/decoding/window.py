@@ -11,6 +11,7 @@ have to read. So a GPU can record a step once and replay it, while the host foll
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -176,12 +177,23 @@ def hold(state: WindowState, committed: list[int], late: int = 0) -> None:
     state.noise.hold_rows({row: (count, count + ahead) for row, count in enumerate(committed)})
 
 
-def follow(target: Target, state: WindowState, pace: Pace, on_step: OnStep | None) -> None:
-    """Step until every image is drawn; the host reads the progress of each step and shortens the window at the end."""
+def follow(
+    target: Target,
+    state: WindowState,
+    pace: Pace,
+    on_step: OnStep | None,
+    give: Callable[[WindowState, int], None] | None = None,
+) -> None:
+    """Step until every image is drawn; the host reads the progress of each step and shortens the window at the end.
+
+    `give(state, reach)` may replace the drafts of a step before the target scores them.
+    """
     size, committed = state.grid.size, known(state, state.progress.tolist())
     while (left := size - min(committed)) > 0:
         reach = min(pace.reach, left)
         hold(state, committed)
+        if give:
+            give(state, reach)
         advance(target, state, reach)
         state.reaches.append(reach)
         before, committed = committed, known(state, state.progress.tolist())

@@ -6,7 +6,6 @@ speed affects all of them alike.
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -14,17 +13,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from hawk import __version__
 from hawk.decoding.stats import Stats
 from hawk.drafters.methods import METHODS, lacking, method_named
 from hawk.drafters.parts import DraftParts
 from hawk.errors import HawkError
 from hawk.files import read_prompts
-from hawk.machine import processor, synchronize
+from hawk.machine import synchronize
+from hawk.measure.environment import environment
 from hawk.measure.prompts import BENCH_PROMPTS
 from hawk.pipeline import HawkPipeline, PipelineOutput
 
@@ -102,7 +100,7 @@ def bench_methods(suite: str, methods: str | None, parts: DraftParts | None) -> 
         HawkError: unknown suite or method.
     """
     if suite not in SUITES:
-        raise HawkError(f"unknown suite {suite!r}: choose one of {', '.join(SUITES)}, scaling, steps")
+        raise HawkError(f"unknown suite {suite!r}: choose one of {', '.join(SUITES)}, scaling, steps, targets")
     if methods is not None:
         return [method_named(name.strip()).name for name in methods.split(",") if name.strip()], {}
     missing = {name: lacking(METHODS[name], parts) for name in SUITES[suite]}
@@ -233,22 +231,3 @@ def acceptance_by_depth(stats: Sequence[Stats]) -> list[float]:
         merged.verified_by_depth.append(verified)
         merged.accepted_by_depth.append(accepted)
     return merged.acceptance_rate
-
-
-def environment(pipe: HawkPipeline, prompts: int, seeds: int, batch: int, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Everything that the figures depend on: model, machine, versions and settings."""
-    names = {"guidance_scale": "cfg_scale"}
-    sampling = asdict(pipe.defaults) | {names.get(name, name): value for name, value in overrides.items()}
-    return {
-        "model": pipe.model.name,
-        "target_parameters": pipe.model.target.parameter_count,
-        "grid": [pipe.model.grid.height, pipe.model.grid.width],
-        "seed": 0,
-        "dtype": pipe.dtype,
-        "device": pipe.device.type,
-        "processor": processor(pipe.device),
-        "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "hawk": __version__},
-        "date": time.strftime("%Y-%m-%d"),
-        "settings": {"prompts": prompts, "seeds": seeds, "batch": batch, **sampling},
-    }

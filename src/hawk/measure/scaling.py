@@ -21,7 +21,7 @@ from hawk.decoding.recording import Engine
 from hawk.errors import HawkError, install
 from hawk.files import replacing
 from hawk.machine import seconds_of
-from hawk.measure.methods import environment
+from hawk.measure.environment import environment
 from hawk.models.llamagen.target import LlamaGen, LlamaGenConfig
 from hawk.models.protocol import ImageTarget
 from hawk.nn.packed import fast_dtype
@@ -196,13 +196,20 @@ def growth(costs: list[Cost]) -> float:
     return round(slope, 3)
 
 
-def draw_plots(result: ScalingResult, folder: Path) -> list[Path]:
-    """Write one log-log plot for each axis to a PNG and return the paths. `HawkError` if matplotlib is missing."""
+def figure_class() -> Any:
+    """matplotlib's `Figure`; `HawkError` if matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
-        from matplotlib.ticker import LogLocator
     except ImportError:
         raise HawkError(f"plots need matplotlib: {install('eval')}, or leave out --plots") from None
+    return Figure
+
+
+def draw_plots(result: ScalingResult, folder: Path) -> list[Path]:
+    """Write one log-log plot for each axis to a PNG and return the paths. `HawkError` if matplotlib is missing."""
+    figure_of = figure_class()
+    from matplotlib.ticker import LogLocator
+
     folder.mkdir(parents=True, exist_ok=True)
     labels = {
         "step": "nodes in a step",
@@ -213,7 +220,7 @@ def draw_plots(result: ScalingResult, folder: Path) -> list[Path]:
     written = []
     for axis, label in labels.items():
         here = [cost for cost in result.costs if cost.axis == axis]
-        figure = Figure(figsize=(6, 4), layout="constrained")
+        figure = figure_of(figsize=(6, 4), layout="constrained")
         seconds = f"seconds {'an image' if here[0].unit == 'image' else 'a step'}"
         plot = figure.add_subplot(xlabel=label, ylabel=seconds, xscale="log", yscale="log")
         for series in dict.fromkeys(cost.series for cost in here):

@@ -28,7 +28,7 @@ from hawk.decoding.stats import Generation
 from hawk.decoding.tree import Window
 from hawk.decoding.window import advance, enter
 from hawk.machine import seconds_of
-from hawk.measure.methods import environment
+from hawk.measure.environment import environment
 from hawk.measure.prompts import BENCH_PROMPTS
 from hawk.measure.scaling import MOST_BYTES, SHAPES, made_up_target, too_large, weight_bytes
 from hawk.models.llamagen.target import LlamaGenConfig

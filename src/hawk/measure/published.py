@@ -1,0 +1,232 @@
+"""Large targets with random weights in the shapes of published models, each beside transformers' own `generate`.
+
+The layers that draw tokens have the published sizes. What drawing does not run is cut: text vocabularies, image
+understanding, pixel decoders. Two copies of the weights are made, since Hawk packs its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    ChameleonConfig,
+    ChameleonForConditionalGeneration,
+    JanusConfig,
+    JanusForConditionalGeneration,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAEConfig
+from transformers.models.janus.configuration_janus import JanusVisionConfig, JanusVQVAEConfig
+
+from hawk.decoding.grid import Grid
+from hawk.decoding.request import Condition
+from hawk.decoding.sampling import SamplingParams
+from hawk.models.hf.families import Chameleon, Janus
+from hawk.models.hf.family import Family
+from hawk.models.hf.target import TokenPrompt, TransformersTarget
+from hawk.models.llamagen.target import CaptionPrompt, LlamaGen, LlamaGenConfig
+from hawk.models.protocol import ImageTarget
+
+Generate = Callable[[int, int], list[float]]
+"""Draws so many tokens with a seed by transformers' `generate`; returns the clock's seconds after each token."""
+
+
+@dataclass(frozen=True)
+class MadeUp:
+    """A target with random weights, and transformers' `generate` on a copy of them.
+
+    `prompt` holds half an image's worth of tokens, so that attention costs what it costs in the middle of an image.
+    `rival` says what `generate` runs; `weights` is the size of the layers that draw tokens, in bytes.
+    """
+
+    target: ImageTarget
+    prompt: Condition
+    params: SamplingParams
+    generate: Generate
+    rival: str
+    weights: int
+
+
+def janus_pro(grid: Grid, layers: int = 24, width: int = 2048, codes: int = 16384) -> MadeUp:
+    """Janus-Pro-1B, drawn by its own `generate` with CFG 5 (both rows in one batch)."""
+    text = LlamaConfig(
+        vocab_size=1024,
+        hidden_size=width,
+        intermediate_size=11 * width // 4,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, width // 128),
+        num_key_value_heads=max(1, width // 128),
+        max_position_embeddings=16384,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=3,
+    )
+    vision = JanusVisionConfig(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=8,
+        patch_size=2,
+        num_image_tokens=grid.size,
+        projection_dim=width,
+    )
+    vq = JanusVQVAEConfig(
+        num_embeddings=codes,
+        num_patches=max(grid.height, grid.width),
+        base_channels=32,
+        latent_channels=32,
+        channel_multiplier=[1, 1],
+        num_res_blocks=1,
+        projection_dim=width,
+        image_token_embed_dim=width,
+    )
+    own = random_weights(
+        JanusForConditionalGeneration, JanusConfig(text_config=text, vision_config=vision, vq_config=vq)
+    )
+    theirs = random_weights(JanusForConditionalGeneration, own.config)
+    theirs.generation_config.generation_kwargs = {"boi_token_id": 4}
+    theirs.generation_config.pad_token_id = 3
+    length, params = prompt_length(grid), Janus.defaults
+
+    def generate(tokens: int, seed: int) -> list[float]:
+        theirs.model.vision_model.config.num_image_tokens = tokens
+        return clocked(
+            theirs, seed, blank(1, length), generation_mode="image", guidance_scale=params.cfg_scale, do_sample=True
+        )
+
+    return around(Janus(own, None), length, grid, params, generate, "generate, CFG in one batch")
+
+
+def chameleon_cut(grid: Grid, layers: int = 4, width: int = 4096, codes: int = 8192) -> MadeUp:
+    """The first layers of Chameleon-7B (the backbone of Lumina-mGPT and Anole), drawn by `generate` on two rows.
+
+    `generate` gets the conditional and the unconditional row as one batch and does no guidance, which is less work
+    than transformers' own guidance for this model (a forward for each row).
+    """
+    names = {f"IMGIMG{letters(code)}Z": 8 + code for code in range(codes)}
+    config = ChameleonConfig(
+        vocab_size=8 * codes,
+        hidden_size=width,
+        intermediate_size=43 * width // 16,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, width // 128),
+        num_key_value_heads=max(1, width // 128),
+        vocabulary_map=names | {"<image>": 5, "<racm3:break>": 6, "<eoss>": 7},
+        vq_config=ChameleonVQVAEConfig(
+            num_embeddings=codes, base_channels=32, channel_multiplier=[1, 1], num_res_blocks=1, attn_type="none"
+        ),
+    )
+    own, theirs = (random_weights(ChameleonForConditionalGeneration, config) for _ in range(2))
+    length, params = prompt_length(grid), replace(Chameleon.defaults, temperature=1.0)
+    generate = two_rows(theirs, length)
+    return around(Chameleon(own, None, None), length, grid, params, generate, "generate, two rows, no guidance")
+
+
+def llamagen_xl(grid: Grid, layers: int = 36, width: int = 1280, codes: int = 16384) -> MadeUp:
+    """LlamaGen-XL (775M). transformers does not have it: `generate` runs a Llama of the same shape on two rows."""
+    shape = LlamaGenConfig(
+        dim=width,
+        n_layer=layers,
+        n_head=max(1, width // 64),
+        vocab_size=codes,
+        caption_tokens=prompt_length(grid),
+        height=grid.height,
+        width=grid.width,
+    )
+    target = LlamaGen(shape).requires_grad_(False).eval()
+    target.initialize()
+    nn.init.normal_(target.output.weight, std=0.02)
+    llama = LlamaConfig(
+        vocab_size=codes,
+        hidden_size=width,
+        intermediate_size=shape.hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=shape.n_head,
+        num_key_value_heads=shape.n_head,
+        tie_word_embeddings=False,
+    )
+    theirs, parameters = random_weights(LlamaForCausalLM, llama), target.parameter_count
+    target.pack(torch.float32)
+    rows = torch.randn(1, shape.caption_tokens, shape.caption_dim)
+    prompt = CaptionPrompt(rows, torch.ones(rows.shape[:2], dtype=torch.bool))
+    generate = two_rows(theirs, shape.caption_tokens)
+    params = SamplingParams(cfg_scale=7.5)
+    return MadeUp(target, prompt, params, generate, "generate of a Llama, two rows", 4 * parameters)
+
+
+def around(family: Family, length: int, grid: Grid, params: SamplingParams, generate: Generate, rival: str) -> MadeUp:
+    """A family's packed target, with a prompt of that length for both rows."""
+    target = TransformersTarget(family)
+    family.pack()
+    cond, uncond = (tuple(row.tolist()) for row in blank(2, length))
+    return MadeUp(target, TokenPrompt((cond,), (uncond,), grid), params, generate, rival, 4 * target.parameter_count)
+
+
+def random_weights(kind: Any, config: Any) -> Any:
+    """A transformers model with its own random initial weights; two calls with one config make the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = kind(config)
+    model.set_attn_implementation("sdpa")
+    return model.eval().requires_grad_(False)
+
+
+def prompt_length(grid: Grid) -> int:
+    """Tokens of the prompt: half the tokens of a square image of the grid's width."""
+    return grid.width * grid.width // 2
+
+
+def blank(rows: int, length: int) -> Tensor:
+    """Token ids `[rows, length]` of prompts that say nothing; the rows differ, so that guidance does something."""
+    return torch.full((rows, length), 8) + torch.arange(rows)[:, None]
+
+
+def letters(number: int) -> str:
+    """A number with a letter for each digit, as Chameleon names its image codes."""
+    return "".join("ABCDEFGHIJ"[int(digit)] for digit in str(number))
+
+
+def two_rows(model: Any, length: int) -> Generate:
+    """`generate` on a batch of two prompts of that length."""
+
+    def generate(tokens: int, seed: int) -> list[float]:
+        never = model.config.get_text_config().vocab_size  # so that no image ends early
+        return clocked(model, seed, blank(2, length), max_new_tokens=tokens, do_sample=True, eos_token_id=never)
+
+    return generate
+
+
+def clocked(model: Any, seed: int, ids: Tensor, **options: Any) -> list[float]:
+    """The clock's seconds whenever transformers' `generate` has the logits of a new token."""
+    marks: list[float] = []
+
+    def mark(_: Tensor, scores: Tensor) -> Tensor:
+        marks.append(time.perf_counter())
+        return scores
+
+    with torch.inference_mode(), seeded(seed):
+        model.generate(ids, attention_mask=torch.ones_like(ids), logits_processor=[mark], **options)
+    return marks
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """torch's generator with a seed, and afterwards as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+PUBLISHED: dict[str, Callable[[Grid], MadeUp]] = {
+    "LlamaGen-XL": llamagen_xl,
+    "Janus-Pro-1B": janus_pro,
+    "Chameleon-7B, 4 of 32 layers": chameleon_cut,
+}
+"""The targets of the suite, by name, each for a grid."""

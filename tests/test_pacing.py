@@ -10,7 +10,7 @@ import torch
 
 from hawk.decoding.generate import generate
 from hawk.decoding.grid import Grid
-from hawk.decoding.pacing import Pace, Rung, chance_of, mean_tokens
+from hawk.decoding.pacing import Pace, Rung, chance_of, in_batch, mean_tokens
 from hawk.decoding.request import Request
 from hawk.decoding.sampling import SamplingParams
 from hawk.decoding.tree import Window
@@ -98,6 +98,36 @@ def test_without_a_ladder_every_step_has_the_same_reach():
     for count in (1, 1, 1, 6, 6):
         pace.learn(5, [count])
         assert pace.reach == 5
+
+
+def test_a_step_of_a_batch_costs_what_its_nodes_cost():
+    nodes, together = [rung.reach + 1 for rung in LADDER], in_batch(LADDER, 4)
+    assert [rung.seconds for rung in in_batch(LADDER, 1)] == list(MILLISECONDS)
+    assert [rung.reach for rung in together] == [rung.reach for rung in LADDER]
+    by_nodes = dict(zip(nodes, MILLISECONDS, strict=True))
+    for rung in together:
+        if 4 * (rung.reach + 1) in by_nodes:
+            assert rung.seconds == pytest.approx(by_nodes[4 * (rung.reach + 1)])
+    slope = (by_nodes[64] - by_nodes[32]) / 32  # beyond what was timed
+    assert together[-1].seconds == pytest.approx(by_nodes[64] + slope * 3 * 64)
+
+
+def test_speculation_narrows_as_the_batch_grows_and_switches_itself_off():
+    reaches = [Pace(63, WIDTH, in_batch(LADDER, images)).reach for images in (1, 4, 16, 32)]
+    assert reaches[0] > reaches[1] > reaches[2] >= reaches[3]
+    poor = [Pace(63, WIDTH, in_batch(LADDER, images), -1.5) for images in (1, 32)]
+    assert poor[0].reach > 0
+    assert poor[1].reach == 0
+
+
+def test_a_window_that_is_not_paced_has_the_reach_that_is_best_for_the_batch():
+    window = Window(17, ladder=LADDER, paced=False)
+    alone, together = window.for_images(1), window.for_images(16)
+    assert alone.ladder == together.ladder == ()
+    assert alone.reach > together.reach
+    rungs = in_batch(LADDER, 16)
+    assert together.reach == max(rungs, key=lambda rung: rung.tokens / rung.seconds).reach
+    assert Window(5).for_images(16) == Window(5)
 
 
 def test_a_rung_explains_its_own_tokens():

@@ -8,9 +8,11 @@ The tokens of the image do not depend on the choice.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import copysign, exp, log
+
+import numpy as np
 
 GAIN = 1.06
 """A step changes its reach only where the new one commits so many times as many tokens for its time, or is plain AR."""
@@ -54,6 +56,24 @@ class Rung:
     def tokens_at(self, skill: float) -> float:
         """Mean tokens of a step if the log-odds of acceptance are higher by `skill`."""
         return mean_tokens(chance(self.odds + skill), self.reach) if self.reach else 1.0
+
+
+def in_batch(ladder: Sequence[Rung], images: int) -> tuple[Rung, ...]:
+    """The rungs with the seconds of steps that so many images share.
+
+    The time of a step depends on the number of nodes of all its images. Between the numbers that were timed, and
+    beyond them, the time is taken to be linear. So many images fill a processor without drafts.
+    """
+    if images == 1 or len(ladder) < 2:
+        return tuple(ladder)
+    nodes, seconds = [rung.reach + 1 for rung in ladder], [rung.seconds for rung in ladder]
+    half = min(range(len(ladder) - 1), key=lambda i: abs(2 * nodes[i] - nodes[-1]))
+    slope = max((seconds[-1] - seconds[half]) / (nodes[-1] - nodes[half]), 0.0)
+
+    def at(count: int) -> float:
+        return float(np.interp(count, nodes, seconds)) + slope * max(count - nodes[-1], 0)
+
+    return tuple(replace(rung, seconds=at(images * (rung.reach + 1))) for rung in ladder)
 
 
 def mean_tokens(accepted: float, reach: int) -> float:

@@ -52,6 +52,7 @@ def draw(
     recordings: Recordings | None = None,
 ) -> Generation:
     """Draw the images of a request: `generate` for drafts that are a window."""
+    window = window.for_images(request.images)
     if recordings is None or recordings.engine == "eager":
         state, pace = first_window(target, request, window), pace_of(window, request.grid)
         follow(target, state, pace, on_step)

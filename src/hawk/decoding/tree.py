@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hawk.decoding.pacing import Rung
+from hawk.decoding.pacing import Rung, in_batch
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class Window:
     the window's shape, the reference for the rounding of a GPU's kernels.
 
     With a `ladder` each step has the reach of one of its rungs (`pacing.Pace`), and `reach` is that of the widest;
-    `skill` is what an earlier image taught about the drafts.
+    `skill` is what an earlier image taught about the drafts. If not `paced`, all steps of a drawing have the reach of
+    the rung that is best for the number of images.
     """
 
     reach: int
@@ -90,11 +91,20 @@ class Window:
     lossless_with: tuple[str, ...] = ("coupled",)
     ladder: tuple[Rung, ...] = ()
     skill: float = field(default=0.0, compare=False)
+    paced: bool = True
 
     @property
     def max_nodes(self) -> int:
         """Nodes of the chain, root included."""
         return self.reach + 1
+
+    def for_images(self, images: int) -> Window:
+        """The window for so many images together, whose steps cost more (`pacing.in_batch`)."""
+        ladder = in_batch(self.ladder, images)
+        if self.paced or not ladder:
+            return replace(self, ladder=ladder)
+        best = max(ladder, key=lambda rung: rung.tokens / rung.seconds)
+        return replace(self, reach=best.reach, ladder=())
 
 
 def first_branch(parents: list[int], node: int) -> list[int]:

@@ -269,8 +269,8 @@ def fused_drafter(
     (A tree beside the window gains less than the same number of nodes in a wider window: benchmarks/README.md.)
     """
     if settings.refresh and tuple(source.name for source in sources) == ("stale",):
-        ladder = settings.ladder
-        return Window(ladder[-1].reach if ladder else settings.refresh, ladder=ladder)
+        ladder, paced = settings.ladder, settings.paced
+        return Window(ladder[-1].reach if ladder and paced else settings.refresh, ladder=ladder, paced=paced)
     return FusedPool(sources, head, settings, left)
 
 

@@ -93,6 +93,8 @@ class FusedSettings:
         tokens_at: `tokens_at[reach]` is the mean number of tokens that a step with a window of that reach commits.
         ladder: the reaches among which each step of a window chooses; empty where every step has the reach `refresh`.
             It follows from `tokens_at` and the step costs of the machine at hand, and is not saved.
+        paced: whether each step chooses its reach anew, or all steps of a drawing have the one that is best for the
+            number of images. It follows from the device, and is not saved.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -108,6 +110,7 @@ class FusedSettings:
     measured_on: str = ""
     tokens_at: Annotated[dict[Reach, Gain], Field(max_length=64)] = field(default_factory=dict)
     ladder: Annotated[tuple[Rung, ...], Field(max_length=0)] = ()
+    paced: bool = True
 
     @property
     def windows(self) -> bool:
@@ -138,21 +141,22 @@ class FusedSettings:
         """The settings for a machine whose steps take `seconds[nodes]`.
 
         The node cost is the slope of a line through the seconds, as a share of a step of one node. The window is the
-        one with the fewest seconds for each committed token. If `paced`, every step chooses its reach from a ladder.
+        one with the fewest seconds for each committed token. The ladder holds all of them, and plain AR.
         """
         slope, intercept = statistics.linear_regression(list(seconds), list(seconds.values()))
         step = max(intercept + slope, 1e-9)
         refresh = self.refresh
         if refresh and self.tokens_at:
             refresh = min(self.tokens_at, key=lambda reach: seconds[reach + 1] / self.tokens_at[reach])
-        rungs = {0: 1.0, **self.tokens_at} if refresh and self.tokens_at and paced else {}
+        rungs = {0: 1.0, **self.tokens_at} if self.windows else {}
         ladder = tuple(Rung(reach, seconds[reach + 1], tokens) for reach, tokens in sorted(rungs.items()))
         cost = max(slope, 0.0) / step
-        return replace(self, node_cost=cost, refresh=refresh, measured_on=machine, ladder=ladder)
+        return replace(self, node_cost=cost, refresh=refresh, measured_on=machine, ladder=ladder, paced=paced)
 
     def save(self, folder: Path) -> None:
         """Write `pool.json`."""
-        write_json(folder / "pool.json", asdict(replace(self, ladder=())))
+        own = {name: value for name, value in asdict(self).items() if name not in ("ladder", "paced")}
+        write_json(folder / "pool.json", own)
 
     @classmethod
     def load(cls, folder: Path) -> FusedSettings:
@@ -201,8 +205,8 @@ def settings_for(
     machine = machine_name(target.device, target.dtype)
     here = name_with_engine(machine, engine)
     # Where rounding depends on the shape of a step, reaches that change would make the image depend on them.
-    paced = same_bits_in_windows(target.device, target.dtype) and settings.windows
-    if settings.measured_on == "" or (settings.measured_on == here and not paced):
+    paced = same_bits_in_windows(target.device, target.dtype)
+    if settings.measured_on == "" or (settings.measured_on == here and not settings.windows):
         return settings
     widths = settings.widths
     key = costs_key(model, machine, engine)

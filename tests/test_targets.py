@@ -1,6 +1,7 @@
 """The suite of large targets, on tiny shapes: every series draws the same tokens, given drafts are right as asked."""
 
 import json
+import sys
 from functools import partial
 
 import pytest
@@ -81,6 +82,15 @@ def test_the_command_prints_tables_and_a_line_of_json(result, monkeypatch, tmp_p
     assert (tmp_path / "targets.png").stat().st_size > 10_000
     assert "Janus" in ran.stdout
     assert "ms a step by its nodes" in ran.stdout
+
+
+def test_without_transformers_the_suite_says_how_to_get_it(monkeypatch):
+    monkeypatch.delitem(sys.modules, "hawk.measure.targets")
+    monkeypatch.delitem(sys.modules, "hawk.measure.published")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    ran = CliRunner().invoke(app, ["bench", "--suite", "targets"])
+    assert ran.exit_code == 2
+    assert "compares with transformers: run pip install" in ran.output
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from hawk.cli.options import (
     proof_bar,
     wide_console,
 )
-from hawk.errors import HawkError
+from hawk.errors import HawkError, install
 
 if TYPE_CHECKING:
     from hawk.pipeline import HawkPipeline
@@ -222,8 +222,13 @@ def _targets(threads: int | None) -> Measured:
     import torch
 
     from hawk.cli.tables import targets_tables
-    from hawk.measure.targets import run_targets
 
+    try:
+        from hawk.measure.targets import run_targets
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
+        raise HawkError(f"the suite targets compares with transformers: {install('hf')}") from error
     if threads is not None:
         torch.set_num_threads(threads)
     with _measuring() as update:

@@ -147,5 +147,5 @@ def test_a_t5_whose_config_holds_a_number_without_meaning_is_refused(tiny_t5, tm
     folder = Path(shutil.copytree(tiny_t5, tmp_path / "t5"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "layer_norm_epsilon": -1.0}))
-    with pytest.raises(HawkError, match="config.json: layer_norm_epsilon is -1.0, it must be from 1e-12 to 0.1"):
+    with pytest.raises(HawkError, match=r"config.json: layer_norm_epsilon is -1\.0, it must be from 1e-12 to 0\.1"):
         T5TextEncoder(str(folder)).encode(["a cat"])

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from torch import nn
 from transformers import DynamicCache
 
 import hawk
 from fixtures.tiny_transformers import Tiny, save, tiny
 from hawk import HawkError, HawkPipeline
+from hawk.decoding import recording
 from hawk.models.moving import evaluation_mode
 from hawk.models.pixels import decoded_wide
 
@@ -59,6 +61,22 @@ def test_a_changed_output_head_is_used(tmp_path):
     changed = pipe("a cat", temperature=0, method="ar").tokens
     assert not torch.equal(changed, first)
     assert torch.equal(changed, lent(one, tmp_path / "again")("a cat", temperature=0, method="ar").tokens)
+
+
+@pytest.mark.parametrize("name", ["janus", "chameleon"])
+def test_a_recording_is_dropped_when_a_weight_is_replaced(name, tmp_path, monkeypatch):
+    one, captures = tiny(name), []
+    monkeypatch.setattr(recording, "captured", lambda call, device, pool=None: captures.append(call) or call)
+    pipe = lent(one, tmp_path)
+    pipe.engine = "graph"
+    for _ in range(2):
+        pipe("a cat", seed=1, method="scd")
+    assert len(captures) == 1
+    layer = pipe.model.family.backbone.layers[0].mlp.down_proj
+    layer.weight = nn.Parameter(layer.weight * 2)  # of the same dtype, on the same device
+    for _ in range(2):
+        pipe("a cat", seed=1, method="scd")
+    assert len(captures) == 2
 
 
 @pytest.mark.parametrize("name", ["janus", "chameleon"])

@@ -373,13 +373,26 @@ DAMAGES = {
             message,
         )
         for name, value, message in (
-            ("num_attention_heads", 0, "config.json describes no Janus that can be built"),
+            ("num_attention_heads", 0, "language_config.num_attention_heads is 0, it must be from 1 to"),
+            ("rms_norm_eps", -1, "language_config.rms_norm_eps is -1, it must be from 1e-12 to 0.1"),
+            ("rms_norm_eps", 0.0, "language_config.rms_norm_eps is 0.0, it must be"),
+            ("rope_theta", 0, "language_config.rope_theta is 0, it must be from 1 to"),
+            ("rope_theta", -10000.0, "language_config.rope_theta is -10000.0, it must be"),
+            ("rope_scaling", {"type": "linear", "factor": -2.0}, "language_config.rope_scaling.factor is -2.0"),
+            ("max_position_embeddings", -1, "language_config.max_position_embeddings is -1, it must be from 1"),
+            ("max_position_embeddings", 16, "max_position_embeddings is 16, it must be above 16, the tokens of an"),
+            ("head_dim", -8, "language_config.head_dim is -8, it must be"),
+            ("quantization_config", {"bits": 4}, "language_config.quantization_config says that weights are quantized"),
             ("rope_theta", "q", "config.json describes no Janus that can be built"),
             ("hidden_act", "nope", "config.json describes no Janus that can be built"),
             ("num_hidden_layers", 10**9, "num_hidden_layers is 1000000000, but the files hold only"),
             ("rms_norm_eps", float("nan"), "rms_norm_eps is nan, which is no finite number"),
         )
     },
+    "quantized weights": (
+        lambda at: change_config(at, lambda c: c.update(quantization_config={"quant_method": "awq"})),
+        "config.json: quantization_config says that weights are quantized: convert the published weights",
+    ),
     "a NaN weight": (
         lambda at: change_weights(at, lambda w: w["gen_embed.weight"][3].fill_(float("nan"))),
         "model.safetensors is damaged: gen_embed.weight holds a NaN or an infinite number; fetch or make it again",

@@ -230,6 +230,15 @@ def test_a_drafter_that_lost_a_file_is_refused_and_not_drafted_with(lost, folder
         assert "\n" not in str(caught.value)
 
 
+def test_heads_without_their_pool_are_loaded_with_a_warning_that_names_the_command(folder):
+    for path in (folder / HEADS).iterdir():
+        if path.name not in ("heads.json", "heads.safetensors"):
+            path.unlink()
+    with pytest.warns(UserWarning, match=r"pool.json is missing, .* not fitted .* `hawk train drafter --kind heads`"):
+        model = load_model(folder)
+    assert model.drafting.heads is not None
+
+
 CHECKPOINT_FIELDS = (
     (
         ("text_config", "num_hidden_layers"),
@@ -239,7 +248,10 @@ CHECKPOINT_FIELDS = (
     (("vq_config", "num_res_blocks"), 10**9, "num_res_blocks is 1000000000, but the files hold only"),
     (("text_config", "vocab_size"), 10**9, r"has shape \(40, 32\), config.json asks for \(1000000000, 32\)"),
     (("text_config", "hidden_size"), 38_400, r"has shape .*32.*, config.json asks for .*38400"),
-    (("text_config", "num_attention_heads"), 0, "no checkpoint that transformers can read"),
+    (("text_config", "num_attention_heads"), 0, "text_config.num_attention_heads is 0, it must be from 1 to"),
+    (("text_config", "rms_norm_eps"), -1.0, "text_config.rms_norm_eps is -1.0, it must be from 1e-12 to 0.1"),
+    (("text_config", "rope_parameters", "rope_theta"), 0.0, "rope_parameters.rope_theta is 0.0, it must be from 1 to"),
+    (("text_config", "max_position_embeddings"), -1, "text_config.max_position_embeddings is -1, it must be"),
     (("text_config", "hidden_size"), None, "no checkpoint that transformers can read"),
     (("text_config",), 3, "no checkpoint that transformers can read"),
 )

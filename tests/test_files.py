@@ -1,5 +1,6 @@
 """Files are written whole or not at all: by several processes, and on a full disk, where results are still printed."""
 
+import errno
 import json
 import os
 import resource
@@ -21,9 +22,13 @@ from fixtures import offline_hawk
 from fixtures.long_commands import COMMANDS, Workplace, disc_job
 from hawk import files
 from hawk.cli.app import app
-from hawk.files import new_folder, write_bytes, write_new
+from hawk.cli.wanted import SETTINGS
+from hawk.errors import HawkError
+from hawk.files import new_folder, read_cache, write_bytes, write_new
 from hawk.measure import scaling
 from hawk.models.folder import HEADS_FOLDER
+from hawk.pictures.png import save_png
+from hawk.pipeline import HawkPipeline
 from hawk.processes import process_pool
 from hawk.training import loop
 from hawk.training.sprites import data
@@ -218,6 +223,69 @@ def test_a_full_disk_stops_a_training_run_or_a_conversion_in_one_line(name, plac
     if name != "train drafter":  # its pool takes minutes; tests/test_interrupts.py completes such a run
         code, _, err = command(words.split())
         assert code == 0, err
+
+
+@pytest.mark.parametrize("size", [100, 5000])
+def test_a_copy_that_does_not_fit_is_one_error_and_no_folder(size, saved_model, tmp_path):
+    pipe = HawkPipeline.from_pretrained(saved_model, "cpu", "float32")
+    with (
+        room_for(size),
+        pytest.raises(HawkError, match=f"cannot be saved to .*{FULL}.*name another") as caught,
+    ):
+        pipe.save_pretrained(tmp_path / "copy")
+    assert "\n" not in str(caught.value)
+    assert "('" not in str(caught.value), "no list of Python is shown"
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- standard output that takes no more
+
+
+NOTHING_MORE = f"hawk: {os.strerror(errno.ENOSPC)}: standard output\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+@pytest.mark.parametrize(
+    "words",
+    ["generate cat -m {model} --seed 1", "bench -m {model} --prompts 1 --methods ar", "info {model}", "show {picture}"],
+)
+def test_a_full_standard_output_ends_a_command_in_one_line_and_keeps_pictures(
+    words, saved_model, empty_folder, monkeypatch, capsys, tmp_path
+):
+    picture = tmp_path / "shown.png"
+    text = dict.fromkeys(("prompt", "seed", "model", "method", "tokens_sha256"), "1")
+    save_png(Image.new("RGB", (4, 4)), picture, {**text, "settings": json.dumps(dict.fromkeys(SETTINGS, 1))})
+    with Path("/dev/full").open("w") as full, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", full)
+        code = app(words.format(model=saved_model, picture=picture).split(), standalone_mode=False)
+        assert sys.stdout is not full, "Python would write to it once more at its end"
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), full.fileno())  # so that it can be closed
+    assert code == 2
+    assert capsys.readouterr().err == NOTHING_MORE
+    assert [path.name for path in empty_folder.iterdir()] == (["cat-1.png"] if words.startswith("generate") else [])
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("closed", [False, True], ids=["full", "closed"])
+def test_a_process_whose_output_is_full_or_closed_ends_quietly(closed, unbuffered):
+    source = str(Path(files.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": source, "PYTHONUNBUFFERED": unbuffered}
+    reading, writing = os.pipe() if closed else (None, os.open("/dev/full", os.O_WRONLY))
+    if closed:
+        os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "hawk", "--version"], stdout=writing, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == ((1, "") if closed else (2, NOTHING_MORE))
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"[1]", b"\xff"])
+def test_a_cache_that_cannot_be_read_is_empty(content, tmp_path):
+    if content is not None:
+        (tmp_path / "cache.json").write_bytes(content)
+    assert read_cache(tmp_path / "cache.json") == {}
 
 
 def test_state_of_a_training_run_that_does_not_fit_is_an_error_of_the_disk(tmp_path):

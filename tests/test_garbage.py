@@ -21,7 +21,7 @@ from hawk.models.checkpoint import read_checkpoint
 from hawk.models.folder import HEADS_FOLDER, load_model
 from hawk.models.hf.control import added_tokens, is_text
 from hawk.models.hf.families import Lumina
-from hawk.models.pixels import finite_pixels
+from hawk.models.pixels import FAR, sound_pixels
 from hawk.nn import stored
 
 
@@ -43,7 +43,7 @@ def test_pixels_of_a_half_precision_decoder_are_decoded_in_float32(name):
     first = decoder_of(one.model).decoder.conv_in.weight
     first.clamp_(-6e4, 6e4)  # the weights themselves fit into float16, the activations do not
     codes = torch.arange(one.grid.size).remainder(CODES).view(1, one.grid.height, one.grid.width)
-    pixels = finite_pixels(one.model, codes)
+    pixels = sound_pixels(one.model, codes)
     assert pixels.dtype == torch.float32
     assert first.dtype == torch.float16, "the caller's decoder stays as it is"
     decoder = decoder_of(one.model).float()
@@ -57,7 +57,7 @@ def test_pixels_that_are_not_finite_are_refused_in_one_line(name, value):
     decoder_of(one.model).decoder.conv_in.weight[0] = value
     codes = torch.zeros(1, one.grid.height, one.grid.width, dtype=torch.long)
     with pytest.raises(HawkError, match=r"pixels that are not finite.*in float32") as caught:
-        finite_pixels(one.model, codes)
+        sound_pixels(one.model, codes)
     assert "\n" not in str(caught.value)
 
 
@@ -65,10 +65,26 @@ def test_pixels_that_are_not_finite_are_refused_in_one_line(name, value):
 def test_pixels_of_our_own_tokenizer_that_are_not_finite_are_refused(saved_model, value):
     model = load_model(saved_model)
     codes = torch.zeros(1, 4, 6, dtype=torch.long)
-    assert finite_pixels(model, codes).abs().max() <= 1
+    assert sound_pixels(model, codes).abs().max() <= 1
     next(p for name, p in model.tokenizer.decoder.named_parameters() if name.endswith("bias")).fill_(value)
     with pytest.raises(HawkError, match="pixels that are not finite"):
-        finite_pixels(model, codes)
+        sound_pixels(model, codes)
+
+
+@pytest.mark.parametrize("name", ["own", "janus", "chameleon"])
+def test_pixels_that_lie_absurdly_far_out_are_refused_in_one_line(name, saved_model):
+    """A last weight that is 1e30 times too large leaves a picture of black and white only."""
+    one = None if name == "own" else tiny(name)
+    model = load_model(saved_model) if one is None else one.model
+    codes = torch.arange(4 * 6).remainder(CODES).view(1, 4, 6)
+    if one is not None:
+        codes = torch.arange(one.grid.size).remainder(CODES).view(1, one.grid.height, one.grid.width)
+    assert sound_pixels(model, codes).abs().max() < FAR / 10, "sound pixels are far from the limit"
+    last = model.tokenizer.decoder[-2].weight if one is None else decoder_of(model).decoder.conv_out.weight
+    last.data.mul_(1e30)
+    with pytest.raises(HawkError, match=r"the pixel decoder gave pixels up to \de\+\d\d, .* damaged") as caught:
+        sound_pixels(model, codes)
+    assert "\n" not in str(caught.value)
 
 
 # --- memory that ends ----------------------------------------------------------------------------------------
@@ -85,13 +101,13 @@ def out_of_memory(kind: str) -> None:
 
 def tighten(model, room: int, kind: str, monkeypatch) -> list[int]:
     """Let a model's decoder have memory for `room` images at once; the list returned takes the sizes of its batches."""
-    decode, sizes = model.tokenizer.decode, []
+    decode, sizes = model.tokenizer.unclamped, []
 
     def tight(codes):
         sizes.append(len(codes))
         return decode(codes) if len(codes) <= room else out_of_memory(kind)
 
-    monkeypatch.setattr(model.tokenizer, "decode", tight)
+    monkeypatch.setattr(model.tokenizer, "unclamped", tight)
     return sizes
 
 
@@ -99,23 +115,23 @@ def tighten(model, room: int, kind: str, monkeypatch) -> list[int]:
 def test_pixels_that_do_not_fit_at_once_are_decoded_in_parts_before_giving_up(kind, saved_model, monkeypatch):
     model = load_model(saved_model)
     codes = torch.arange(5 * 24).remainder(12).view(5, 4, 6)
-    expected = finite_pixels(model, codes)
+    expected = sound_pixels(model, codes)
     with monkeypatch.context() as patch:
         sizes = tighten(model, 2, kind, patch)
-        torch.testing.assert_close(finite_pixels(model, codes), expected)
+        torch.testing.assert_close(sound_pixels(model, codes), expected)
         assert sizes == [5, 3, 2, 1, 2]
     tighten(model, 0, kind, monkeypatch)
     with pytest.raises(HawkError, match=r"memory is too small \(.+\): the tokens were drawn, but not even") as refused:
-        finite_pixels(model, codes)
+        sound_pixels(model, codes)
     assert "\n" not in str(refused.value)
     assert str(refused.value).startswith("the GPU's" if kind == "gpu" else "the machine's")
 
 
 def test_another_error_of_a_pixel_decoder_is_not_called_memory(saved_model, monkeypatch):
     model = load_model(saved_model)
-    monkeypatch.setattr(model.tokenizer, "decode", lambda codes: torch.ones(2, 3) @ torch.ones(2, 3))
+    monkeypatch.setattr(model.tokenizer, "unclamped", lambda codes: torch.ones(2, 3) @ torch.ones(2, 3))
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
-        finite_pixels(model, torch.zeros(2, 4, 6, dtype=torch.long))
+        sound_pixels(model, torch.zeros(2, 4, 6, dtype=torch.long))
 
 
 def test_images_are_drawn_where_only_one_fits_into_the_decoder(saved_model, monkeypatch):

@@ -356,6 +356,7 @@ def test_callback_follows_every_forward(pipe):
         ({"negative_prompt": ["blue", "red"]}, "as many negative prompts"),
         ({"negative_prompt": "blue", "guidance_scale": 1.0}, "no effect"),
         ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number"),
+        ({"guidance_scale": 1e9}, "guidance_scale must be from 1 .off. to 1000000, not 1000000000"),
         ({"temperature": -1.0}, "temperature must be"),
         ({"temperature": float("nan")}, "finite"),
         ({"top_k": -1}, "top_k must be"),
@@ -509,6 +510,33 @@ def test_a_stop_before_the_first_image_is_finished_holds_none(pipe):
     with pytest.raises(StoppedError, match="stopped after 0 of 1 images") as caught:
         pipe("a cat", seed=1, method="ar", callback_on_step_end=stop)
     assert caught.value.finished is None
+
+
+@pytest.mark.parametrize("inner_stops", [False, True], ids=["the earlier call", "both calls"])
+def test_an_interrupt_reaches_every_call_under_way_and_no_later_one(pipe, inner_stops):
+    """The inner call runs within the outer one, as in another thread."""
+    plain = {"seed": 1, "method": "ar"}
+    expected, found = pipe("a cat", **plain).tokens, []
+
+    def stop(pipe, step, committed, state):
+        pipe._interrupt = True
+
+    def start_another(pipe, step, committed, state):
+        if committed != 6:
+            return
+        if not inner_stops:
+            pipe._interrupt = True
+            found.append(pipe("a cat", **plain).tokens)
+            return
+        with pytest.raises(StoppedError):
+            pipe("a cat", **plain, callback_on_step_end=stop)
+        pipe("a cat", **plain)  # resets the interrupt of the ended call, and not that of the call under way
+
+    with pytest.raises(StoppedError):
+        pipe("a cat", **plain, callback_on_step_end=start_another)
+    assert all(torch.equal(tokens, expected) for tokens in found)
+    assert torch.equal(pipe("a cat", **plain).tokens, expected)
+    assert not pipe._interrupt
 
 
 def test_a_stop_after_the_last_token_returns_the_image(pipe):

@@ -141,3 +141,11 @@ def test_damaged_folders_are_refused_in_one_line(tiny_t5, tmp_path, damage, mess
 def test_an_encoder_of_another_width_is_refused(tiny_t5):
     with pytest.raises(HawkError, match="is 12 wide, not 2048"):
         T5TextEncoder(str(tiny_t5)).encode(["a cat"])
+
+
+def test_a_t5_whose_config_holds_a_number_without_meaning_is_refused(tiny_t5, tmp_path):
+    folder = Path(shutil.copytree(tiny_t5, tmp_path / "t5"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "layer_norm_epsilon": -1.0}))
+    with pytest.raises(HawkError, match=r"config.json: layer_norm_epsilon is -1\.0, it must be from 1e-12 to 0\.1"):
+        T5TextEncoder(str(folder)).encode(["a cat"])

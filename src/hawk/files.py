@@ -155,6 +155,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return document
 
 
+def read_cache(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that can be made anew; an empty one where the file is missing or cannot be read."""
+    try:
+        return read_json(path)
+    except (OSError, HawkError):
+        return {}
+
+
 def read_fields(kind: type[S], path: Path) -> S:
     """The JSON file at `path` as an instance of a schema of pydantic, or of a dataclass.
 

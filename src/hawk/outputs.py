@@ -1,10 +1,12 @@
-"""What a call of the pipeline gives back: its images and how they were drawn, also where the call ended early."""
+"""What a call of the pipeline tells of its steps and gives back, also where it is interrupted or ends early."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,11 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from hawk.decoding.canvas import Canvas
 from hawk.decoding.grid import Grid
 from hawk.decoding.request import Request
 from hawk.decoding.sampling import SamplingParams
-from hawk.decoding.stats import Generation, Stats
+from hawk.decoding.stats import Generation, OnStep, Stats
 from hawk.decoding.verify import LOSSLESS
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -89,6 +92,85 @@ class StoppedError(RuntimeError):
         done = 0 if finished is None else len(finished.seeds)
         super().__init__(f"the call was stopped after {done} of {images} images")
         self.finished = finished
+
+
+@dataclass(eq=False)
+class RunningCall:
+    """A call of a pipeline that is under way; `interrupted` tells it to stop."""
+
+    interrupted: bool = False
+
+    def stop_if_interrupted(self) -> None:
+        """Raise `StopDrawingError` where the call is to stop."""
+        if self.interrupted:
+            raise StopDrawingError
+
+
+class StopDrawingError(Exception):
+    """Leaves the decoding of a batch, because the call was interrupted."""
+
+
+class RunningCalls:
+    """The calls of a pipeline that are under way, perhaps in several threads, and the interrupt that stops them.
+
+    An interrupt reaches the calls that are under way when it is set, and no later one.
+    """
+
+    def __init__(self) -> None:
+        self._changing = Lock()
+        self._calls: list[RunningCall] = []
+        self._interrupt = False
+
+    @property
+    def interrupt(self) -> bool:
+        """The last interrupt that was set; False again after a call that starts while no call is to stop."""
+        return self._interrupt
+
+    @interrupt.setter
+    def interrupt(self, wanted: bool) -> None:
+        with self._changing:
+            self._interrupt = bool(wanted)
+            for call in self._calls:
+                call.interrupted = self._interrupt
+
+    @contextmanager
+    def begun(self) -> Iterator[RunningCall]:
+        """A new call, which is under way in the body."""
+        call = RunningCall()
+        with self._changing:
+            if not any(each.interrupted for each in self._calls):
+                self._interrupt = False
+            self._calls.append(call)
+        try:
+            yield call
+        finally:
+            with self._changing:
+                self._calls.remove(call)
+
+
+@dataclass
+class Reports:
+    """What a call tells of its steps: to the caller's callback `tell`, and to a progress bar in tokens.
+
+    `tell` takes the forwards of the batch, the tokens committed in the whole call, and copies of canvas and stats.
+    """
+
+    call: RunningCall
+    tell: Callable[[int, int, dict[str, Any]], Any] | None
+    bar: Any
+
+    def after(self, before: int) -> OnStep:
+        """The decoder's callback for a batch that `before` committed tokens precede; `StopDrawingError` ends it."""
+
+        def on_step(canvas: Canvas, stats: Stats) -> None:
+            committed = before + sum(canvas.committed)
+            self.bar.update(committed - self.bar.n)
+            if self.tell is not None:
+                self.tell(stats.nfe, committed, {"canvas": canvas.copied(), "stats": stats.copied()})
+            if not canvas.done:
+                self.call.stop_if_interrupted()
+
+        return on_step
 
 
 def keep_finished(error: BaseException, finished: PipelineOutput) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,12 @@ from torch import nn
 from tqdm import tqdm
 
 from hawk.decoding.arguments import Number, boolean, name_of, path_of, shown, whole_number
-from hawk.decoding.canvas import Canvas
 from hawk.decoding.generate import generate
 from hawk.decoding.planning import StepCosts
 from hawk.decoding.recording import Engine, Recordings
 from hawk.decoding.relaxed import LOSSY, Relaxation
 from hawk.decoding.request import Condition, Request, check_verifier
 from hawk.decoding.sampling import SamplingParams
-from hawk.decoding.stats import OnStep, Stats
 from hawk.decoding.tree import Window
 from hawk.decoding.trees import Drafter
 from hawk.drafters.acceptance import Skills
@@ -33,7 +31,7 @@ from hawk.drafters.settings import TreeLimits, costs_of, drifted, settings_for
 from hawk.drafters.source import slow_drafts
 from hawk.errors import CallersFunction, HawkError
 from hawk.machine import lacking_operations_refused
-from hawk.models.arguments import dtype_of, grid_of, image_seeds, paired_prompts, sampling_params
+from hawk.models.arguments import check_negatives, dtype_of, grid_of, image_seeds, paired_prompts, sampling_params
 from hawk.models.loading import (
     device_named,
     drafter_folder,
@@ -43,10 +41,21 @@ from hawk.models.loading import (
     load_on,
     model_folder,
 )
-from hawk.models.moving import Origin, evaluation_mode, moved, same_device, save_copy
-from hawk.models.pixels import finite_pixels
+from hawk.models.moving import Origin, evaluation_mode, moved, same_device, save_copy, weight_places
+from hawk.models.pixels import sound_pixels
 from hawk.models.protocol import Model
-from hawk.outputs import OUTPUT_TYPES, Batch, PipelineOutput, StoppedError, keep_finished, output_of, tokens_sha256
+from hawk.outputs import (
+    OUTPUT_TYPES,
+    Batch,
+    PipelineOutput,
+    Reports,
+    RunningCalls,
+    StopDrawingError,
+    StoppedError,
+    keep_finished,
+    output_of,
+    tokens_sha256,
+)
 
 __all__ = [
     "HawkPipeline",
@@ -70,17 +79,13 @@ then raises `StoppedError`.
 """
 
 
-class _StopError(Exception):
-    """Leaves the decoding of a batch, because `_interrupt` was set."""
-
-
 @dataclass(eq=False, repr=False)
 class HawkPipeline:
     """A loaded model on a device; call it with a prompt.
 
     `borrowed` is a module that the caller goes on using: each call runs it in evaluation mode and then restores its
     mode. `origin` is where `from_pretrained` loaded the model from; pickles and copies are loaded from there again. A
-    callback or another thread may set `_interrupt`, which stops the present call; the next call resets it.
+    callback or another thread may set `_interrupt`, which stops the calls that are under way, and no later one.
     """
 
     model: Model
@@ -89,7 +94,8 @@ class HawkPipeline:
     engine: Engine = "eager"
     borrowed: nn.Module | None = None
     origin: Origin | None = None
-    _interrupt: bool = field(default=False, init=False)
+    _calls: RunningCalls = field(default_factory=RunningCalls, init=False)
+    _places: tuple[Any, ...] = field(default=(), init=False)
     _warm: bool = field(default=False, init=False)
     _measures_again: bool = field(default=True, init=False)
     _warned: bool = field(default=False, init=False)
@@ -179,6 +185,15 @@ class HawkPipeline:
         """
         folder = path_of("save_directory", save_directory, "the path of a new folder")
         save_copy(self._loaded_from("saved: call save_pretrained of the model and of its processor"), folder)
+
+    @property
+    def _interrupt(self) -> bool:
+        """Whether the calls under way are to stop; a name of diffusers."""
+        return self._calls.interrupt
+
+    @_interrupt.setter
+    def _interrupt(self, wanted: bool) -> None:
+        self._calls.interrupt = wanted
 
     def __repr__(self) -> str:
         parts = (self.model.name, str(self.device), self.dtype, self.engine)
@@ -308,48 +323,43 @@ class HawkPipeline:
 
         Any exception that ends a call after some of its batches has the attribute `finished`: their `PipelineOutput`.
         """
-        self._interrupt = False
-        # check
-        output_type = name_of("output_type", output_type, OUTPUT_TYPES)
-        if not (callback_on_step_end is None or callable(callback_on_step_end)):
-            raise HawkError(f"callback_on_step_end must be a function, not {shown(callback_on_step_end)}")
-        progress, return_dict = boolean("progress", progress), boolean("return_dict", return_dict)
-        batch_size = whole_number("batch_size", batch_size, least=1)
-        limits = TreeLimits(
-            None if num_draft_tokens is None else whole_number("num_draft_tokens", num_draft_tokens),
-            None if window is None else whole_number("window", window),
-        )
-        chosen = method_named(method)
-        prompts, negatives = paired_prompts(prompt, negative_prompt, num_images_per_prompt)
-        params = sampling_params(self.model, guidance_scale, temperature, top_k, top_p)
-        if any(negatives) and not params.guided:
-            raise HawkError(
-                "a negative prompt has no effect at guidance_scale 1 or less: raise it, or leave out the prompt"
+        with self._calls.begun() as running:
+            output_type = name_of("output_type", output_type, OUTPUT_TYPES)
+            if not (callback_on_step_end is None or callable(callback_on_step_end)):
+                raise HawkError(f"callback_on_step_end must be a function, not {shown(callback_on_step_end)}")
+            tell = None if callback_on_step_end is None else partial(callback_on_step_end, self)
+            progress, return_dict = boolean("progress", progress), boolean("return_dict", return_dict)
+            batch_size = whole_number("batch_size", batch_size, least=1)
+            limits = TreeLimits(
+                None if num_draft_tokens is None else whole_number("num_draft_tokens", num_draft_tokens),
+                None if window is None else whole_number("window", window),
             )
-        grid = grid_of(self.model, height, width)
-        verifier = chosen.verifier if verifier is None else verifier
-        check_verifier(verifier)
-        request = Request(
-            self.model.condition(prompts, negatives, grid),
-            grid,
-            params,
-            image_seeds(len(prompts), seed, generator),
-            verifier,
-            self.relaxation if verifier in LOSSY else None,
-        )
-        # draw
-        tokens = request.images * grid.size
-        with evaluation_mode(self.borrowed), tqdm(total=tokens, unit="token", disable=not progress) as bar:
-            drafter = self.skills.taught(self._drafter(chosen, limits.within(grid), verifier), params)
-            batches = self._draw_all(
-                request, drafter, batch_size, output_type, Reports(self, callback_on_step_end, bar)
+            chosen = method_named(method)
+            prompts, negatives = paired_prompts(prompt, negative_prompt, num_images_per_prompt)
+            params = sampling_params(self.model, guidance_scale, temperature, top_k, top_p)
+            check_negatives(negatives, params)
+            grid = grid_of(self.model, height, width)
+            verifier = chosen.verifier if verifier is None else verifier
+            check_verifier(verifier)
+            request = Request(
+                self.model.condition(prompts, negatives, grid),
+                grid,
+                params,
+                image_seeds(len(prompts), seed, generator),
+                verifier,
+                self.relaxation if verifier in LOSSY else None,
             )
-        self.skills.learn(params, [batch.generation for batch in batches])
-        if chosen.name == "hawk" and isinstance(drafter, Window) and callback_on_step_end is None:
-            self._measure_if_drifted(request, batches)
-        self._warn_of_slow_drafts(batches)
-        output = output_of(request, batches, output_type)
-        return output if return_dict else (output.images,)
+            # draw
+            tokens = request.images * grid.size
+            with evaluation_mode(self.borrowed), tqdm(total=tokens, unit="token", disable=not progress) as bar:
+                drafter = self.skills.taught(self._drafter(chosen, limits.within(grid), verifier), params)
+                batches = self._draw_all(request, drafter, batch_size, output_type, Reports(running, tell, bar))
+            self.skills.learn(params, [batch.generation for batch in batches])
+            if chosen.name == "hawk" and isinstance(drafter, Window) and callback_on_step_end is None:
+                self._measure_if_drifted(request, batches)
+            self._warn_of_slow_drafts(batches)
+            output = output_of(request, batches, output_type)
+            return output if return_dict else (output.images,)
 
     def _drafter(self, method: Method, limits: TreeLimits, verifier: str) -> Drafter | Window:
         """The drafter of a method for a verifier; `HawkError` where what it needs is not trained."""
@@ -364,8 +374,9 @@ class HawkPipeline:
         try:
             for start in range(0, request.images, batch_size):
                 on_step = CallersFunction(reports.after(start * request.grid.size))
+                reports.call.stop_if_interrupted()
                 batches.append(self._draw(request.rows(slice(start, start + batch_size)), drafter, on_step))
-        except _StopError:
+        except StopDrawingError:
             finished = output_of(request, batches, output_type) if batches else None
             raise StoppedError(finished, request.images) from None
         except BaseException as error:  # of any kind: Ctrl-C, or what a callback raises
@@ -376,17 +387,25 @@ class HawkPipeline:
 
     def _draw(self, request: Request, drafter: Drafter | Window, on_step: CallersFunction) -> Batch:
         """One batch, from conditions to pixels."""
-        if self._interrupt:
-            raise _StopError
         started = time.perf_counter()
         with lacking_operations_refused(self.device, on_step):
-            generation = generate(self.model.target, request, drafter, on_step, self.recordings)
+            generation = generate(self.model.target, request, drafter, on_step, self._valid_recordings())
             decoded = time.perf_counter() - started
             codes = generation.tokens.unflatten(1, (request.grid.height, request.grid.width))
-            pixels = finite_pixels(self.model, codes).cpu()
+            pixels = sound_pixels(self.model, codes).cpu()
         batch = Batch(generation, pixels, time.perf_counter() - started, decoded)
         LOGGER.debug("drew %d images in %.2f s and %d steps", request.images, batch.seconds, generation.stats.nfe)
         return batch
+
+    def _valid_recordings(self) -> Recordings:
+        """The recordings; those that read weights which were replaced since the last batch are dropped."""
+        module = self.model.target if self.borrowed is None else self.borrowed
+        if self.engine != "eager" and isinstance(module, nn.Module):
+            places = weight_places(module)
+            if places != self._places:
+                self.recordings.clear()
+                self._places = places
+        return self.recordings
 
     def _warn_of_slow_drafts(self, batches: Sequence[Batch]) -> None:
         """Log a warning, once in the pipeline's life, where the drafter gave numbers that are not finite."""
@@ -416,26 +435,3 @@ class HawkPipeline:
         if longer:
             LOGGER.info("steps no longer take the seconds that were measured: they are timed again")
             self.measure()
-
-
-@dataclass
-class Reports:
-    """What a call tells of its steps: to the caller's callback, and to a progress bar in tokens."""
-
-    pipe: HawkPipeline
-    callback: OnStepEnd | None
-    bar: Any
-
-    def after(self, before: int) -> OnStep:
-        """The decoder's callback for a batch that `before` committed tokens precede; `_StopError` ends it."""
-
-        def on_step(canvas: Canvas, stats: Stats) -> None:
-            committed = before + sum(canvas.committed)
-            self.bar.update(committed - self.bar.n)
-            if self.callback is not None:
-                copies = {"canvas": canvas.copied(), "stats": stats.copied()}
-                self.callback(self.pipe, stats.nfe, committed, copies)
-            if self.pipe._interrupt and not canvas.done:
-                raise _StopError
-
-        return on_step

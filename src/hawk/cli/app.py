@@ -21,12 +21,15 @@ from hawk.cli.info import info
 from hawk.cli.interrupts import end_children, was_interrupted
 from hawk.cli.measure import bench, compare, verify
 from hawk.cli.options import unprintable
+from hawk.cli.output import Output, nowhere
 from hawk.cli.show import show
 from hawk.cli.train import train_app
 from hawk.errors import INTERRUPTED, HawkError
 
 USAGE = 2
 """The exit code of bad input."""
+CLOSED = 1
+"""The exit code of a command whose standard output was closed by its reader, as typer's own."""
 # The class of typer's own usage errors. It is found by name, because its package differs between versions of typer.
 USAGE_ERROR: type[Exception] = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException" and issubclass(kind, Exception)
@@ -47,12 +50,16 @@ class OneLineErrors(TyperGroup):
     ) -> Any:
         """Run the command, then exit with its code, or return the code if `standalone_mode` is False."""
         warnings.showwarning = _show_warning
+        given, sys.stdout = sys.stdout, Output.around(sys.stdout)
         try:
             code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
             if code == INTERRUPTED:  # the code with which typer itself ends on Ctrl-C
                 _interrupted()
-        except (HawkError, OSError) as error:
-            code = _fail(_os_line(error) if isinstance(error, OSError) else str(error))
+            sys.stdout.flush()
+        except HawkError as error:
+            code = _fail(str(error))
+        except OSError as error:
+            code = _refused(error)
         except USAGE_ERROR as error:
             code = _usage(error)
         except (KeyboardInterrupt, typer.Abort):
@@ -65,6 +72,8 @@ class OneLineErrors(TyperGroup):
             if not was_interrupted():
                 raise
             code = _interrupted()
+        finally:
+            sys.stdout = given if Output.flushed(given) else nowhere()
         if not standalone_mode:
             return code
         sys.exit(code if isinstance(code, int) else 0)
@@ -73,6 +82,13 @@ class OneLineErrors(TyperGroup):
 def _fail(message: str, code: int = USAGE) -> int:
     print("hawk: " + " ".join(message.split()), file=sys.stderr)
     return code
+
+
+def _refused(error: OSError) -> int:
+    """End a command for which the system did not read or write something: a file, or standard output."""
+    if isinstance(error, BrokenPipeError) and error.filename == Output.NAME:  # the reader, as `head`, has read enough
+        return CLOSED
+    return _fail(_os_line(error))
 
 
 def _interrupted() -> int:

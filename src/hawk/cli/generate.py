@@ -30,7 +30,10 @@ from hawk.cli.options import (
 from hawk.errors import HawkError
 
 if TYPE_CHECKING:
-    from hawk.cli.wanted import Asked, Recipe
+    from hawk.cli.drawing import Job
+    from hawk.cli.wanted import Asked, Recipe, Wanted
+    from hawk.drafters.methods import Method
+    from hawk.pipeline import HawkPipeline
 
 SAME_NAMES = ("cfg_scale", "temperature", "top_k", "top_p", "height", "width")
 """Settings that the command line and a picture's own text name alike."""
@@ -100,56 +103,92 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Draw images of prompts and write them to PNG files, which also hold the settings that they were drawn with."""
-    from hawk.cli.drawing import Job, draw
-    from hawk.cli.tables import image_metadata, image_settings
-    from hawk.cli.wanted import wanted_pictures
-    from hawk.drafters.methods import method_named
-    from hawk.pictures.png import picture_path, saved_before
-    from hawk.pipeline import grid_of, image_seeds, sampling_params
-
     options = Options(method, verifier, seed, negative_prompt, cfg_scale, temperature, top_k, top_p, height, width)
     earlier = None if like is None else earlier_picture(like)
     if earlier is not None:
         options, dtype = options.like(earlier), earlier.settings["dtype"] if dtype == "auto" else dtype
     asked = asked_for(prompts or [], file, earlier)
-    if len(asked) * count > MOST_IMAGES:
-        raise HawkError(f"{len(asked)} prompts of {count} images each: at most {MOST_IMAGES} images are drawn at once")
-    chosen = method_named(options.method or "hawk")
-    verified = options.verifier or chosen.verifier
-    first = 0 if file is not None and options.seed is None else options.seed
-    wanted = wanted_pictures(asked, count, image_seeds(len(asked) * count, first, None), options.negative)
-    is_folder = out is not None and out.endswith(("/", os.sep))
-    out_path = None if out is None else Path(out)
-    paths = [picture_path(out_path, each.prompt, each.seed, len(wanted), is_folder) for each in wanted]
-    for path in paths:  # fail before the first image is drawn, here and below
-        check_printable(str(path))
+    call = options.call(num_draft_tokens, window)
+    wanted = pictures_of(asked, count, options, numbered=file is not None)
+    paths = paths_of(wanted, out)
     pipe = load_pipeline(model, device, dtype, drafter, threads, engine)
     if earlier is not None and earlier.model != pipe.model.name:
         raise HawkError(f"{like} was drawn by the model {earlier.model}, not {pipe.model.name}: give --model")
-    params = sampling_params(pipe.model, options.cfg_scale, options.temperature, options.top_k, options.top_p)
-    settings = image_settings(pipe, params, grid_of(pipe.model, options.height, options.width), verified)
-    for some in (asked[i : i + 1000] for i in range(0, len(asked), 1000)):  # features of all would fill the memory
-        pipe.condition([line.prompt for line in some], options.height, options.width)
-    metadata = [image_metadata(pipe, each, chosen.name, settings) for each in wanted]
-    jobs = [Job(each, path, text) for each, path, text in zip(wanted, paths, metadata, strict=True)]
-    kept = [None if file is None else saved_before(job.path, job.metadata) for job in jobs]
-    lines = [f"{path}  kept" for path in kept if path is not None]
-    call = {
-        "guidance_scale": options.cfg_scale,
-        **{name: getattr(options, name) for name in SAME_NAMES if name != "cfg_scale"},
-        **{"method": chosen.name, "verifier": verified, "num_draft_tokens": num_draft_tokens, "window": window},
-    }
-    reports: list[dict[str, Any]] = []
-    try:
-        for drawn in draw(pipe, [job for job, path in zip(jobs, kept, strict=True) if path is None], call, batch_size):
-            reports.append(drawn.report)
-            lines.append(drawn.line)
-    finally:  # Ctrl-C or a full disk may end the loop early: name the files that were written until then
-        print("".join(f"{line}\n" for line in lines), end="")
+    jobs = jobs_of(pipe, wanted, paths, options)
+    check_prompts(pipe, asked, options)
+    reports = draw_jobs(pipe, jobs, call, batch_size, keep=file is not None)
     if earlier is not None and reports:
         print(compared(like, earlier, reports[0]["tokens_sha256"]))
     if as_json:
         print(json.dumps(reports[0] if len(reports) == 1 else {**(reports[0] if reports else {}), "images": reports}))
+
+
+def pictures_of(asked: list[Asked], count: int, options: Options, numbered: bool) -> list[Wanted]:
+    """`count` pictures of each prompt; `numbered` seeds count from 0 where the options name no seed."""
+    from hawk.cli.wanted import wanted_pictures
+    from hawk.pipeline import image_seeds
+
+    images = len(asked) * count
+    if images > MOST_IMAGES:
+        raise HawkError(f"{len(asked)} prompts of {count} images each: at most {MOST_IMAGES} images are drawn at once")
+    first = 0 if numbered and options.seed is None else options.seed
+    return wanted_pictures(asked, count, image_seeds(images, first, None), options.negative)
+
+
+def paths_of(wanted: list[Wanted], out: str | None) -> list[Path]:
+    """Where to write each picture; `HawkError` for a path that cannot be written or printed."""
+    from hawk.pictures.png import picture_path
+
+    is_folder = out is not None and out.endswith(("/", os.sep))
+    folder = None if out is None else Path(out)
+    paths = [picture_path(folder, each.prompt, each.seed, len(wanted), is_folder) for each in wanted]
+    for path in paths:
+        check_printable(str(path))
+    return paths
+
+
+def jobs_of(pipe: HawkPipeline, wanted: list[Wanted], paths: list[Path], options: Options) -> list[Job]:
+    """The pictures to draw, each with its path and the text for its file; `HawkError` for a wrong option."""
+    from hawk.cli.drawing import Job
+    from hawk.cli.tables import image_metadata, image_settings
+    from hawk.models.arguments import OPTIONS, check_negatives
+    from hawk.pipeline import grid_of, sampling_params
+
+    sampling = (options.cfg_scale, options.temperature, options.top_k, options.top_p)
+    params = sampling_params(pipe.model, *sampling, OPTIONS)
+    check_negatives([each.negative for each in wanted], params, OPTIONS)
+    grid = grid_of(pipe.model, options.height, options.width)
+    settings = image_settings(pipe, params, grid, options.verified)
+    texts = [image_metadata(pipe, each, options.chosen.name, settings) for each in wanted]
+    return [Job(each, path, text) for each, path, text in zip(wanted, paths, texts, strict=True)]
+
+
+def check_prompts(pipe: HawkPipeline, asked: list[Asked], options: Options) -> None:
+    """Raise `HawkError` for a prompt that the model does not take, before the first picture is drawn."""
+    for some in (asked[i : i + 1000] for i in range(0, len(asked), 1000)):  # features of all would fill the memory
+        pipe.condition([line.prompt for line in some], options.height, options.width)
+
+
+def draw_jobs(
+    pipe: HawkPipeline, jobs: list[Job], call: dict[str, Any], batch_size: int, keep: bool
+) -> list[dict[str, Any]]:
+    """Draw pictures and print a line for each; returns the reports of `--json`.
+
+    `call` holds the pipeline's arguments. With `keep`, a picture that was saved by an earlier command is not drawn.
+    """
+    from hawk.cli.drawing import draw
+    from hawk.pictures.png import saved_before
+
+    saved = [saved_before(job.path, job.metadata) if keep else None for job in jobs]
+    lines = [f"{path}  kept" for path in saved if path is not None]
+    reports: list[dict[str, Any]] = []
+    try:
+        for drawn in draw(pipe, [job for job, path in zip(jobs, saved, strict=True) if path is None], call, batch_size):
+            reports.append(drawn.report)
+            lines.append(drawn.line)
+    finally:  # Ctrl-C or a full disk may end the loop early: name the files that were written until then
+        print("".join(f"{line}\n" for line in lines), end="")
+    return reports
 
 
 def asked_for(prompts: list[str], file: str | None, earlier: Recipe | None) -> list[Asked]:
@@ -192,6 +231,29 @@ class Options:
         }
         own = {name: value for name, value in asdict(self).items() if value is not None}
         return Options(**{**said, **own})
+
+    @property
+    def chosen(self) -> Method:
+        """The method to draw with; `HawkError` for an unknown name."""
+        from hawk.drafters.methods import method_named
+
+        return method_named(self.method or "hawk")
+
+    @property
+    def verified(self) -> str:
+        """The verifier to draw with."""
+        return self.verifier or self.chosen.verifier
+
+    def call(self, num_draft_tokens: int | None, window: int | None) -> dict[str, Any]:
+        """The arguments of the pipeline's call that all pictures share."""
+        return {
+            "guidance_scale": self.cfg_scale,
+            **{name: getattr(self, name) for name in SAME_NAMES if name != "cfg_scale"},
+            "method": self.chosen.name,
+            "verifier": self.verified,
+            "num_draft_tokens": num_draft_tokens,
+            "window": window,
+        }
 
 
 def earlier_picture(path: Path) -> Recipe:

@@ -140,6 +140,7 @@ def bench(
 ) -> None:
     """Measure methods, the growth of cost, or the parts of a step; print a table, and last a line of JSON."""
     from hawk.measure.methods import bench_methods, bench_prompts
+    from hawk.models.arguments import OPTIONS, sampling_params
     from hawk.pictures.png import check_writable
 
     of_methods = suite not in OPTIONS_OF
@@ -159,7 +160,9 @@ def bench(
         return _hand_over(_targets(threads), plots, json_out)
     pipe = load_pipeline(model, device, dtype, drafter, threads, engine)
     if chosen:
-        pipe.condition(chosen)  # a prompt that cannot be read is refused before anything is measured
+        # A parameter or a prompt that the model does not take is refused before anything is measured.
+        sampling_params(pipe.model, cfg_scale, temperature, top_k, top_p, OPTIONS)
+        pipe.condition(chosen)
     result: Measured
     if suite == "scaling":
         result = _scaling(pipe)

@@ -207,6 +207,7 @@ def train_drafter_command(
     engine: EngineOption = "auto",
 ) -> None:
     """Fit a drafter and the pool on grids that the target draws itself. Runs under torchrun as well."""
+    from hawk.models.arguments import OPTIONS
     from hawk.models.folder import HEADS_FOLDER
     from hawk.models.loading import device_named, dtype_named, is_checkpoint, is_large, model_folder
     from hawk.pipeline import grid_of, sampling_params
@@ -240,7 +241,7 @@ def train_drafter_command(
     plan = Plan(
         kinds=kinds,
         images=count,
-        params=sampling_params(frozen.bare, cfg_scale, temperature, top_k, top_p),
+        params=sampling_params(frozen.bare, cfg_scale, temperature, top_k, top_p, OPTIONS),
         grid=grid_of(frozen.bare, height, width),
         sources=None if sources is None else tuple(listed(sources)),
         draw_batch=draw_batch,

@@ -24,8 +24,7 @@ from hawk.decoding.request import Condition, Request
 from hawk.decoding.sampling import SamplingParams
 from hawk.decoding.tree import Window
 from hawk.decoding.window import WindowState, advance, first_window, hold
-from hawk.errors import HawkError
-from hawk.files import read_json, write_json
+from hawk.files import read_cache, write_json
 from hawk.machine import seconds_of
 
 Seconds = Annotated[float, Field(gt=0, lt=86_400, allow_inf_nan=False)]
@@ -98,12 +97,8 @@ def known_seconds(
 
 def kept_costs() -> dict[str, StepCosts]:
     """The costs in `costs_file` by their key, without entries that no clock can have measured."""
-    try:
-        document = read_json(costs_file())
-    except (OSError, HawkError):
-        return {}
     known = {}
-    for key, entry in document.items():
+    for key, entry in read_cache(costs_file()).items():
         with suppress(ValidationError):
             # The entries of earlier versions are the seconds alone.
             dated = entry if isinstance(entry, dict) and "seconds" in entry else {"seconds": entry}

@@ -13,8 +13,7 @@ from hawk.decoding.sampling import SamplingParams
 from hawk.decoding.stats import Generation
 from hawk.decoding.tree import Window
 from hawk.decoding.trees import Drafter
-from hawk.errors import HawkError
-from hawk.files import read_json, write_json
+from hawk.files import read_cache, write_json
 
 CHANGE = 0.25
 """The file is written where an estimate changed by more than so many nats of log-odds."""
@@ -62,22 +61,14 @@ class Skills:
             # The file is a cache: where it cannot be written, the next process begins without the estimate.
             with suppress(OSError):
                 own = self.stored() | {key_of(params): round(skill, 2)}
-                write_json(acceptance_file(), read_kept() | {self.model: own})
+                write_json(acceptance_file(), read_cache(acceptance_file()) | {self.model: own})
 
     def stored(self) -> dict[str, float]:
         """The estimates of this model in the file, by the key of their parameters; none where it is unreadable."""
-        entry = read_kept().get(self.model)
+        entry = read_cache(acceptance_file()).get(self.model)
         if not isinstance(entry, dict):
             return {}
         return {key: float(skill) for key, skill in entry.items() if is_estimate(skill)}
-
-
-def read_kept() -> dict[str, object]:
-    """All that is in the file; nothing where there is no readable file."""
-    try:
-        return dict(read_json(acceptance_file()))
-    except (OSError, HawkError):
-        return {}
 
 
 def is_estimate(value: object) -> bool:

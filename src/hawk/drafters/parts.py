@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,11 +68,16 @@ def load_parts(folder: Path, dim: int, vocab: int, fingerprint: str, dtype: torc
 
 
 def load_pool(folder: Path, heads: DraftHeads | None) -> FusedSettings:
-    """The settings of `hawk`'s pool from `pool.json`; unfitted settings where there are heads alone."""
+    """The settings of `hawk`'s pool from `pool.json`; unfitted ones, and a warning, where there are heads alone."""
     path = folder / POOL
     if not path.is_file():
         if heads is None:
             raise HawkError(f"no {path}: fit the pool with `hawk train drafter`")
+        warnings.warn(
+            f"{path} is missing, so method hawk drafts with settings that were not fitted and is slower than it could "
+            "be: fetch the whole drafter, or train it with `hawk train drafter --kind heads`",
+            stacklevel=2,
+        )
         return FusedSettings.unfitted(HEAD_SOURCES[: 1 + heads.config.vertical])
     settings = FusedSettings.load(folder)
     ranks = {len(row) for row in settings.rate}

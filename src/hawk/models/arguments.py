@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -47,17 +47,60 @@ def paired_prompts(
     return ([text for text in prompts for _ in range(count)], [text for text in negatives for _ in range(count)])
 
 
+@dataclass(frozen=True)
+class ParamNames:
+    """What the caller's call or command line names each field of `SamplingParams`: a refusal names it likewise."""
+
+    cfg_scale: str = "guidance_scale"
+    temperature: str = "temperature"
+    top_k: str = "top_k"
+    top_p: str = "top_p"
+
+
+ARGUMENTS = ParamNames()
+"""The names in a call of Python, as in diffusers and transformers."""
+OPTIONS = ParamNames("--cfg-scale", "--temperature", "--top-k", "--top-p")
+"""The names on the command line."""
+
+
 def sampling_params(
-    model: Model, scale: Number | None, temperature: Number | None, top_k: Number | None, top_p: Number | None
+    model: Model,
+    scale: Number | None,
+    temperature: Number | None,
+    top_k: Number | None,
+    top_p: Number | None,
+    names: ParamNames = ARGUMENTS,
 ) -> SamplingParams:
-    """The model's default sampling parameters, replaced by those that are given; a scale of 1 or less means 1 (off)."""
+    """The model's default sampling parameters, replaced by those that are given; a scale of 1 or less means 1 (off).
+
+    Raises `HawkError`, which calls the parameter by its name in `names`, for a value out of its range.
+    """
     given: dict[str, Any] = {
-        "cfg_scale": None if scale is None else max(real_number("guidance_scale", scale), 1.0),
-        "temperature": None if temperature is None else real_number("temperature", temperature),
-        "top_k": None if top_k is None else whole_number("top_k", top_k),
-        "top_p": None if top_p is None else real_number("top_p", top_p),
+        "cfg_scale": None if scale is None else max(real_number(names.cfg_scale, scale), 1.0),
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
     }
-    return replace(model.defaults, **{name: value for name, value in given.items() if value is not None})
+    return replace(
+        model.defaults,
+        **{field: _checked(field, value, getattr(names, field)) for field, value in given.items() if value is not None},
+    )
+
+
+def _checked(field: str, value: Any, name: str) -> Any:
+    """A value as the field of `SamplingParams` takes it; the `HawkError` for a wrong one calls the field `name`."""
+    try:
+        return getattr(SamplingParams(**{field: value}), field)
+    except HawkError as error:
+        raise HawkError(str(error).replace(field, name, 1)) from error
+
+
+def check_negatives(negatives: Sequence[str], params: SamplingParams, names: ParamNames = ARGUMENTS) -> None:
+    """Raise `HawkError` for a negative prompt where guidance is off: the prompt would have no effect."""
+    if any(negatives) and not params.guided:
+        raise HawkError(
+            f"a negative prompt has no effect at {names.cfg_scale} 1 or less: raise it, or leave out the prompt"
+        )
 
 
 def check_pixels(name: str, pixels: int, cell: int) -> None:

@@ -9,15 +9,18 @@ import pickle  # noqa: TID251 (only the class of torch's refusal: nothing is unp
 import re
 import zipfile
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hawk.errors import HawkError, one_line
 from hawk.files import read_json, refuse_pointer
-from hawk.nn.stored import read_safetensors
+from hawk.nn.stored import MOST, Shapes, read_safetensors
 
 WRAPPERS = ("model", "module", "state_dict")
 """Keys under which training scripts put the state dict of a checkpoint."""
@@ -27,6 +30,76 @@ FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 """The weight files of a checkpoint in transformers' format."""
+
+# --- numbers of a config.json ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Range:
+    """The smallest and the largest value that a number of a config.json can have."""
+
+    least: int | float
+    most: int | float
+
+
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "original_max_position_embeddings",
+    "num_embeddings",
+    "embed_dim",
+    "codebook_size",
+    "base_channels",
+    "latent_channels",
+    "resolution",
+    "patch_size",
+    "d_model",
+    "d_ff",
+    "d_kv",
+    "num_heads",
+    "num_layers",
+)
+RANGES = {
+    **dict.fromkeys(SIZES, Range(1, MOST)),
+    **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"), Range(1e-12, 0.1)),
+    **dict.fromkeys(("rope_theta", "factor"), Range(1, 1e12)),
+    "partial_rotary_factor": Range(0.01, 1),
+}
+"""The ranges of numbers by their name in config.json: the modules of transformers compute with them unchecked."""
+
+
+def check_numbers(path: Path, held: Mapping[Path, Shapes] | None = None) -> None:
+    """Raise `HawkError` where a config.json of transformers, at `path`, holds a number with which no model can draw.
+
+    Such a number is not finite or out of its range in `RANGES`. With the shapes of the weights in each file (`held`),
+    more layers than weights are refused too: a model of very many layers takes long to build, even without memory.
+    """
+    weights = None if held is None else sum(map(len, held.values()))
+    for place, value in _numbers(read_json(path)):
+        name = place.rpartition(".")[2]
+        if not isfinite(value):
+            raise HawkError(f"{path}: {place} is {value}, which is no finite number")
+        if weights is not None and value > weights and any(word in name for word in ("layers", "blocks", "depth")):
+            raise HawkError(f"{path}: {place} is {value}, but the files hold only {weights} weights")
+        right = RANGES.get(name)
+        if right is not None and not right.least <= value <= right.most:
+            raise HawkError(f"{path}: {place} is {value}, it must be from {right.least:g} to {right.most:g}")
+
+
+def _numbers(document: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers in a JSON object, however deep, each with the names on the way to it and dots between them."""
+    for name, value in document.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{above}{name}.")
+        elif isinstance(value, int | float):
+            yield f"{above}{name}", value
+
 
 # --- reading -------------------------------------------------------------------------------------------------
 

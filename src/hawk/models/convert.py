@@ -19,7 +19,7 @@ from hawk.decoding.sampling import SamplingParams
 from hawk.errors import HawkError, install, one_line
 from hawk.files import new_folder, read_json, save_tensors, write_bytes, write_json
 from hawk.models.arguments import check_pixels
-from hawk.models.checkpoint import read_checkpoint
+from hawk.models.checkpoint import check_numbers, read_checkpoint
 from hawk.models.config import ModelConfig, T5Fields, VQGANFields, check_target_shape
 from hawk.models.folder import save_target
 from hawk.models.hub import is_hub_id
@@ -264,6 +264,7 @@ def _grid(published: PublishedModel, cell: int) -> Grid:
 def _check_text(source: str, width: int) -> None:
     """Check that the T5 in a local folder has the captions' width; a T5 on the hub is checked when it is first used."""
     if Path(source).is_dir():
+        check_numbers(Path(source) / "config.json")
         found = read_json(Path(source) / "config.json").get("d_model")
         if found != width:
             raise HawkError(f"the T5 encoder in {source} is {found} wide, the transformer takes captions {width} wide")

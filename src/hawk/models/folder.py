@@ -36,6 +36,7 @@ from hawk.models.hub import is_hub_id
 from hawk.models.llamagen.t5 import T5TextEncoder
 from hawk.models.llamagen.target import CaptionPrompt, LlamaGen
 from hawk.models.llamagen.words import StaticTextEncoder, TextEncoder
+from hawk.models.pixels import FAR
 from hawk.models.tokenizers.fsq import FSQTokenizer
 from hawk.models.tokenizers.vqgan import VQGAN
 from hawk.nn.stored import opened, outlined, read_safetensors, refuse_not_finite
@@ -112,8 +113,11 @@ class FolderModel:
         return CaptionPrompt(features, mask, null, null_mask)
 
     def pixels(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]:
-        """Images of token grids, in [-1, 1]."""
-        return self.tokenizer.decode(codes)
+        """Images of token grids, about in [-1, 1]; a pixel beyond `FAR` stays, so that damaged weights are noticed."""
+        if not isinstance(self.tokenizer, FSQTokenizer):
+            return self.tokenizer.decode(codes)
+        pixels = self.tokenizer.unclamped(codes)
+        return torch.where(pixels.abs() > FAR, pixels, pixels.clamp(-1, 1))
 
     def pack(self, dtype: torch.dtype) -> None:
         """Pack the linear layers of target and drafters for decoding on a CPU, with products in `dtype`."""

@@ -71,6 +71,11 @@ def moved(model: Model, device: torch.device, dtype: str) -> Model:
     return model
 
 
+def weight_places(module: nn.Module) -> tuple[tuple[int, torch.dtype, torch.device], ...]:
+    """Where a module's weights and buffers lie, and in which dtype: what must not change under a recording."""
+    return tuple((held.data_ptr(), held.dtype, held.device) for held in (*module.parameters(), *module.buffers()))
+
+
 def save_copy(origin: Origin, folder: Path) -> None:
     """Copy the files of a model folder or checkpoint to a new folder; a drafter of another folder becomes its own.
 
@@ -84,7 +89,15 @@ def save_copy(origin: Origin, folder: Path) -> None:
                 shutil.rmtree(temporary / HEADS_FOLDER, ignore_errors=True)
                 shutil.copytree(drafter_folder(origin.drafter), temporary / HEADS_FOLDER, ignore=left_out)
     except OSError as error:
-        raise HawkError(f"the model cannot be saved to {folder} ({one_line(error)}): name another folder") from error
+        raise HawkError(f"the model cannot be saved to {folder} ({_reason(error)}): name another folder") from error
+
+
+def _reason(error: OSError) -> str:
+    """Why a copy failed; `shutil.Error` holds a list of (file, its copy, reason), of which the first is told."""
+    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list) and error.args[0]:
+        source, _, reason = error.args[0][0]
+        return f"{Path(source).name}: {reason}"
+    return one_line(error)
 
 
 _IN_EVALUATION: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()

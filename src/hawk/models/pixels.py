@@ -1,4 +1,4 @@
-"""From image codes to pixels: decoders compute in at least float32, and pixels that are not finite are refused."""
+"""From image codes to pixels: decoders compute in at least float32, and the pixels of damaged decoders are refused."""
 
 from __future__ import annotations
 
@@ -20,11 +20,18 @@ DRAWN = (
 """What to do where memory ends after the tokens were drawn."""
 
 
-def finite_pixels(model: Model, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]:
+FAR = 100.0
+"""A pixel of a sound decoder lies about in [-1, 1] (at most 4 from 0 in all models measured), never so far from 0."""
+
+MOST_FAR = 0.1
+"""The share of pixels beyond `FAR` above which a decoder is damaged: its pictures would be black and white only."""
+
+
+def sound_pixels(model: Model, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]:
     """Images of token grids, about in [-1, 1].
 
     A batch that does not fit into memory is decoded in parts. Raises `HawkError` where a pixel is not a finite number,
-    and where not even one image fits.
+    where more than the share `MOST_FAR` of the pixels lie beyond `FAR`, and where not even one image fits.
     """
     with refused_where_memory_ends(DRAWN):
         pixels = _in_parts(model, codes)
@@ -32,6 +39,12 @@ def finite_pixels(model: Model, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b
         raise HawkError(
             "the pixel decoder gave pixels that are not finite numbers: its weights are damaged, or were too large for "
             "the dtype that they were converted to: load the published weights in float32"
+        )
+    far = int(torch.count_nonzero((pixels > FAR) | (pixels < -FAR)))
+    if far > MOST_FAR * pixels.numel():
+        raise HawkError(
+            f"the pixel decoder gave pixels up to {pixels.abs().max():.1g}, which should lie about in [-1, 1]: its "
+            "weights are damaged: fetch or make the model again"
         )
     return pixels
 

@@ -20,11 +20,11 @@ from transformers.models.janus.configuration_janus import JanusVisionConfig, Jan
 from hawk.decoding.grid import Grid
 from hawk.errors import HawkError, one_line
 from hawk.files import new_folder, read_fields, read_json, write_bytes, write_json
-from hawk.models.checkpoint import INDEX, SINGLE, indexed_files, read_checkpoint
+from hawk.models.checkpoint import INDEX, SINGLE, check_numbers, indexed_files, read_checkpoint
 from hawk.models.folder import save_sharded
 from hawk.models.hf.janus_origins import LEFT_OUT, PIXELS, VISION, origins_in
 from hawk.models.hf.janus_text import IMAGE_TOKENS, generation_config, processor_files, read_original_tokenizer
-from hawk.models.hf.reading import FOREIGN, check_depths, quiet
+from hawk.models.hf.reading import FOREIGN, quiet
 from hawk.models.tokenizers.vqgan import decoding_weights, shape_of
 from hawk.nn.stored import Count, Shapes, check_weights, refuse_not_finite
 
@@ -34,6 +34,8 @@ KIND = "multi_modality"
 """The `model_type` of DeepSeek's format."""
 LANGUAGE = "llama"
 """The `model_type` of the language model in DeepSeek's format."""
+QUANTIZED = "quantization_config"
+"""The field of a config.json of transformers that says how weights are quantized."""
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 SHARD_BYTES = 2_000_000_000
 """Largest weight file of a converted checkpoint."""
@@ -222,7 +224,7 @@ def convert_original(source: Path, out: Path, on_bytes: Callable[[int, int], Non
     if original.tied:
         weights.pop("language_model.lm_head.weight", None)
     shapes = {path: {k: tuple(v.shape) for k, v in part.items() if k in weights} for path, part in held.items()}
-    check_depths(source, shapes)
+    check_numbers(source / "config.json", shapes)
     try:
         config = janus_config(source, original, weights)
         tokenizer = read_original_tokenizer(source)
@@ -241,6 +243,13 @@ def convert_original(source: Path, out: Path, on_bytes: Callable[[int, int], Non
         part.bos_token_id, part.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         part.pad_token_id = tokenizer.pad_token_id
     processor = processor_files(source, config.vision_config.num_image_tokens)
+    side = config.vq_config.num_patches
+    room = config.text_config.max_position_embeddings
+    if room <= side * side:
+        raise HawkError(
+            f"{source / 'config.json'}: language_config.max_position_embeddings is {room}, it must be above "
+            f"{side * side}, the tokens of an image"
+        )
     with new_folder(out) as folder, quiet():
         converted = {name: origin.take(weights) for name, (origin, _) in origins.items()}
         save_sharded(folder, "model", converted, None, SHARD_BYTES, on_bytes)
@@ -250,7 +259,6 @@ def convert_original(source: Path, out: Path, on_bytes: Callable[[int, int], Non
         write_bytes(folder / "README.md", _card(source).encode())
         generation_config(tokenizer).save_pretrained(folder)
         config.save_pretrained(folder)
-    side = config.vq_config.num_patches
     return Grid(side, side)
 
 
@@ -277,7 +285,8 @@ def _read_config(source: Path) -> OriginalConfig:
     if not source.is_dir():
         raise HawkError(f"there is no folder {source}")
     path = source / "config.json"
-    kind = read_json(path).get("model_type")
+    document = read_json(path)
+    kind = document.get("model_type")
     if kind == "janus":
         raise HawkError(f"{source} is in transformers' format already: give it to --model as it is")
     if kind != KIND:
@@ -286,6 +295,11 @@ def _read_config(source: Path) -> OriginalConfig:
     language = original.language_config.get("model_type", LANGUAGE)
     if language != LANGUAGE:
         raise HawkError(f"{path}: model_type of language_config is {language!r}, DeepSeek's Janus has {LANGUAGE!r}")
+    for place, part in {"": document, "language_config.": original.language_config}.items():
+        if part.get(QUANTIZED) is not None:
+            raise HawkError(
+                f"{path}: {place}{QUANTIZED} says that weights are quantized: convert the published weights"
+            )
     return original
 
 

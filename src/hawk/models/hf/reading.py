@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from math import isfinite, prod
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from transformers.utils import logging
 from hawk.decoding.memory import is_out_of_memory
 from hawk.errors import HawkError, one_line
 from hawk.files import read_json, refuse_pointers
-from hawk.models.checkpoint import weight_files
+from hawk.models.checkpoint import check_numbers, weight_files
 from hawk.nn.stored import Shapes, read_safetensors, shapes_in, shapes_of
 
 FOREIGN = (
@@ -62,7 +62,7 @@ def read_model(
     quantized = "quantization_config" in read_json(folder / "config.json")
     # Refuses a damaged file before transformers reads it.
     held = {path: shapes_in(path, any_dtype=quantized) for path in weight_files(folder)}
-    check_depths(folder, held)
+    check_numbers(folder / "config.json", held)
     if not quantized:
         check_sizes(without_memory(folder, architecture), folder, held)
     with quiet():
@@ -104,28 +104,6 @@ def unreadable(folder: Path, why: str) -> HawkError:
     return HawkError(f"{folder} is no checkpoint that transformers can read: {why}")
 
 
-def check_depths(folder: Path, held: Mapping[Path, Shapes]) -> None:
-    """Raise `HawkError` where config.json holds a number that is none, or asks for more layers than there are weights.
-
-    Each layer has a weight. A model of so many layers takes long to build, even without memory.
-    """
-    weights = sum(map(len, held.values()))
-    for name, value in _numbers(read_json(folder / "config.json")):
-        if not isfinite(value):
-            raise HawkError(f"{folder / 'config.json'}: {name} is {value}, which is no finite number")
-        if value > weights and any(word in name for word in ("layers", "blocks", "depth")):
-            raise HawkError(f"{folder / 'config.json'}: {name} is {value}, but the files hold only {weights} weights")
-
-
-def _numbers(document: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """The numbers in a JSON object, however deep, with their keys."""
-    for name, value in document.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value)
-        elif isinstance(value, int | float):
-            yield name, value
-
-
 def check_sizes(model: Any, folder: Path, held: Mapping[Path, Shapes]) -> None:
     """Raise `HawkError` where a model without memory would take much more of it than its files hold.
 
@@ -150,7 +128,7 @@ def outlined_model(folder: Path, architecture: str, head: str) -> Any:
     Raises `HawkError` for a damaged weight file, and where the head is missing or of another shape.
     """
     files = {path: shapes_in(path) for path in weight_files(folder)}
-    check_depths(folder, files)
+    check_numbers(folder / "config.json", files)
     model = without_memory(folder, architecture)
     module, last = model.get_submodule(head), head.split(".")[-1]
     wanted = {f"{last}.{name}": tuple(weight.shape) for name, weight in module.state_dict().items()}

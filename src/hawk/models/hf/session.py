@@ -17,6 +17,7 @@ from hawk.drafters.settings import FusedSettings, settings_for
 from hawk.models.hf.family import Family
 from hawk.models.hf.model import family_fingerprint
 from hawk.models.hf.target import TransformersTarget
+from hawk.models.moving import weight_places
 
 SESSION_RECORDINGS = 2
 """Recordings that a session keeps: they hold memory of the GPU that the caller may not expect to be in use."""
@@ -87,6 +88,4 @@ def session_of(model: Any, described: Family, engine: Engine) -> Session:
 
 def layout_of(model: Any) -> tuple[Any, ...]:
     """Where a model's weights lie in memory and how they are used: what must not change under a recording."""
-    tensors = (*model.parameters(), *model.buffers())
-    places = tuple((tensor.data_ptr(), tensor.dtype, tensor.device) for tensor in tensors)
-    return (model.config.get_text_config()._attn_implementation, *places)
+    return (model.config.get_text_config()._attn_implementation, *weight_places(model))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hawk.errors import HawkError, install, one_line
 from hawk.files import refuse_pointers
+from hawk.models.checkpoint import check_numbers
 from hawk.models.llamagen.cleaning import clean_caption
 from hawk.models.llamagen.words import TextFeatures, left_padded
 
@@ -67,6 +68,8 @@ class T5TextEncoder:
         except ImportError as error:
             raise HawkError(f"T5 text features need transformers: {install('hf')}") from error
         refuse_pointers(Path(self.source))
+        if (Path(self.source) / "config.json").is_file():
+            check_numbers(Path(self.source) / "config.json")
         try:
             with quiet():
                 tokenizer = transformers.AutoTokenizer.from_pretrained(self.source)

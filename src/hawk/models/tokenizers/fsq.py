@@ -210,9 +210,13 @@ class FSQTokenizer(nn.Module):
 
     def decode(self, codes: Int[Tensor, "b rows cols"]) -> Float[Tensor, "b 3 h w"]:
         """The pixels, in [-1, 1], of a grid of codes of any height and width; an overflow stays infinite."""
-        latents = self.quantizer.latents(codes).to(next(self.decoder.parameters()).dtype)
-        pixels = self.decoder(latents.permute(0, 3, 1, 2)).float()
+        pixels = self.unclamped(codes)
         return torch.where(pixels.isinf(), pixels, pixels.clamp(-1, 1))  # an infinity is kept, so that it is refused
+
+    def unclamped(self, codes: Int[Tensor, "b rows cols"]) -> Float[Tensor, "b 3 h w"]:
+        """The pixels as the decoder gives them; those of a sound decoder lie about in [-1, 1]."""
+        latents = self.quantizer.latents(codes).to(next(self.decoder.parameters()).dtype)
+        return self.decoder(latents.permute(0, 3, 1, 2)).float()
 
     def _latents(self, images: Tensor) -> Tensor:
         return self.encoder(images).permute(0, 2, 3, 1).float()

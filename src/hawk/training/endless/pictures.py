@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
 
-
-@dataclass(frozen=True)
-class Captioned:
-    """Pictures uint8 `[b, side, side, 3]` and their captions."""
-
-    rgb: UInt8[np.ndarray, "b side side 3"]
-    captions: tuple[str, ...]
+from hawk.training.captioned import Captioned
 
 
 @runtime_checkable

@@ -13,12 +13,12 @@ from hawk.models.llamagen.target import LlamaGen, LlamaGenConfig
 from hawk.models.llamagen.words import StaticTextEncoder
 from hawk.models.tokenizers.fsq import FSQTokenizer
 from hawk.training.ahead import Ahead
+from hawk.training.captioned import Captioned, CaptionedTokens, tokenised
 from hawk.training.endless.codes import fold_rows, share_rows
 from hawk.training.endless.pause import wait_while_exists
-from hawk.training.endless.pictures import Captioned, Pictures
+from hawk.training.endless.pictures import Pictures
 from hawk.training.loop import BatchLoss, FitConfig, Fitted, fit, load_averaged
-from hawk.training.sprites.target import CaptionedTokens, Dropouts, TeacherForced, held_out_loss, training_loss
-from hawk.training.sprites.tokenizer import to_tensor
+from hawk.training.sprites.target import Dropouts, TeacherForced, held_out_loss, training_loss
 from hawk.training.world import World
 
 CHECK, CHECKS = 16, 3
@@ -36,14 +36,11 @@ class EndlessTokens:
 
     def batch(self, split: str, places: range, seed: int = 0) -> CaptionedTokens:
         """The pictures at some places of a split's row."""
-        return self.tokenised(self.pictures.batch(split, places, seed))
+        return self.tokens_of(self.pictures.batch(split, places, seed))
 
-    @torch.no_grad()
-    def tokenised(self, drawn: Captioned) -> CaptionedTokens:
-        """Pictures and captions as the target reads them."""
-        codes = self.tokenizer.encode(to_tensor(list(drawn.rgb)).to(self.device))
-        encoded = self.text.encode(list(drawn.captions))
-        return CaptionedTokens(codes.flatten(1), encoded.features.to(self.device), encoded.mask.to(self.device))
+    def tokens_of(self, drawn: Captioned) -> CaptionedTokens:
+        """A training batch of pictures and their captions; the codes of a picture are the same in every precision."""
+        return tokenised(drawn, self.tokenizer, self.text, self.device)
 
 
 def fit_endless_target(
@@ -104,8 +101,7 @@ def _batch_loss(
 
     def batch_loss(runner: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         wait_while_exists(pause)
-        with torch.autocast(config.device, enabled=False):  # the codes of a picture are the same in every precision
-            batch = source.tokenised(batches.at(step))
+        batch = source.tokens_of(batches.at(step))
         return {"loss": training_loss(runner, batch, rates, config.batch_size, own, generator)}
 
     return batch_loss

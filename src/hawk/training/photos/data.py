@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from hawk.training.endless.pictures import Captioned
+from hawk.training.captioned import Captioned
 from hawk.training.photos.sources import Photo
 
 LONGEST = 1600

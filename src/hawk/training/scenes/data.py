@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import UInt8
 
-from hawk.training.endless.pictures import Captioned
+from hawk.training.captioned import Captioned
 from hawk.training.scenes.captions import MOODS, PATTERN_WORDS, SIZES, caption, vocabulary
 from hawk.training.scenes.colours import COLOURS
 from hawk.training.scenes.kinds import KINDS

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
-from numpy.typing import NDArray
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from hawk.decoding.grid import Grid
@@ -19,21 +18,12 @@ from hawk.models.llamagen.target import LlamaGen, LlamaGenConfig
 from hawk.models.llamagen.words import StaticTextEncoder
 from hawk.models.tokenizers.fsq import ImageTokenizer
 from hawk.training.ahead import Ahead
+from hawk.training.captioned import Captioned, CaptionedTokens, tokenised
 from hawk.training.loop import FitConfig, Fitted, fit
 from hawk.training.sprites.composition import compose
 from hawk.training.sprites.data import load_sprites
 from hawk.training.sprites.records import SPRITE_SIZE, SpriteSet
-from hawk.training.sprites.tokenizer import to_tensor
 from hawk.training.world import World
-
-
-@dataclass(frozen=True)
-class CaptionedTokens:
-    """A training batch: image tokens in raster order, caption features, and the padding mask of the features."""
-
-    tokens: Int[Tensor, "b n"]
-    features: Float[Tensor, "b t d"]
-    mask: Bool[Tensor, "b t"]
 
 
 @dataclass(frozen=True)
@@ -100,7 +90,7 @@ def train_target(
                 "the model to start from has another shape: give one with the layers and widths of this target"
             ) from error
     module = TeacherForced(target, target.grid)
-    encode = partial(tokenised, tokenizer=tokenizer, text=text, device=config.device)
+    encode = partial(tokenised, tokenizer=tokenizer, text=text, device=config.device, half=True)
     checks = [encode(compose_batch(held_out, 32, np.random.default_rng(i))) for i in range(6)]
     world = World.join(config.device)
     own = world.own(config.batch_size)
@@ -149,32 +139,15 @@ def held_out_loss(runner: nn.Module, batch: CaptionedTokens, null: bool) -> floa
     return float(runner(batch.tokens, batch.features, batch.mask, dropped))
 
 
-@dataclass(frozen=True)
-class ComposedBatch:
-    """Composed images, uint8 [b, 128, 128, 3], and their captions."""
-
-    rgb: NDArray[np.uint8]
-    captions: list[str]
-
-
-def compose_batch(sprites: SpriteSet, size: int, rng: np.random.Generator) -> ComposedBatch:
+def compose_batch(sprites: SpriteSet, size: int, rng: np.random.Generator) -> Captioned:
     """Compose `size` images of sprites, drawn with the probabilities `sprites.shares`."""
     composed = [compose(sprites, int(i), rng) for i in rng.choice(len(sprites), size=size, p=sprites.shares)]
-    return ComposedBatch(np.stack([image.rgb for image in composed]), [image.caption for image in composed])
+    return Captioned(np.stack([image.rgb for image in composed]), tuple(image.caption for image in composed))
 
 
-def step_batch(sprites: SpriteSet, size: int, seed: int, rank: int, step: int) -> ComposedBatch:
+def step_batch(sprites: SpriteSet, size: int, seed: int, rank: int, step: int) -> Captioned:
     """The batch of a step in the process `rank`."""
     return compose_batch(sprites, size, np.random.default_rng((seed, step, rank)))
-
-
-@torch.no_grad()
-def tokenised(batch: ComposedBatch, tokenizer: ImageTokenizer, text: StaticTextEncoder, device: str) -> CaptionedTokens:
-    """Image tokens and caption features of composed images, on `device`."""
-    with torch.autocast(device, torch.bfloat16):
-        codes = tokenizer.encode(to_tensor(list(batch.rgb)).to(device))
-    encoded = text.encode(batch.captions)
-    return CaptionedTokens(codes.flatten(1), encoded.features.to(device), encoded.mask.to(device))
 
 
 def preset() -> FitConfig:

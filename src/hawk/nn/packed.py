@@ -134,6 +134,8 @@ def pack_linears(module: nn.Module, dtype: torch.dtype = torch.float32) -> int:
 class PackedNormLinear(nn.Module):
     """A frozen RMSNorm and the linear layer after it; the norm's weight is multiplied into the layer's."""
 
+    eps: Tensor
+
     def __init__(
         self,
         norm: RMSNorm,

@@ -34,6 +34,9 @@ from hawk.models.hf.target import TokenPrompt, TransformersTarget
 from hawk.models.llamagen.target import CaptionPrompt, LlamaGen, LlamaGenConfig
 from hawk.models.protocol import ImageTarget
 
+PROMPT = 64
+"""Tokens of every prompt."""
+
 Generate = Callable[[int, int], list[float]]
 """Draws so many tokens with a seed by transformers' `generate`; returns the clock's seconds after each token."""
 
@@ -42,7 +45,6 @@ Generate = Callable[[int, int], list[float]]
 class MadeUp:
     """A target with random weights, and transformers' `generate` on a copy of them.
 
-    `prompt` holds half an image's worth of tokens, so that attention costs what it costs in the middle of an image.
     `rival` says what `generate` runs; `weights` is the size of the layers that draw tokens, in bytes.
     """
 
@@ -93,15 +95,13 @@ def janus_pro(grid: Grid, layers: int = 24, width: int = 2048, codes: int = 1638
     theirs = random_weights(JanusForConditionalGeneration, own.config)
     theirs.generation_config.generation_kwargs = {"boi_token_id": 4}
     theirs.generation_config.pad_token_id = 3
-    length, params = prompt_length(grid), Janus.defaults
+    params = Janus.defaults
 
     def generate(tokens: int, seed: int) -> list[float]:
         theirs.model.vision_model.config.num_image_tokens = tokens
-        return clocked(
-            theirs, seed, blank(1, length), generation_mode="image", guidance_scale=params.cfg_scale, do_sample=True
-        )
+        return clocked(theirs, seed, blank(1), generation_mode="image", guidance_scale=params.cfg_scale, do_sample=True)
 
-    return around(Janus(own, None), length, grid, params, generate, "generate, CFG in one batch")
+    return around(Janus(own, None), grid, params, generate, "generate, CFG in one batch")
 
 
 def chameleon_cut(grid: Grid, layers: int = 4, width: int = 4096, codes: int = 8192) -> MadeUp:
@@ -124,9 +124,9 @@ def chameleon_cut(grid: Grid, layers: int = 4, width: int = 4096, codes: int = 8
         ),
     )
     own, theirs = (random_weights(ChameleonForConditionalGeneration, config) for _ in range(2))
-    length, params = prompt_length(grid), replace(Chameleon.defaults, temperature=1.0)
-    generate = two_rows(theirs, length)
-    return around(Chameleon(own, None, None), length, grid, params, generate, "generate, two rows, no guidance")
+    params = replace(Chameleon.defaults, temperature=1.0)
+    generate = two_rows(theirs)
+    return around(Chameleon(own, None, None), grid, params, generate, "generate, two rows, no guidance")
 
 
 def llamagen_xl(grid: Grid, layers: int = 36, width: int = 1280, codes: int = 16384) -> MadeUp:
@@ -136,7 +136,7 @@ def llamagen_xl(grid: Grid, layers: int = 36, width: int = 1280, codes: int = 16
         n_layer=layers,
         n_head=max(1, width // 64),
         vocab_size=codes,
-        caption_tokens=prompt_length(grid),
+        caption_tokens=PROMPT,
         height=grid.height,
         width=grid.width,
     )
@@ -156,16 +156,16 @@ def llamagen_xl(grid: Grid, layers: int = 36, width: int = 1280, codes: int = 16
     target.pack(torch.float32)
     rows = torch.randn(1, shape.caption_tokens, shape.caption_dim)
     prompt = CaptionPrompt(rows, torch.ones(rows.shape[:2], dtype=torch.bool))
-    generate = two_rows(theirs, shape.caption_tokens)
+    generate = two_rows(theirs)
     params = SamplingParams(cfg_scale=7.5)
     return MadeUp(target, prompt, params, generate, "generate of a Llama, two rows", 4 * parameters)
 
 
-def around(family: Family, length: int, grid: Grid, params: SamplingParams, generate: Generate, rival: str) -> MadeUp:
-    """A family's packed target, with a prompt of that length for both rows."""
+def around(family: Family, grid: Grid, params: SamplingParams, generate: Generate, rival: str) -> MadeUp:
+    """A family's packed target, with a prompt for both rows."""
     target = TransformersTarget(family)
     family.pack()
-    cond, uncond = (tuple(row.tolist()) for row in blank(2, length))
+    cond, uncond = (tuple(row.tolist()) for row in blank(2))
     return MadeUp(target, TokenPrompt((cond,), (uncond,), grid), params, generate, rival, 4 * target.parameter_count)
 
 
@@ -178,14 +178,9 @@ def random_weights(kind: Any, config: Any) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def prompt_length(grid: Grid) -> int:
-    """Tokens of the prompt: half the tokens of a square image of the grid's width."""
-    return grid.width * grid.width // 2
-
-
-def blank(rows: int, length: int) -> Tensor:
-    """Token ids `[rows, length]` of prompts that say nothing; the rows differ, so that guidance does something."""
-    return torch.full((rows, length), 8) + torch.arange(rows)[:, None]
+def blank(rows: int) -> Tensor:
+    """Token ids `[rows, PROMPT]` of prompts that say nothing; the rows differ, so that guidance does something."""
+    return torch.full((rows, PROMPT), 8) + torch.arange(rows)[:, None]
 
 
 def letters(number: int) -> str:
@@ -193,12 +188,12 @@ def letters(number: int) -> str:
     return "".join("ABCDEFGHIJ"[int(digit)] for digit in str(number))
 
 
-def two_rows(model: Any, length: int) -> Generate:
-    """`generate` on a batch of two prompts of that length."""
+def two_rows(model: Any) -> Generate:
+    """`generate` on a batch of two prompts."""
 
     def generate(tokens: int, seed: int) -> list[float]:
         never = model.config.get_text_config().vocab_size  # so that no image ends early
-        return clocked(model, seed, blank(2, length), max_new_tokens=tokens, do_sample=True, eos_token_id=never)
+        return clocked(model, seed, blank(2), max_new_tokens=tokens, do_sample=True, eos_token_id=never)
 
     return generate
 

@@ -49,7 +49,7 @@ class TargetsSweep:
     """
 
     targets: Mapping[str, Callable[[Grid], MadeUp]] = field(default_factory=lambda: PUBLISHED)
-    grid: Grid = field(default_factory=lambda: Grid(3, 24))
+    grid: Grid = field(default_factory=lambda: Grid(2, 24))
     accept_lengths: tuple[float, ...] = (1.5, 2.5, 4.2, 6.0)
     rounds: int = 3
 

@@ -2,6 +2,8 @@
 
 import json
 import sys
+import weakref
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -61,6 +63,19 @@ def test_a_given_draft_is_right_with_its_chance(chance):
     assert (drafts == truth).float().mean().item() == pytest.approx(chance, abs=0.04)
     assert drafts.min() >= 0
     assert drafts.max() < 7
+
+
+def test_a_target_is_freed_before_the_next_is_made():
+    kept = []
+
+    def make(grid: Grid):
+        assert all(old() is None for old in kept)
+        made = janus_pro(grid, **TINY)
+        kept.append(weakref.ref(made.target))
+        return made
+
+    run_targets(replace(SWEEP, targets={"first": make, "second": make}, accept_lengths=()))
+    assert len(kept) == 2
 
 
 def test_the_window_follows_from_the_accept_length_and_the_costs():

@@ -1,36 +1,5 @@
-"""The built-in prompts of `hawk bench` and `hawk verify`: plain English about what the bundled model was trained on."""
+"""The built-in prompts of `hawk bench` and `hawk verify`."""
 
-BENCH_PROMPTS = (
-    "a red apple on a blue background",
-    "a slice of pizza on a green background, flat style",
-    "a cat on a white background",
-    "a smiling face on a yellow background",
-    "a small tree on a light blue background",
-    "grapes, flat, on a beige background",
-    "a dog face on an orange background, 3d",
-    "an umbrella on a purple background",
-    "a birthday cake on a pink background",
-    "a rocket on a black background, 3d",
-    "a cup of coffee on a brown background",
-    "a yellow banana on a light green background",
-    "a green frog on a red background",
-    "a blue car on a gray background, flat",
-    "a strawberry on a white background, 3d",
-    "a sunflower on a light blue background, flat design",
-    "a penguin on a light green background",
-    "an angry face on a black background",
-    "a soccer ball on a green background",
-    "a house on a beige background, flat",
-    "a burger on a yellow background",
-    "a guitar on a gray background",
-    "an owl on a purple background, 3d style",
-    "a red heart on a white background",
-    "a mushroom on a blue background, 3d render",
-    "a lemon on a pink background",
-    "a fish on a light blue background",
-    "a crying face on a green background",
-    "a clock on an orange background",
-    "a large carrot on a brown background",
-    "a butterfly on a red background, 3d",
-    "a gift box on a yellow background, flat icon",
-)
+from hawk.models.bundled_prompts import BENCH_PROMPTS
+
+__all__ = ["BENCH_PROMPTS"]

@@ -101,8 +101,8 @@ class Inception:
                 f"the weights of 'inception' cannot be loaded ({one_line(error)}): "
                 f"fetch {URL_INCEPTION_V3} into {folder}"
             ) from error
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "inception.pth"
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary) / "inception.pth"
             torch.save(weights, path)
             network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path))
         self.network: nn.Module = network.eval().to(device)

@@ -21,6 +21,7 @@ from torch import Tensor
 from hawk import __version__
 from hawk.decoding.relaxed import LOSSY, Relaxation
 from hawk.decoding.request import Request
+from hawk.decoding.sampling import SamplingParams
 from hawk.drafters.methods import Method
 from hawk.errors import HawkError
 from hawk.evaluation.intervals import warnings_for
@@ -153,7 +154,7 @@ def coupled_laws(method: Method) -> list[Law]:
     return [Law(c.method, c.name, c.settings, c.measured, seen, c.passed) for c in shown]
 
 
-def joint_laws(method: Method) -> list[Law]:
+def joint_laws(method: Method, settings: Sequence[SamplingParams] = JOINT_SETTINGS, rounds: int = ROUNDS) -> list[Law]:
     """The images of a method that draws its drafts, tested against the probability of every possible image."""
     target, images = joint_target(), len(JOINT_IMAGES)
     prompt = tiny_prompt(target, images, alike=True)
@@ -162,11 +163,11 @@ def joint_laws(method: Method) -> list[Law]:
     every = torch.arange(target.vocab_size)
     relaxation = Relaxation.between(target.embed(every)) if lossy else None
     found = []
-    for params in JOINT_SETTINGS:
+    for params in settings:
         joint = exact_joint(target, prompt, target.grid, params, images)
         request = Request(prompt, target.grid, params, JOINT_IMAGES, method.verifier, relaxation)
-        check = check_joint(method.name, target, request, drafter, ROUNDS, joint)
-        draws = ROUNDS * images
+        check = check_joint(method.name, target, request, drafter, rounds, joint)
+        draws = rounds * images
         visible = visible_variation(draws, freedom_of(joint, draws))
         seen = f"{visible:.3f}, with a chance of {POWER:.0%} at {draws} images"
         found.append(Law(check.method, check.name, check.settings, check.measured, seen, check.passed))
@@ -199,7 +200,7 @@ def bisected(true_above: Callable[[float], bool], low: float, high: float) -> fl
     return high
 
 
-def upper_tail(x: float, freedom: float) -> float:
+def upper_tail(x: float, freedom: int) -> float:
     """The chance that a chi-square variable exceeds x."""
     return float(torch.special.gammaincc(torch.tensor(freedom / 2).double(), torch.tensor(x / 2).double()))
 

@@ -108,7 +108,7 @@ def vendi_score(features: Float[Tensor, "n d"]) -> float:
     return float(torch.exp(-torch.xlogy(eigenvalues, eigenvalues).sum()))
 
 
-def prompt_diversities(features_by_prompt: Sequence[Float[Tensor, "n d"]]) -> Float[Tensor, " prompts"]:
+def prompt_diversities(features_by_prompt: Sequence[Float[Tensor, "_ d"]]) -> Float[Tensor, " prompts"]:
     """For each prompt the mean of `1 - cosine` over all pairs of its images.
 
     Raises `HawkError` for a prompt with fewer than two images, features that are not finite or all zero.
@@ -121,7 +121,7 @@ def prompt_diversities(features_by_prompt: Sequence[Float[Tensor, "n d"]]) -> Fl
     return torch.stack(means) if means else torch.empty(0, dtype=torch.float64)
 
 
-def pairwise_diversity(features_by_prompt: Sequence[Float[Tensor, "n d"]]) -> float:
+def pairwise_diversity(features_by_prompt: Sequence[Float[Tensor, "_ d"]]) -> float:
     """The mean of `prompt_diversities` over the prompts; raises `HawkError` where there is no prompt, too."""
     if not features_by_prompt:
         raise HawkError("pairwise diversity needs at least one prompt with two images")
@@ -160,8 +160,8 @@ def classifier_test(
     The statistic is the accuracy on held-out images, 0.5 where nothing tells the samples apart: a linear classifier
     (least squares with a ridge penalty, on features of unit variance) is fitted to four fifths of the images and judged
     on the last fifth, in turn; both samples weigh alike. The p-value is exact: the classifier is fitted again for every
-    permutation of the labels, in closed form. `paired` is as in `energy_test`; the images of a pair are held out
-    together.
+    permutation of the labels, in closed form. `paired` is as in `energy_test`, and the mean of a pair is subtracted
+    from both of its images, which are held out together: the classifier sees only how they differ.
     Raises `HawkError` for fewer than `FOLDS` images, other widths, unequal numbers of paired rows, or features that are
     not finite.
     """
@@ -172,7 +172,8 @@ def classifier_test(
     first = torch.arange(n + m) < n
     # Labels move within pairs or folds: each fold keeps its numbers of both labels, and is judged by as even a fit.
     labels = torch.cat([first[None], _shuffled(first, pairs if paired else folds, permutations, seed)])
-    scores = _held_out_scores(torch.cat([a, b]), labels.double().T * 2 - 1, folds) - (n - m) / (n + m)
+    middle = (a + b) / 2 if paired else torch.zeros_like(a[:1])
+    scores = _held_out_scores(torch.cat([a - middle, b - middle]), labels.double().T * 2 - 1, folds) - (n - m) / (n + m)
     right = (torch.where(scores.abs() < 1e-9, 0, scores.sign()) * torch.where(labels.T, 1, -1) + 1) / 2
     accuracies = 0.5 * ((right * labels.T).sum(0) / n + (right * ~labels.T).sum(0) / m)
     return _tested(accuracies, slack=1e-12)

@@ -24,7 +24,7 @@ h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; font-weight: 600; } p { margin: .4
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .9rem; margin: .5rem 0; }
 th, td { text-align: left; padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
   overflow-wrap: normal; }
-th { font-weight: 600; color: var(--soft); } td.n { font-variant-numeric: tabular-nums; white-space: nowrap; }
+th { font-weight: 600; color: var(--soft); } td { font-variant-numeric: tabular-nums; }
 pre { background: var(--card); padding: .7rem; border-radius: 6px; white-space: pre-wrap; font-size: .85rem; }
 ul { padding-left: 1.2rem; margin: .4rem 0; } li { margin: .2rem 0; }
 .verdicts { list-style: none; padding: 0; } .verdicts li { background: var(--card); border-left: 4px solid var(--good);
@@ -42,7 +42,8 @@ figcaption { font-size: .8rem; color: var(--soft); }
 .outside .name, .outside .number { color: var(--bad); }
 .plain .whisker { stroke: var(--plain); } .plain circle { fill: var(--plain); }
 summary { cursor: pointer; color: var(--good); margin: .5rem 0; }
-@media (max-width: 40rem) { .line { grid-template-columns: 1fr auto; margin: .5rem 0; gap: .1rem .6rem; }
+@media (max-width: 40rem) { table { min-width: 34rem; }
+  .line { grid-template-columns: 1fr auto; margin: .5rem 0; gap: .1rem .6rem; }
   .line svg { grid-column: 1 / -1; grid-row: 2; } }
 """
 
@@ -82,7 +83,7 @@ def heading(title: str, document: Mapping[str, Any]) -> str:
     )
     return (
         f"<h1>{escape(title)}</h1><p class='soft'>{drawn} images a method: {prompts['used']}{of} prompts "
-        f"({escape(prompts['set'])}), {prompts['images of each']} of each. {escape(settings)}, "
+        f"({escape(prompts['set'])}), {prompts['images of each']} of each; {escape(settings)}, "
         f"{escape(job['dtype'])} on {escape(document['environment']['processor'])}.</p>"
     )
 
@@ -101,7 +102,7 @@ def conclusions(document: Mapping[str, Any]) -> str:
         word = badge(verdict["agrees"], "as plain AR" if verdict["agrees"] else "not plain AR")
         lines.append(
             f"<li{' class=off' if off else ''}><strong>{escape(verdict['label'])}</strong> "
-            f"{word}: {escape('. '.join(said) or 'nothing was compared')}.</li>"
+            f"{word}: {escape('; '.join(said) or 'nothing was compared')}.</li>"
         )
     if not lines:
         return "<p>Only plain AR was drawn: add methods to compare.</p>"
@@ -175,17 +176,18 @@ def tests(rows: Sequence[Mapping[str, Any]]) -> str:
     shown = [
         [
             label_of(row["method"]),
-            f"{row['test']} ({row['meaning']})",
+            row["test"],
             short(row["statistic"]),
             short(row["p_value"]),
             badge(not row["differs"], "differs" if row["differs"] else "no difference seen"),
         ]
         for row in sorted(rows, key=lambda row: row["method"] != CONTROL)
     ]
+    said = ", ".join(f"{name}: {meaning}" for name, meaning in {row["test"]: row["meaning"] for row in rows}.items())
     return (
         "<h3>3. Two-sample tests</h3><p>Each test asks whether the features of two sets of images come from one "
         f"distribution. A difference counts where p is below {short(rows[0]['threshold'])}: with that, the chance "
-        f"of a false alarm in all {len(rows)} tests together is at most 5%.</p>"
+        f"of a false alarm in all {len(rows)} tests together is at most 5%. Statistics: {escape(said)}.</p>"
         + table(["method against ar", "test", "statistic", "p", "verdict"], shown)
     )
 

@@ -146,6 +146,8 @@ def short(number: float | None) -> str:
     """A number in three or four digits."""
     if number is None:
         return "none"
-    if number == 0 or 0.01 <= abs(number) < 1e4:
+    if abs(number) < 1e-12:  # rounding
+        return "0"
+    if 1e-4 <= abs(number) < 1e4:
         return f"{number:.3g}" if abs(number) < 1000 else f"{number:.0f}"
     return f"{number:.1e}"

@@ -11,7 +11,20 @@ from typing import Any
 
 import torch
 
+from hawk import __version__
 from hawk.errors import CallersFunction, HawkError, one_line
+
+
+def machine_facts(device: torch.device, dtype: str) -> dict[str, Any]:
+    """What measured figures depend on besides model and settings: device, threads and versions, and the date."""
+    return {
+        "dtype": dtype,
+        "device": device.type,
+        "processor": processor(device),
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "hawk": __version__},
+        "date": time.strftime("%Y-%m-%d"),
+    }
 
 
 def machine_name(device: torch.device, dtype: torch.dtype) -> str:

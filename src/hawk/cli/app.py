@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from hawk import __version__
 from hawk.cli.convert import convert_app
 from hawk.cli.data import data_app
+from hawk.cli.evaluate import evaluate
 from hawk.cli.generate import generate
 from hawk.cli.info import info
 from hawk.cli.interrupts import end_children, was_interrupted
@@ -144,3 +145,4 @@ def root(
 
 for command in (generate, compare, bench, verify, info, show):
     app.command()(command)
+app.command("eval")(evaluate)

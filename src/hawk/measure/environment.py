@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import platform
-import time
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
-from hawk import __version__
-from hawk.machine import processor
+from hawk.machine import machine_facts
 from hawk.pipeline import HawkPipeline
 
 
@@ -25,16 +20,4 @@ def environment(pipe: HawkPipeline, prompts: int, seeds: int, batch: int, overri
         "seed": 0,
         **machine_facts(pipe.device, pipe.dtype),
         "settings": {"prompts": prompts, "seeds": seeds, "batch": batch, **sampling},
-    }
-
-
-def machine_facts(device: torch.device, dtype: str) -> dict[str, Any]:
-    """Device, threads and versions, for products in this dtype."""
-    return {
-        "dtype": dtype,
-        "device": device.type,
-        "processor": processor(device),
-        "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "hawk": __version__},
-        "date": time.strftime("%Y-%m-%d"),
     }

@@ -31,7 +31,7 @@ from hawk.decoding.tree import Window
 from hawk.decoding.window import WindowState, finish, first_window, follow, pace_of
 from hawk.drafters.methods import METHODS, UNTRAINED, build_drafter
 from hawk.files import replacing
-from hawk.measure.environment import machine_facts
+from hawk.machine import machine_facts
 from hawk.measure.published import PUBLISHED, MadeUp
 from hawk.measure.scaling import figure_class
 

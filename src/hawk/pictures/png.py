@@ -93,9 +93,9 @@ def saved_before(path: Path, metadata: Mapping[str, str]) -> Path | None:
     raise AssertionError("unreachable")
 
 
-def write_png(image: Image.Image, path: Path) -> Path:
-    """Write a PNG atomically, overwriting an earlier file; return its path."""
-    write_bytes(path, _png(image, {}))
+def write_png(image: Image.Image, path: Path, metadata: Mapping[str, str] | None = None) -> Path:
+    """Write a PNG, with text metadata or without, atomically, overwriting an earlier file; return its path."""
+    write_bytes(path, _png(image, metadata or {}))
     return path
 
 

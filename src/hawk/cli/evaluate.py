@@ -1,0 +1,171 @@
+"""`hawk eval`: the command line of `hawk.evaluation`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hawk.cli.options import (
+    CfgScaleOption,
+    DeviceOption,
+    DrafterOption,
+    DtypeOption,
+    EngineOption,
+    ModelOption,
+    TemperatureOption,
+    ThreadsOption,
+    TopKOption,
+    TopPOption,
+    check_printable,
+    image_bar,
+    load_pipeline,
+)
+from hawk.errors import HawkError
+
+if TYPE_CHECKING:
+    from hawk.evaluation.prompt_sets import PromptSet
+    from hawk.evaluation.report import Report
+
+
+def evaluate(
+    methods: Annotated[
+        str,
+        typer.Option("--methods", help="Method names with commas between; ar and its control ar~ are always drawn."),
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for pictures and report; a rerun continues there.")],
+    prompts: Annotated[
+        str,
+        typer.Option(
+            "--prompts",
+            help="Number of built-in prompts, a file with one prompt a line, or the name of a prompt set: coco, "
+            "flickr30k, parti, geneval, dpg, compbench, hps or text (with --prompt-file).",
+        ),
+    ] = "24",
+    prompt_file: Annotated[
+        Path | None, typer.Option("--prompt-file", help="File or folder of the prompt set, as its authors publish it.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Draw only the first so many prompts of the set.")
+    ] = None,
+    images: Annotated[int, typer.Option("--images", "-n", min=1, help="Images of each prompt.")] = 4,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            "--metrics",
+            help="frechet, precision, recall, density, coverage, vendi, diversity; and the levels of losslessness "
+            "tokens, laws, tests; with commas between (default: all).",
+        ),
+    ] = None,
+    references: Annotated[
+        Path | None,
+        typer.Option("--references", help="Folder of real pictures to compare with (default: ar's)."),
+    ] = None,
+    crop_references: Annotated[
+        bool,
+        typer.Option("--crop-references", help="Cut the middle of each reference to the drawn images' shape and size."),
+    ] = False,
+    extractor: Annotated[
+        str, typer.Option("--extractor", help="Network of the features: efficientnet or inception.")
+    ] = "efficientnet",
+    resamples: Annotated[
+        int, typer.Option("--resamples", min=10, help="Bootstrap resamples of each confidence interval.")
+    ] = 200,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images decoded together.")] = 1,
+    model: ModelOption = "bundled",
+    drafter: DrafterOption = None,
+    cfg_scale: CfgScaleOption = None,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    threads: ThreadsOption = None,
+    engine: EngineOption = "auto",
+) -> None:
+    """Draw many images by several methods and report how far they are from plain AR, with a page to look at.
+
+    The methods take turns on every batch. A run that was stopped at any moment is continued by the same command, with
+    at most one batch lost. OUT/report.html and OUT/report.json hold the result.
+    """
+    from hawk.evaluation.features import extractor_named
+    from hawk.evaluation.prompt_sets import reference_pictures
+    from hawk.evaluation.report import Asked, References, needs_features
+    from hawk.evaluation.report import evaluate as score
+    from hawk.evaluation.run import draw_all, eval_job, eval_methods, first_items, open_job
+    from hawk.evaluation.scoring import metrics_named
+    from hawk.models.arguments import OPTIONS, sampling_params
+
+    check_printable(str(out))
+    command = shlex.join(["hawk", *sys.argv[1:]])
+    names = metrics_named(metrics)
+    whole = prompt_set(prompts, prompt_file)
+    chosen = first_items(whole, limit)
+    network = extractor_named(extractor) if needs_features(names) else None
+    real = None if references is None else References(references, crop_references)
+    if crop_references and real is None:
+        raise HawkError("--crop-references means nothing without --references: name the folder, or leave it out")
+    if real is not None:
+        reference_pictures(chosen, real.folder)
+    pipe = load_pipeline(model, device, dtype, drafter, threads, engine)
+    params = sampling_params(pipe.model, cfg_scale, temperature, top_k, top_p, OPTIONS)
+    job = eval_job(pipe, eval_methods(methods, pipe.model.drafting), chosen, images, batch_size, params)
+    open_job(job, out)
+    asked = Asked(names, real, resamples, command, len(whole.items))
+    with image_bar() as bar:
+        task = bar.add_task("drawing", total=len(job.methods) * len(job.pairs))
+
+        def drawn(done: int, total: int, method: str) -> None:
+            bar.update(task, completed=done, total=total, description=f"drew {method}", refresh=True)
+
+        draw_all(pipe, job, out, drawn)
+        show = partial(bar.update, task, refresh=True)
+        report = score(pipe, job, out, asked, network, lambda what: show(description=what))
+    print_summary(report, out)
+
+
+def prompt_set(wanted: str, file: Path | None) -> PromptSet:
+    """The prompts: the first N built-in ones for a number N, a named set from its file, or a text file.
+
+    Raises:
+        HawkError: there is no such set or file, or the file is not in the set's format.
+    """
+    from hawk.evaluation.prompt_sets import SETS, built_in_prompts, read_prompt_set
+    from hawk.evaluation.run import first_items
+
+    if wanted in SETS:
+        if file is None:
+            raise HawkError(f"--prompts {wanted} needs --prompt-file: the file of the set, as its authors publish it")
+        return read_prompt_set(wanted, file)
+    if file is not None:
+        raise HawkError(f"--prompt-file goes with the name of a set, not with {wanted!r}: one of {', '.join(SETS)}")
+    if not wanted.isdecimal():
+        if not Path(wanted).is_file():
+            raise HawkError(
+                f"there is no prompt set and no file {wanted!r}: give a number, a text file with one prompt a line, or "
+                f"one of {', '.join(SETS)} with --prompt-file"
+            )
+        return read_prompt_set("text", Path(wanted))
+    built_in = built_in_prompts()
+    if not 1 <= int(wanted) <= len(built_in.items):
+        raise HawkError(f"choose 1 to {len(built_in.items)} built-in prompts, not {wanted}, or name a file of prompts")
+    return first_items(built_in, int(wanted))
+
+
+def print_summary(report: Report, out: Path) -> None:
+    """Print a line for each method, the warnings, and where the report lies."""
+    for verdict in report.verdicts:
+        placed = report.placed[verdict.method]
+        said = [part for part in (verdict.tokens, verdict.laws, verdict.tests) if part]
+        judged = len(placed["inside"]) + len(placed["outside"])
+        if judged:
+            off = f" (outside: {', '.join(placed['outside'])})" if placed["outside"] else ""
+            said.append(f"{len(placed['inside'])} of {judged} figures inside the AR-AR interval{off}")
+        print(f"{verdict.label}: {'; '.join(said) or 'nothing was compared'}")
+    for warning in report.warnings:
+        print(f"hawk: {warning}", file=sys.stderr)
+    print(f"wrote {out / 'report.json'} and {out / 'report.html'}")

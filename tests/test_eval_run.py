@@ -160,6 +160,7 @@ def test_a_picture_that_is_missing_at_the_end_is_named(pipe, tmp_path):
         drawn_by(job, tmp_path, "ar")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
 def test_kills_at_random_moments_change_nothing(saved_model, tmp_path):
     """At most one batch is drawn again for each kill, and the report is that of a run without kills."""

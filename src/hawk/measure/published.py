@@ -104,7 +104,7 @@ def janus_pro(grid: Grid, layers: int = 24, width: int = 2048, codes: int = 1638
     return around(Janus(own, None), grid, params, generate, "generate, CFG in one batch")
 
 
-def chameleon_cut(grid: Grid, layers: int = 4, width: int = 4096, codes: int = 8192) -> MadeUp:
+def chameleon_cut(grid: Grid, layers: int = 2, width: int = 4096, codes: int = 8192) -> MadeUp:
     """The first layers of Chameleon-7B (the backbone of Lumina-mGPT and Anole), drawn by `generate` on two rows.
 
     `generate` gets the conditional and the unconditional row as one batch and does no guidance, which is less work
@@ -222,6 +222,6 @@ def seeded(seed: int) -> Iterator[None]:
 PUBLISHED: dict[str, Callable[[Grid], MadeUp]] = {
     "LlamaGen-XL": llamagen_xl,
     "Janus-Pro-1B": janus_pro,
-    "Chameleon-7B, 4 of 32 layers": chameleon_cut,
+    "Chameleon-7B, 2 of 32 layers": chameleon_cut,
 }
 """The targets of the suite, by name, each for a grid."""

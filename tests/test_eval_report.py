@@ -306,7 +306,7 @@ def test_the_command_draws_and_reports(command, tmp_path):
     assert "hawk: 4 of 4 images equal; 1 of 1 figures inside the AR-AR interval" in result.stdout
     assert (tmp_path / "out" / "report.html").is_file()
     document = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert document["command"].startswith("hawk ")
+    assert document["command"].startswith("hawk")
     assert [row["method"] for row in document["decoding"]] == ["ar", CONTROL, "hawk"]
     limited = command("--methods", "ar", "--metrics", "tokens", "--limit", 1, out=tmp_path / "one")
     assert "report.json" in limited.stdout

@@ -35,9 +35,14 @@ def start(*words: str, cwd, **environment: str) -> subprocess.Popen:
 
 
 def left_behind(session: int) -> list[str]:
-    """The processes of a session that still run."""
-    listed = subprocess.run(["ps", "-o", "args=", "-s", str(session)], capture_output=True, text=True, check=False)
-    return [line for line in listed.stdout.splitlines() if "defunct" not in line]
+    """The processes of a session that still run; the system may take a second to end those that were killed."""
+    for _ in range(20):
+        listed = subprocess.run(["ps", "-o", "args=", "-s", str(session)], capture_output=True, text=True, check=False)
+        running = [line for line in listed.stdout.splitlines() if "defunct" not in line]
+        if not running:
+            break
+        time.sleep(0.05)
+    return running
 
 
 @pytest.mark.parametrize(("name", "after"), [("an import", 0.15), ("verify", 6.0), ("generate", 4.0)])

@@ -89,8 +89,9 @@ def sampling_params(
 
 def _checked(field: str, value: Any, name: str) -> Any:
     """A value as the field of `SamplingParams` takes it; the `HawkError` for a wrong one calls the field `name`."""
+    number: Any = whole_number(name, value) if field == "top_k" else real_number(name, value)
     try:
-        return getattr(SamplingParams(**{field: value}), field)
+        return getattr(SamplingParams(**{field: number}), field)
     except HawkError as error:
         raise HawkError(str(error).replace(field, name, 1)) from error
 

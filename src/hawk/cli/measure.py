@@ -109,7 +109,7 @@ def bench(
         typer.Option(
             "--suite",
             help="paper (its methods and hawk), peers (all methods), scaling (growth of cost), steps (step times) or "
-            "targets (large shapes with random weights, beside transformers; 20 minutes, 12 GB).",
+            "targets (large shapes with random weights, beside transformers).",
         ),
     ] = "paper",
     prompts: Annotated[

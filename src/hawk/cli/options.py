@@ -20,10 +20,9 @@ from rich.progress import (
 from hawk.errors import HawkError
 
 if TYPE_CHECKING:
-    from hawk.pipeline import HawkPipeline
-
-if TYPE_CHECKING:
     from typer import Context as Context
+
+    from hawk.pipeline import HawkPipeline
 else:
     Context = typer.Context.__mro__[-2]
     """What typer passes: an instance of `typer.Context`'s base class, whose package differs between versions."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
@@ -30,6 +30,7 @@ from hawk.evaluation.scoring import (
     PAIR_METRICS,
     ByPrompt,
     Figure,
+    OnStep,
     bands_of,
     features_of,
     figures,
@@ -40,9 +41,6 @@ from hawk.files import write_bytes, write_json
 from hawk.machine import machine_facts
 from hawk.pipeline import HawkPipeline
 from hawk.proofs.suite import promises_same_tokens
-
-OnStep = Callable[[str], None]
-"""Called with the name of each step before it begins."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +101,12 @@ class EvalJob:
     batch: int
     methods: tuple[str, ...]
 
-    @property
+    @cached_property
     def pairs(self) -> list[tuple[int, int]]:
         """Prompt number and image number of every image of a method, in the order of drawing."""
         return [(prompt, image) for prompt in range(len(self.prompts.items)) for image in range(self.images)]
 
-    @property
+    @cached_property
     def batches(self) -> list[list[tuple[int, int]]]:
         """The images that are decoded together."""
         return [self.pairs[start : start + self.batch] for start in range(0, len(self.pairs), self.batch)]

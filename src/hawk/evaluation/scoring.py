@@ -98,7 +98,6 @@ OWN_METRICS = {
         lambda x: metrics.pairwise_diversity(list(x)),
     ),
 }
-
 """Metrics of a method's pictures alone."""
 LEVELS = {
     "tokens": "tokens equal to plain AR's",

@@ -171,8 +171,7 @@ def around(family: Family, grid: Grid, params: SamplingParams, generate: Generat
 
 def random_weights(kind: Any, config: Any) -> Any:
     """A transformers model with its own random initial weights; two calls with one config make the same weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         model = kind(config)
     model.set_attn_implementation("sdpa")
     return model.eval().requires_grad_(False)

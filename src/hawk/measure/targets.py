@@ -1,7 +1,7 @@
 """`hawk bench --suite targets`: Hawk on the shapes of large published models, beside transformers' own `generate`.
 
-The weights are random, so no drafter can foresee their tokens. Two things are measured on them. `hawk` as it is shows
-what drafts cost that are never accepted. With given drafts, each of which is the token of plain AR with a set chance
+The weights are random: how many of its own drafts `hawk` finds right on them says nothing of trained weights. So it is
+measured as it is and with given drafts. With given drafts, each of which is the token of plain AR with a set chance
 and a wrong token otherwise, `hawk` shows the speed at an accept length that a drafter reaches on trained weights.
 
 All series take turns in one process, from prompts of the same length. The prompt's own forward is not timed.

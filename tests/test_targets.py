@@ -56,6 +56,24 @@ def test_the_sizes_are_those_of_the_drawing_layers(result):
     assert 4 * janus < by_name["Janus"] < 8 * janus
 
 
+def test_each_target_is_handed_over_when_it_is_measured():
+    measured = []
+
+    def second(grid: Grid):
+        assert [one.targets[0].target for one in measured] == ["first"]
+        return janus_pro(grid, **TINY)
+
+    sweep = replace(SWEEP, targets={"first": partial(janus_pro, **TINY), "second": second}, accept_lengths=())
+    result = run_targets(sweep, on_target=measured.append)
+    assert [one for part in measured for one in part.series] == result.series
+    assert [one.targets for one in measured] == [[facts] for facts in result.targets]
+
+
+@pytest.mark.parametrize(("make", "side"), [(llamagen_xl, 24), (janus_pro, 24), (chameleon_cut, 32)])
+def test_steps_are_timed_in_the_middle_of_an_image_of_the_published_size(make, side):
+    assert make(Grid(2, 8), **TINY).target.grid == Grid(side, side)
+
+
 @pytest.mark.parametrize("chance", [0.0, 0.4, 1.0])
 def test_a_given_draft_is_right_with_its_chance(chance):
     truth = torch.arange(2000) % 7
@@ -88,7 +106,7 @@ def test_the_window_follows_from_the_accept_length_and_the_costs():
 
 
 def test_the_command_prints_tables_and_a_line_of_json(result, monkeypatch, tmp_path):
-    monkeypatch.setattr(targets, "run_targets", lambda on_progress: result)
+    monkeypatch.setattr(targets, "run_targets", lambda on_progress, on_target: on_target(result) or result)
     ran = CliRunner().invoke(app, ["bench", "--suite", "targets", "--plots", str(tmp_path)])
     assert ran.exit_code == 0, ran.output
     document = json.loads(ran.stdout.splitlines()[-1])

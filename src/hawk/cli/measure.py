@@ -221,24 +221,26 @@ def _scaling(pipe: HawkPipeline) -> Measured:
 
 
 def _targets(threads: int | None) -> Measured:
-    """Run the targets suite and print its tables; it needs no model, and measures the CPU in float32."""
+    """Run the targets suite, which needs no model, and print the tables of each target as soon as it is measured."""
     import torch
 
     from hawk.cli.tables import targets_tables
 
     try:
-        from hawk.measure.targets import run_targets
+        from hawk.measure.targets import TargetsResult, run_targets
     except ModuleNotFoundError as error:
         if error.name != "transformers":
             raise
         raise HawkError(f"the suite targets compares with transformers: {install('hf')}") from error
     if threads is not None:
         torch.set_num_threads(threads)
+
+    def show(result: TargetsResult) -> None:
+        for table in targets_tables(result):
+            wide_console().print(table)
+
     with _measuring() as update:
-        result = run_targets(on_progress=lambda what: update(advance=1, description=what))
-    for table in targets_tables(result):
-        wide_console().print(table)
-    return result
+        return run_targets(on_progress=lambda what: update(advance=1, description=what), on_target=show)
 
 
 def _plot(result: Measured, folder: Path) -> None:

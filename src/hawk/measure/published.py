@@ -74,9 +74,9 @@ def janus_pro(grid: Grid, layers: int = 24, width: int = 2048, codes: int = 1638
         hidden_size=32,
         num_hidden_layers=1,
         num_attention_heads=2,
-        image_size=8,
+        image_size=48,
         patch_size=2,
-        num_image_tokens=grid.size,
+        num_image_tokens=24 * 24,
         projection_dim=width,
     )
     vq = JanusVQVAEConfig(
@@ -104,7 +104,7 @@ def janus_pro(grid: Grid, layers: int = 24, width: int = 2048, codes: int = 1638
     return around(Janus(own, None), grid, params, generate, "generate, CFG in one batch")
 
 
-def chameleon_cut(grid: Grid, layers: int = 2, width: int = 4096, codes: int = 8192) -> MadeUp:
+def chameleon_cut(grid: Grid, layers: int = 4, width: int = 4096, codes: int = 8192) -> MadeUp:
     """The first layers of Chameleon-7B (the backbone of Lumina-mGPT and Anole), drawn by `generate` on two rows.
 
     `generate` gets the conditional and the unconditional row as one batch and does no guidance, which is less work
@@ -120,7 +120,12 @@ def chameleon_cut(grid: Grid, layers: int = 2, width: int = 4096, codes: int = 8
         num_key_value_heads=max(1, width // 128),
         vocabulary_map=names | {"<image>": 5, "<racm3:break>": 6, "<eoss>": 7},
         vq_config=ChameleonVQVAEConfig(
-            num_embeddings=codes, base_channels=32, channel_multiplier=[1, 1], num_res_blocks=1, attn_type="none"
+            num_embeddings=codes,
+            resolution=64,  # at two pixels a cell: 32x32 codes, as published
+            base_channels=32,
+            channel_multiplier=[1, 1],
+            num_res_blocks=1,
+            attn_type="none",
         ),
     )
     own, theirs = (random_weights(ChameleonForConditionalGeneration, config) for _ in range(2))
@@ -137,8 +142,8 @@ def llamagen_xl(grid: Grid, layers: int = 36, width: int = 1280, codes: int = 16
         n_head=max(1, width // 64),
         vocab_size=codes,
         caption_tokens=PROMPT,
-        height=grid.height,
-        width=grid.width,
+        height=24,
+        width=24,
     )
     target = LlamaGen(shape).requires_grad_(False).eval()
     target.initialize()
@@ -221,6 +226,6 @@ def seeded(seed: int) -> Iterator[None]:
 PUBLISHED: dict[str, Callable[[Grid], MadeUp]] = {
     "LlamaGen-XL": llamagen_xl,
     "Janus-Pro-1B": janus_pro,
-    "Chameleon-7B, 2 of 32 layers": chameleon_cut,
+    "Chameleon-7B, 4 of 32 layers": chameleon_cut,
 }
 """The targets of the suite, by name, each for a grid."""

@@ -115,26 +115,31 @@ Draw = Callable[[int, Int[Tensor, " n"] | None], Drawn]
 
 
 def run_targets(
-    sweep: TargetsSweep | None = None, on_progress: Callable[[str], None] = lambda what: None
+    sweep: TargetsSweep | None = None,
+    on_progress: Callable[[str], None] = lambda what: None,
+    on_target: Callable[[TargetsResult], None] = lambda result: None,
 ) -> TargetsResult:
     """Measure every target of the sweep (None: the default one) on this machine's CPU, in float32.
 
-    `on_progress` is called after each part with the name of what was measured.
+    `on_progress` is called after each part with the name of what was measured, `on_target` with the result of each
+    target as soon as that target is measured.
     """
     sweep = sweep or TargetsSweep()
-    series: list[Series] = []
-    facts: list[TargetFacts] = []
+    environment = machine_facts(torch.device("cpu"), "float32") | {"settings": settings(sweep)}
+    results: list[TargetsResult] = []
     for name, make in sweep.targets.items():
         made = make(sweep.grid)
         on_progress(f"{name}: made")
         seconds = step_seconds(made.target, UNTRAINED.fused.widths, 3)
-        facts.append(TargetFacts(name, made.weights, made.rival, seconds))
         on_progress(f"{name}: steps")
-        series += series_of(name, made, seconds, sweep, on_progress)
+        series = series_of(name, made, seconds, sweep, on_progress)
+        results.append(TargetsResult(series, [TargetFacts(name, made.weights, made.rival, seconds)], environment))
+        on_target(results[-1])
         # The memory is needed for the next target; transformers' modules refer to each other in circles.
         del made
         gc.collect()
-    return TargetsResult(series, facts, machine_facts(torch.device("cpu"), "float32") | {"settings": settings(sweep)})
+    series = [one for result in results for one in result.series]
+    return TargetsResult(series, [facts for result in results for facts in result.targets], environment)
 
 
 def settings(sweep: TargetsSweep) -> dict[str, Any]:

@@ -53,15 +53,15 @@ def test_equal_dtypes_are_taken_and_different_ones_refused(saved_model):
         HawkPipeline.from_pretrained(saved_model, torch_dtype=torch.int8)
 
 
-def test_a_pipeline_moves_to_what_a_fresh_one_has(saved_model):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_pipeline_moves_to_what_a_fresh_one_has(saved_model, dtype):
     moved = HawkPipeline.from_pretrained(saved_model, "cpu", "float64")
     moved("a cat", seed=3, **SMALL)
-    assert moved.to(torch.device("cpu"), torch.float16) is moved
-    assert (moved.dtype, moved.model.target.dtype) == ("float16", torch.float16)
+    assert moved.to(torch.device("cpu"), dtype) is moved
+    assert (moved.dtype, moved.model.target.dtype) == (str(dtype).removeprefix("torch."), torch.float32)
     assert next(moved.model.tokenizer.parameters()).dtype == torch.float32
-    moved.to(dtype=torch.float32)  # packed, as a fresh one is
-    fresh = HawkPipeline.from_pretrained(saved_model, "cpu", "float32")
-    assert moved.model.target.packed_in == fresh.model.target.packed_in
+    fresh = HawkPipeline.from_pretrained(saved_model, "cpu", dtype)
+    assert moved.model.target.packed_in == fresh.model.target.packed_in == dtype
     assert torch.equal(moved("a cat", seed=3, **SMALL).tokens, fresh("a cat", seed=3, **SMALL).tokens)
 
 
@@ -147,7 +147,7 @@ def test_the_repr_is_one_short_line(pipe):
 # --- a drafter that overflows
 
 OVERFLOWS = {
-    "heads in float16": ("hawk-paper", "float16", 6e4, "horizontal, vertical-1", "use dtype bfloat16 or float32"),
+    "heads in bfloat16": ("hawk-paper", "bfloat16", 3e38, "horizontal, vertical-1", "train the drafter again"),
     "heads, greedily": ("hawk", "float64", 1e308, "horizontal, vertical-1", "train the drafter again"),
     "feature drafter": ("eagle", "float64", 1e308, "feature", "train the drafter again"),
 }

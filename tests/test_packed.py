@@ -9,23 +9,27 @@ import pytest
 import torch
 from torch import nn
 
+from hawk.errors import HawkError
 from hawk.nn import packed
 from hawk.nn.layers import RMSNorm
 from hawk.nn.packed import (
     FrozenLinear,
     can_pack,
     can_pack_bfloat16,
+    can_pack_float16,
     has_onednn,
     pack_after_norm,
     pack_linears,
     packed_linear,
+    products_in,
 )
 from hawk.proofs.tiny import tiny_target
 
-F32, BF16 = torch.float32, torch.bfloat16
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 DTYPES = [
     pytest.param(F32, marks=pytest.mark.skipif(not (can_pack() or has_onednn()), reason="no packed product here")),
     pytest.param(BF16, marks=pytest.mark.skipif(not packed.has_matrix_units(), reason="no bfloat16 matrix units here")),
+    pytest.param(F16, marks=pytest.mark.skipif(not can_pack_float16(), reason="no product with float16 weights here")),
 ]
 
 
@@ -34,12 +38,14 @@ DTYPES = [
 def test_a_rows_product_has_the_same_bits_beside_any_other_rows(dtype: torch.dtype, inputs: int, outputs: int) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(inputs, outputs).requires_grad_(False)
+    if dtype == F16:
+        linear.weight.copy_(linear.weight.bfloat16())  # what a checkpoint holds
     layer = packed_linear(linear.weight, dtype, linear.bias)
     for _ in range(5):  # a difference would be rare: in a single element
         x = torch.randn(128, inputs)
         together = layer(x)
-        assert together.dtype == dtype
-        near = {F32: 1e-4, BF16: 3e-2}[dtype]
+        assert together.dtype == products_in(dtype)
+        near = {F32: 1e-4, BF16: 3e-2, F16: 1e-4}[dtype]
         torch.testing.assert_close(together.float(), linear(x), rtol=near, atol=near)
         for rows in (1, 2, 3, 7, 8, 24, 33, 63):
             assert torch.equal(layer(x[:rows]), together[:rows])
@@ -58,6 +64,33 @@ def test_without_a_packed_product_the_layer_computes_the_same(
     plain = packed_linear(linear.weight, dtype, linear.bias)
     assert isinstance(plain, FrozenLinear)
     torch.testing.assert_close(plain(x), here(x), rtol=2e-2, atol=2e-2)
+
+
+def test_without_a_product_for_float16_weights_the_layer_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, x = torch.randn(16, 48), torch.randn(5, 48)
+    monkeypatch.setattr(packed, "can_pack_float16", lambda: False)
+    torch.testing.assert_close(packed_linear(weight, F16)(x), x @ weight.half().float().T)
+
+
+@pytest.mark.skipif(not can_pack_float16(), reason="no product with float16 weights here")
+def test_weights_beyond_float16_are_refused() -> None:
+    with pytest.raises(HawkError, match="do not fit into float16: use dtype bfloat16 or float32"):
+        packed_linear(torch.full((2, 8), -7e4), F16)
+
+
+@pytest.mark.skipif(not can_pack_float16(), reason="no product with float16 weights here")
+@torch.no_grad()
+def test_a_bfloat16_target_with_float16_weights_computes_what_it_computes_in_float32() -> None:
+    """The norms' gains stay apart, so that no weight is rounded; the logits differ by the order of sums alone."""
+    wide, tokens = (tiny_target(0).bfloat16().float() for _ in range(2)), torch.arange(4)[None]
+    logits = []
+    for target, dtype in zip(wide, (F32, F16), strict=True):
+        for block in target.layers:
+            block.attention_norm.weight.normal_(1, 0.2, generator=torch.Generator().manual_seed(1))
+        target.pack(dtype)
+        states = target.embed(tokens)
+        logits.append(target.head(target.layers[0].feed_forward(target.layers[0].attention.wqkv(states)[..., :32])))
+    torch.testing.assert_close(*logits)
 
 
 @pytest.mark.parametrize("biased", [True, False])

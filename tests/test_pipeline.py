@@ -397,7 +397,9 @@ def test_half_precision_draws(saved_model, dtype):
     pipe = HawkPipeline.from_pretrained(saved_model, "cpu", dtype)
     output = pipe("a cat", seed=1)
     assert output.tokens.shape == (1, 24)
-    assert pipe.model.target.dtype == getattr(torch, dtype)
+    target = pipe.model.target
+    assert target.weight_dtype == getattr(torch, dtype)
+    assert target.dtype == (torch.bfloat16 if dtype == "bfloat16" else torch.float32)
 
 
 @pytest.mark.parametrize("units", [True, False])

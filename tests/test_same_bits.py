@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor
 
-from fixtures.tiny_transformers import FAMILIES, PROMPTS, tiny
+from fixtures.tiny_transformers import FAMILIES, PROMPTS, Tiny, tiny
 from hawk.cli import measure
 from hawk.cli.tables import checks_table
 from hawk.decoding.grid import Grid
 from hawk.decoding.tree import Window
 from hawk.models.folder import BUNDLED
+from hawk.models.hf.model import TransformersModel, as_model, family_of
 from hawk.models.loading import load_on
 from hawk.nn.layers import ROW_BLOCK, WholeBlocks, attend, product, whole_query_blocks
 from hawk.pipeline import HawkPipeline
@@ -80,18 +81,31 @@ def test_a_transformers_model_scores_a_node_among_others_as_it_scores_it_alone(n
     assert windows_that_differ(one.model.target, prompt, grid, (0, 27)) == []
 
 
+def in_float32(one: Tiny) -> TransformersModel:
+    """A tiny model with its weights in float32."""
+    decoder = getattr(one.model.family, "decoder", None)
+    return as_model("wide", family_of(one.hf.float(), one.tokenizer, decoder))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=names)
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
-def test_a_packed_transformers_model_scores_a_node_among_others_as_it_scores_it_alone(name: str) -> None:
-    one, plain, grid = tiny(name), tiny(name), Grid(8, 8)
-    one.model.pack()
-    assert not [module for module in one.model.family.backbone.modules() if isinstance(module, torch.nn.Linear)]
-    prompt = dataclasses.replace(one.model.condition(PROMPTS[:1], [""], one.grid), grid=grid)
-    assert windows_that_differ(one.model.target, prompt, grid, (0, 27)) == []
-    prefilled, expected = (each.model.target.prefill(prompt, True, 4) for each in (one, plain))
+def test_a_packed_transformers_model_scores_a_node_among_others_as_it_scores_it_alone(
+    name: str, dtype: torch.dtype
+) -> None:
+    # Both hold the numbers of a bfloat16 checkpoint, which fit into float16.
+    half, grid = tiny(name, torch.bfloat16), Grid(8, 8)
+    plain = in_float32(tiny(name, torch.bfloat16))
+    model = half.model if dtype == torch.float16 else in_float32(half)
+    model.pack(dtype)
+    assert (model.target.dtype, model.target.weight_dtype) == (torch.float32, dtype)
+    assert not [module for module in model.family.backbone.modules() if isinstance(module, torch.nn.Linear)]
+    prompt = dataclasses.replace(model.condition(PROMPTS[:1], [""], half.grid), grid=grid)
+    assert windows_that_differ(model.target, prompt, grid, (0, 27)) == []
+    prefilled, expected = (each.target.prefill(prompt, True, 4) for each in (model, plain))
     torch.testing.assert_close(prefilled.hidden, expected.hidden)
-    torch.testing.assert_close(one.model.target.head(prefilled.hidden), plain.model.target.head(expected.hidden))
-    assert one.model.target.parameter_count == plain.model.target.parameter_count
+    torch.testing.assert_close(model.target.head(prefilled.hidden), plain.target.head(expected.hidden))
+    assert model.target.parameter_count == plain.target.parameter_count
 
 
 @pytest.mark.slow

@@ -73,6 +73,23 @@ def test_a_published_folder_loads_by_path_and_draws(folders, name):
     assert torch.equal(around(PROMPTS, seed=3, method="scd", top_k=8, **sides(one)).tokens, drawn["ar"].tokens)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_on_a_cpu_float16_holds_a_bfloat16_checkpoint_and_computes_in_float32(name, tmp_path):
+    one = tiny(name, torch.bfloat16)
+    folder = save(one, tmp_path / name)
+    wide, half = (HawkPipeline.from_pretrained(folder, "cpu", dtype).model for dtype in ("float32", "float16"))
+    assert half.fingerprint == wide.fingerprint == one.model.fingerprint
+    assert (half.target.weight_dtype, half.target.dtype) == (torch.float16, torch.float32)
+    hidden = [
+        model.target.prefill(model.condition(["a cat"], [""], one.grid), True, 4).hidden for model in (wide, half)
+    ]
+    torch.testing.assert_close(*hidden)
+    pipe = HawkPipeline.from_pretrained(folder, "cpu", "float16")
+    drawn = [pipe("a cat", seed=3, method=method, **sides(one)).tokens for method in ("ar", "scd")]
+    assert torch.equal(*drawn)
+
+
 def vqgan_of(folder: Path) -> Path | None:
     path = folder / "vqgan.safetensors"
     return path if path.is_file() else None

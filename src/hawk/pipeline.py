@@ -115,9 +115,10 @@ class HawkPipeline:
         Args:
             device: "auto" (a CUDA GPU where there is one), "cpu", "cuda", "cuda:1", or "mps" (an Apple GPU).
             dtype: of the target and its drafter: float32, bfloat16, float16 or float64, as a name or as torch's. On a
-                CPU, bfloat16 applies to matrix products only, and everything between them is float32. "auto", as None,
-                is bfloat16 on a CPU with matrix units (AMX) and for a model of more than 200 million parameters on a
-                GPU, and float32 elsewhere.
+                CPU, bfloat16 applies to matrix products and their weights only, float16 to the weights only, and
+                everything else is float32. "auto", as None, is bfloat16 on a CPU with matrix units (AMX) and float32
+                elsewhere; for a model of more than 200 million parameters it is bfloat16 on a GPU, and float16 on
+                CPUs of the x86 family without matrix units.
             drafter: a drafter's folder or hub id, to use in place of the model's own.
             engine: how the steps of `ar`, `scd` and untrained `hawk` run. "eager": the host starts each step. "graph":
                 the first image of a size records a step as a CUDA graph, which is then replayed. "compiled": the same
@@ -412,7 +413,7 @@ class HawkPipeline:
         sources = frozenset[str]().union(*(batch.generation.stats.broken_sources for batch in batches))
         if sources and not self._warned:
             self._warned = True
-            LOGGER.warning(slow_drafts(sources, self.dtype))
+            LOGGER.warning(slow_drafts(sources, str(self.model.target.dtype).removeprefix("torch.")))
 
     def _measure_if_drifted(self, request: Request, batches: Sequence[Batch]) -> None:
         """Time steps again, once in the pipeline's life, where those of a call took much longer than `hawk` counts on.

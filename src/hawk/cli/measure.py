@@ -83,7 +83,7 @@ OF_MODEL = frozenset({"suite", "json_out", "model", "drafter", "device", "dtype"
 OPTIONS_OF = {
     "scaling": OF_MODEL | {"plots"},
     "steps": OF_MODEL,
-    "targets": frozenset({"suite", "json_out", "threads", "plots"}),
+    "targets": frozenset({"suite", "json_out", "dtype", "threads", "plots"}),
 }
 """The options of `hawk bench` that mean something for a suite that measures no methods."""
 
@@ -157,7 +157,7 @@ def bench(
     # A bad prompt file is refused before a model is loaded.
     chosen = bench_prompts(prompts) if of_methods else []
     if suite == "targets":
-        return _hand_over(_targets(threads), plots, json_out)
+        return _hand_over(_targets(dtype, threads), plots, json_out)
     pipe = load_pipeline(model, device, dtype, drafter, threads, engine)
     if chosen:
         # A parameter or a prompt that the model does not take is refused before anything is measured.
@@ -220,14 +220,15 @@ def _scaling(pipe: HawkPipeline) -> Measured:
     return result
 
 
-def _targets(threads: int | None) -> Measured:
+def _targets(dtype: str, threads: int | None) -> Measured:
     """Run the targets suite, which needs no model, and print the tables of each target as soon as it is measured."""
     import torch
 
     from hawk.cli.tables import targets_tables
+    from hawk.models.loading import dtype_named
 
     try:
-        from hawk.measure.targets import TargetsResult, run_targets
+        from hawk.measure.targets import TargetsResult, TargetsSweep, run_targets
     except ModuleNotFoundError as error:
         if error.name != "transformers":
             raise
@@ -235,12 +236,14 @@ def _targets(threads: int | None) -> Measured:
     if threads is not None:
         torch.set_num_threads(threads)
 
+    sweep = TargetsSweep(dtype=dtype_named(dtype, torch.device("cpu"), large=True))
+
     def show(result: TargetsResult) -> None:
         for table in targets_tables(result):
             wide_console().print(table)
 
     with _measuring() as update:
-        return run_targets(on_progress=lambda what: update(advance=1, description=what), on_target=show)
+        return run_targets(sweep, on_progress=lambda what: update(advance=1, description=what), on_target=show)
 
 
 def _plot(result: Measured, folder: Path) -> None:

@@ -36,10 +36,16 @@ WIDTHS = (1, 4, 8, 16)
 
 @runtime_checkable
 class TimedTarget(Target, Protocol):
-    """A target whose steps can be timed. `dtype` is that of its matrix products, keys and values."""
+    """A target whose steps can be timed.
+
+    `dtype` is that of its matrix products, keys and values, `weight_dtype` that of its layers' weights.
+    """
 
     @property
     def dtype(self) -> torch.dtype: ...
+
+    @property
+    def weight_dtype(self) -> torch.dtype: ...
 
     @property
     def device(self) -> torch.device: ...

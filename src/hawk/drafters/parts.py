@@ -40,8 +40,13 @@ class DraftParts:
         return [part for part in (self.heads, self.spatial, self.feature) if part is not None]
 
     def pack(self, dtype: torch.dtype) -> None:
-        """Pack the frozen float32 networks for drafting on a CPU, with matrix products in `dtype`."""
+        """Pack the frozen networks for drafting on a CPU, with their layers' weights in `dtype`.
+
+        The networks are in float32 or in `dtype`; for float16, which holds weights only, they become float32 first.
+        """
         for part in self.modules:
+            if dtype == torch.float16:
+                part.float()
             if isinstance(part, SpatialDrafter):
                 part.pack(dtype)
             else:

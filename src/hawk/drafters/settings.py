@@ -199,10 +199,10 @@ def settings_for(
 ) -> FusedSettings:
     """The settings with the node cost and window of this machine and engine; settings measured on both stay.
 
-    Times a few steps once for a `model` (its fingerprint), device, dtype and engine (`planning.known_seconds`), or
-    once more if `anew`.
+    Times a few steps once for a `model` (its fingerprint), device, dtype of weights and engine
+    (`planning.known_seconds`), or once more if `anew`.
     """
-    machine = machine_name(target.device, target.dtype)
+    machine = machine_name(target.device, target.weight_dtype)
     here = name_with_engine(machine, engine)
     # Where rounding depends on the shape of a step, reaches that change would make the image depend on them.
     paced = same_bits_in_windows(target.device, target.dtype)
@@ -228,7 +228,7 @@ def known_window(settings: FusedSettings, model: str, machine: str, engine: Engi
 
 def costs_of(target: TimedTarget, model: str, engine: Engine) -> StepCosts | None:
     """The costs that are kept for a model's steps on this machine and engine; None where there are none."""
-    return kept_costs().get(costs_key(model, machine_name(target.device, target.dtype), engine))
+    return kept_costs().get(costs_key(model, machine_name(target.device, target.weight_dtype), engine))
 
 
 def drifted(drawn: float, target: TimedTarget, costs: StepCosts | None, engine: Engine, nodes: int) -> bool | None:

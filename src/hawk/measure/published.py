@@ -1,7 +1,8 @@
 """Large targets with random weights in the shapes of published models, each beside transformers' own `generate`.
 
 The layers that draw tokens have the published sizes. What drawing does not run is cut: text vocabularies, image
-understanding, pixel decoders. Two copies of the weights are made, since Hawk packs its own.
+understanding, pixel decoders. Two copies of the weights are made: Hawk packs its own, and transformers' own
+are in float32.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class MadeUp:
     weights: int
 
 
-def janus_pro(grid: Grid, layers: int = 24, width: int = 2048, codes: int = 16384) -> MadeUp:
+def janus_pro(grid: Grid, dtype: torch.dtype, layers: int = 24, width: int = 2048, codes: int = 16384) -> MadeUp:
     """Janus-Pro-1B, drawn by its own `generate` with CFG 5 (both rows in one batch)."""
     text = LlamaConfig(
         vocab_size=1024,
@@ -101,10 +102,10 @@ def janus_pro(grid: Grid, layers: int = 24, width: int = 2048, codes: int = 1638
         theirs.model.vision_model.config.num_image_tokens = tokens
         return clocked(theirs, seed, blank(1), generation_mode="image", guidance_scale=params.cfg_scale, do_sample=True)
 
-    return around(Janus(own, None), grid, params, generate, "generate, CFG in one batch")
+    return around(Janus(own.to(dtype), None), grid, dtype, params, generate, "generate, CFG in one batch")
 
 
-def chameleon_cut(grid: Grid, layers: int = 4, width: int = 4096, codes: int = 8192) -> MadeUp:
+def chameleon_cut(grid: Grid, dtype: torch.dtype, layers: int = 4, width: int = 4096, codes: int = 8192) -> MadeUp:
     """The first layers of Chameleon-7B (the backbone of Lumina-mGPT and Anole), drawn by `generate` on two rows.
 
     `generate` gets the conditional and the unconditional row as one batch and does no guidance, which is less work
@@ -131,10 +132,12 @@ def chameleon_cut(grid: Grid, layers: int = 4, width: int = 4096, codes: int = 8
     own, theirs = (random_weights(ChameleonForConditionalGeneration, config) for _ in range(2))
     params = replace(Chameleon.defaults, temperature=1.0)
     generate = two_rows(theirs)
-    return around(Chameleon(own, None, None), grid, params, generate, "generate, two rows, no guidance")
+    return around(
+        Chameleon(own.to(dtype), None, None), grid, dtype, params, generate, "generate, two rows, no guidance"
+    )
 
 
-def llamagen_xl(grid: Grid, layers: int = 36, width: int = 1280, codes: int = 16384) -> MadeUp:
+def llamagen_xl(grid: Grid, dtype: torch.dtype, layers: int = 36, width: int = 1280, codes: int = 16384) -> MadeUp:
     """LlamaGen-XL (775M). transformers does not have it: `generate` runs a Llama of the same shape on two rows."""
     shape = LlamaGenConfig(
         dim=width,
@@ -158,20 +161,24 @@ def llamagen_xl(grid: Grid, layers: int = 36, width: int = 1280, codes: int = 16
         tie_word_embeddings=False,
     )
     theirs, parameters = random_weights(LlamaForCausalLM, llama), target.parameter_count
-    target.pack(torch.float32)
+    target.pack(dtype)
     rows = torch.randn(1, shape.caption_tokens, shape.caption_dim)
     prompt = CaptionPrompt(rows, torch.ones(rows.shape[:2], dtype=torch.bool))
     generate = two_rows(theirs)
     params = SamplingParams(cfg_scale=7.5)
-    return MadeUp(target, prompt, params, generate, "generate of a Llama, two rows", 4 * parameters)
+    return MadeUp(target, prompt, params, generate, "generate of a Llama, two rows", dtype.itemsize * parameters)
 
 
-def around(family: Family, grid: Grid, params: SamplingParams, generate: Generate, rival: str) -> MadeUp:
-    """A family's packed target, with a prompt for both rows."""
+def around(
+    family: Family, grid: Grid, dtype: torch.dtype, params: SamplingParams, generate: Generate, rival: str
+) -> MadeUp:
+    """A family's target, packed with weights in `dtype`, with a prompt for both rows."""
     target = TransformersTarget(family)
-    family.pack()
+    target.pack(dtype)
     cond, uncond = (tuple(row.tolist()) for row in blank(2))
-    return MadeUp(target, TokenPrompt((cond,), (uncond,), grid), params, generate, rival, 4 * target.parameter_count)
+    return MadeUp(
+        target, TokenPrompt((cond,), (uncond,), grid), params, generate, rival, dtype.itemsize * target.parameter_count
+    )
 
 
 def random_weights(kind: Any, config: Any) -> Any:
@@ -223,9 +230,9 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-PUBLISHED: dict[str, Callable[[Grid], MadeUp]] = {
+PUBLISHED: dict[str, Callable[[Grid, torch.dtype], MadeUp]] = {
     "LlamaGen-XL": llamagen_xl,
     "Janus-Pro-1B": janus_pro,
     "Chameleon-7B, 4 of 32 layers": chameleon_cut,
 }
-"""The targets of the suite, by name, each for a grid."""
+"""The targets of the suite, by name, each for a grid and the dtype of Hawk's weights."""

@@ -34,6 +34,7 @@ from hawk.files import replacing
 from hawk.machine import machine_facts
 from hawk.measure.published import PUBLISHED, MadeUp
 from hawk.measure.scaling import figure_class
+from hawk.models.loading import DTYPES
 
 TRANSFORMERS, PLAIN, HAWK = "transformers", "ar", "hawk"
 
@@ -47,12 +48,14 @@ class TargetsSweep:
         grid: the image that every series draws; few rows, since the cost of a token does not depend on their number.
         accept_lengths: tokens per forward that a window without end would commit with the given drafts.
         rounds: how often each series draws the image; medians count.
+        dtype: of Hawk's weights, a name in `DTYPES`; transformers' weights are in float32.
     """
 
-    targets: Mapping[str, Callable[[Grid], MadeUp]] = field(default_factory=lambda: PUBLISHED)
+    targets: Mapping[str, Callable[[Grid, torch.dtype], MadeUp]] = field(default_factory=lambda: PUBLISHED)
     grid: Grid = field(default_factory=lambda: Grid(2, 24))
     accept_lengths: tuple[float, ...] = (1.5, 2.5, 4.2, 6.0)
     rounds: int = 2
+    dtype: str = "float16"
 
 
 @dataclass(frozen=True)
@@ -119,16 +122,16 @@ def run_targets(
     on_progress: Callable[[str], None] = lambda what: None,
     on_target: Callable[[TargetsResult], None] = lambda result: None,
 ) -> TargetsResult:
-    """Measure every target of the sweep (None: the default one) on this machine's CPU, in float32.
+    """Measure every target of the sweep (None: the default one) on this machine's CPU.
 
     `on_progress` is called after each part with the name of what was measured, `on_target` with the result of each
     target as soon as that target is measured.
     """
     sweep = sweep or TargetsSweep()
-    environment = machine_facts(torch.device("cpu"), "float32") | {"settings": settings(sweep)}
+    environment = machine_facts(torch.device("cpu"), sweep.dtype) | {"settings": settings(sweep)}
     results: list[TargetsResult] = []
     for name, make in sweep.targets.items():
-        made = make(sweep.grid)
+        made = make(sweep.grid, DTYPES[sweep.dtype])
         on_progress(f"{name}: made")
         seconds = step_seconds(made.target, UNTRAINED.fused.widths, 3)
         on_progress(f"{name}: steps")

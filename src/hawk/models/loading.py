@@ -21,11 +21,11 @@ from hawk.models.folder import BUNDLED, load_model, outline_model, target_files
 from hawk.models.hub import fetched, is_hub_id
 from hawk.models.llamagen.target import LlamaGen
 from hawk.models.protocol import ImageTarget, Model
-from hawk.nn.packed import fast_dtype
-from hawk.nn.stored import shapes_in
+from hawk.nn.packed import can_pack_float16, fast_dtype
+from hawk.nn.stored import half_as_stored, shapes_in
 
 LARGE = 200_000_000
-"""A model of more parameters is drawn in bfloat16 on a GPU, unless a dtype is named."""
+"""A model of more parameters is drawn with weights of 16 bits, unless a dtype is named."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -70,8 +70,8 @@ def packed_copy(target: ImageTarget, device: torch.device, dtype: str) -> ImageT
 
 
 def mixed_precision(device: torch.device, dtype: str) -> bool:
-    """Whether only matrix products are computed in `dtype`, and everything else in float32."""
-    return device.type == "cpu" and dtype in ("float32", "bfloat16")
+    """Whether only the weights of linear layers are in `dtype`, and all but their products is computed in float32."""
+    return device.type == "cpu" and dtype != "float64"
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -111,9 +111,11 @@ def _load_checkpoint(folder: Path, device: torch.device, dtype: str, drafter: Pa
         from hawk.models.hf.model import load_transformers_model
     except ModuleNotFoundError as error:
         raise _without_transformers(folder, error) from error
-    model = load_transformers_model(folder, device, DTYPES[dtype], drafter)
+    half = device.type == "cpu" and dtype == "float16" and pack
+    read_as = half_as_stored(weight_files(folder)) if half else DTYPES[dtype]
+    model = load_transformers_model(folder, device, read_as, drafter)
     if pack and mixed_precision(device, dtype):
-        model.pack()
+        model.pack(DTYPES[dtype])
     return model
 
 
@@ -130,7 +132,8 @@ def _without_transformers(folder: Path, error: ModuleNotFoundError) -> Exception
 def dtype_named(dtype: str, device: torch.device, large: bool = False) -> str:
     """A name in `DTYPES`; "auto" becomes bfloat16 on a CPU with matrix units (AMX), and float32 elsewhere.
 
-    For a `large` model (`is_large`) "auto" becomes bfloat16 on a GPU, too. Raises `HawkError` for an unknown name, and
+    For a `large` model (`is_large`) "auto" becomes bfloat16 on a GPU, and float16 on a CPU without matrix units where
+    layers can be packed so. Raises `HawkError` for an unknown name, and
     for float64 where the device does not have it.
     """
     name_of("dtype", dtype, ("auto", *DTYPES))
@@ -138,8 +141,11 @@ def dtype_named(dtype: str, device: torch.device, large: bool = False) -> str:
         raise HawkError(f"{device.type} has no float64: choose auto, float32, bfloat16 or float16")
     if dtype != "auto":
         return dtype
-    fast = fast_dtype() == torch.bfloat16 if device.type == "cpu" else large
-    return "bfloat16" if fast else "float32"
+    if device.type != "cpu":
+        return "bfloat16" if large else "float32"
+    if fast_dtype() == torch.bfloat16:
+        return "bfloat16"
+    return "float16" if large and can_pack_float16() else "float32"
 
 
 def device_named(name: str) -> torch.device:

@@ -1,5 +1,8 @@
 """Linear layers packed for decoding on a CPU, where a step has few rows; products are in float32 or in bfloat16.
 
+In float16 only the weights are held: products and sums are in float32. A step of few rows takes about as long as its
+weights take to be read, which 16 bits halve.
+
 A packed product is faster than PyTorch's own at a step's row counts. It gives a row the same bits whatever the other
 rows are (if widths are multiples of 64, as in models), so that a node that is verified among many others gets the same
 logits as in plain AR. On processors with matrix units (AMX) the bfloat16 product of sixty rows takes hardly longer
@@ -8,11 +11,14 @@ than that of one row.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hawk.errors import HawkError
 from hawk.machine import made_by_intel
 from hawk.nn.layers import ROWS_AT_ONCE, WIDE, RMSNorm, SwiGLU, in_dtype, product
 
@@ -59,6 +65,36 @@ class OneDNNLinear(nn.Module):
         return together.unflatten(0, x.shape[:-1])
 
 
+ROWS_TOGETHER = 3
+"""FBGEMM adds in another order for one or two rows than for three to six, into which it splits a multiple of three."""
+
+
+class HalfLinear(nn.Module):
+    """A frozen linear layer with its weights in float16, packed by FBGEMM; input, product and output are in float32.
+
+    Weights of a bfloat16 checkpoint are held exactly, except those smaller than 6e-5, which float16 rounds to a
+    multiple of 6e-8. The weights are held only once, in packed form.
+    """
+
+    def __init__(self, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None = None) -> None:
+        super().__init__()
+        self.product = torch.ops.quantized.linear_dynamic_fp16.default
+        wide = weight.detach().float()
+        low, high = (end.item() for end in wide.aminmax())
+        if max(-low, high) > torch.finfo(torch.float16).max:
+            raise HawkError("the model has weights that do not fit into float16: use dtype bfloat16 or float32")
+        added = None if bias is None else bias.detach().float()
+        self.packed = torch.ops.quantized.linear_prepack_fp16(wide, added)
+
+    def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
+        rows = in_dtype(x, torch.float32).reshape(-1, x.shape[-1])
+        missing = -len(rows) % ROWS_TOGETHER
+        if not missing:
+            return self.product(rows, self.packed).view(*x.shape[:-1], -1)
+        whole = F.pad(rows, (0, 0, 0, missing))
+        return self.product(whole, self.packed)[: len(rows)].view(*x.shape[:-1], -1)
+
+
 def can_pack() -> bool:
     """Whether this build of PyTorch has MKL's packed product, and the processor is made by Intel.
 
@@ -75,6 +111,21 @@ def has_onednn() -> bool:
 def can_pack_bfloat16() -> bool:
     """Whether oneDNN's packed bfloat16 product is in this build of PyTorch and runs on this processor."""
     return has_onednn() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@cache
+def can_pack_float16() -> bool:
+    """Whether FBGEMM's packed product with float16 weights is in this build of PyTorch and runs on this processor."""
+    try:
+        layer = HalfLinear(torch.eye(8))
+        return torch.equal(layer(torch.ones(1, 8)), torch.ones(1, 8))
+    except (AttributeError, RuntimeError):  # the build lacks the product, or the processor its instructions
+        return False
+
+
+def products_in(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which packed layers with weights in `dtype` compute."""
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 def has_matrix_units() -> bool:
@@ -103,7 +154,16 @@ class FrozenLinear(nn.Module):
 def packed_linear(
     weight: Float[Tensor, "o i"], dtype: torch.dtype, bias: Float[Tensor, " o"] | None = None
 ) -> nn.Module:
-    """A frozen linear layer on the CPU with its product in `dtype`, packed if this machine can do so."""
+    """A frozen linear layer on the CPU with its weights in `dtype`, packed if this machine can do so.
+
+    Its product is in `dtype`, too, but for float16, where it is in float32.
+    """
+    if dtype == torch.float16:
+        return (
+            HalfLinear(weight, bias)
+            if can_pack_float16()
+            else packed_linear(weight.half().float(), torch.float32, bias)
+        )
     if dtype == torch.float32 and can_pack():
         return MKLLinear(weight, bias)
     if (dtype == torch.float32 and has_onednn()) or (dtype == torch.bfloat16 and can_pack_bfloat16()):
@@ -114,15 +174,15 @@ def packed_linear(
 def pack_linears(module: nn.Module, dtype: torch.dtype = torch.float32) -> int:
     """Replace all linear layers on the CPU inside `module` by packed ones; return how many there were.
 
-    Layers in float32 or in `dtype` are packed. Each layer's own weights are freed before the next layer is packed.
+    Layers in float32 or in `dtype` are packed (for float16, layers in bfloat16, too). Each layer's own weights are
+    freed before the next layer is packed.
     """
+    packable = {torch.float32, dtype} | ({torch.bfloat16} if dtype == torch.float16 else set())
     found = [
         (parent, name)
         for parent in module.modules()
         for name, child in parent.named_children()
-        if isinstance(child, nn.Linear)
-        and child.weight.dtype in (torch.float32, dtype)
-        and child.weight.device.type == "cpu"
+        if isinstance(child, nn.Linear) and child.weight.dtype in packable and child.weight.device.type == "cpu"
     ]
     for parent, name in found:
         layer = getattr(parent, name)
@@ -132,7 +192,10 @@ def pack_linears(module: nn.Module, dtype: torch.dtype = torch.float32) -> int:
 
 
 class PackedNormLinear(nn.Module):
-    """A frozen RMSNorm and the linear layer after it; the norm's weight is multiplied into the layer's."""
+    """A frozen RMSNorm and the linear layer after it; the norm's weight is multiplied into the layer's.
+
+    With float16 weights, which hold those of a bfloat16 checkpoint exactly, the norm's weight stays apart.
+    """
 
     eps: Tensor
 
@@ -144,16 +207,19 @@ class PackedNormLinear(nn.Module):
         bias: Float[Tensor, " o"] | None = None,
     ) -> None:
         super().__init__()
-        self.dtype = dtype
+        self.dtype = products_in(dtype)
         self.register_buffer("eps", torch.tensor(norm.eps), persistent=False)
-        self.linear = packed_linear(weight.detach() * norm.weight.detach(), dtype, bias)
+        self.gain = nn.Parameter(norm.weight.detach(), requires_grad=False) if dtype == torch.float16 else None
+        joined = weight.detach() if dtype == torch.float16 else weight.detach() * norm.weight.detach()
+        self.linear = packed_linear(joined, dtype, bias)
 
     def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
         x = in_dtype(x, torch.float32)
         # The norm takes four operations; PyTorch's own takes eight on a CPU.
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         scale = torch.addcmul(self.eps, length, length, value=1 / x.shape[-1]).rsqrt_()
-        return self.linear(torch.mul(x, scale, out=torch.empty_like(x, dtype=self.dtype)))
+        normed = torch.mul(x, scale, out=torch.empty_like(x, dtype=self.dtype))
+        return self.linear(normed if self.gain is None else normed.mul_(self.gain))
 
 
 class PackedFeedForward(nn.Module):

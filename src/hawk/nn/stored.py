@@ -5,7 +5,7 @@ Weights are mapped from their file, not read into memory as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -76,6 +76,15 @@ def shapes_in(path: Path, any_dtype: bool = False) -> Shapes:
         if not any_dtype and shapes[name] and dtype not in FLOATS:  # a tensor of one number may be a counter
             raise HawkError(f"{path}: {name} is {dtype}, weights must be one of {', '.join(FLOATS)}")
     return shapes
+
+
+def half_as_stored(files: Iterable[Path]) -> torch.dtype:
+    """The dtype of 16 bits that is nearest to the weights in safetensors files: bfloat16 if one is, else float16."""
+    for path in files:
+        with opened(path) as file:
+            if any(file.get_slice(name).get_dtype() == "BF16" for name in file.keys()):  # noqa: SIM118
+                return torch.bfloat16
+    return torch.float16
 
 
 def shapes_of(weights: Mapping[str, Tensor]) -> Shapes:

@@ -21,7 +21,6 @@ from hawk.decoding.trees import Drafter
 from hawk.drafters.methods import METHODS, build_drafter
 from hawk.errors import HawkError
 from hawk.models.llamagen.target import LlamaGen
-from hawk.models.loading import DTYPES
 from hawk.nn.layers import same_bits_in_windows
 from hawk.pipeline import HawkPipeline, PipelineOutput
 from hawk.processes import process_pool
@@ -161,7 +160,7 @@ def prove_on_model(pipe: HawkPipeline, prompts: Sequence[str]) -> list[Check]:
 
 def promises_same_tokens(pipe: HawkPipeline) -> bool:
     """Whether level 2 is promised (`same_bits_in_windows`)."""
-    return same_bits_in_windows(pipe.device, DTYPES[pipe.dtype])
+    return same_bits_in_windows(pipe.device, pipe.model.target.dtype)
 
 
 def level_held(checks: Sequence[Check]) -> int:

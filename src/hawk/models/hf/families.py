@@ -11,6 +11,7 @@ import warnings
 from functools import cached_property
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -57,9 +58,9 @@ class Janus(Family):
         """Two linear layers with a nonlinearity between them."""
         return self.model.model.generation_head
 
-    def pack(self) -> None:
+    def pack(self, dtype: torch.dtype) -> None:
         """As for every family; `lm_head` is for text only."""
-        super().pack()
+        super().pack(dtype)
         self.model.lm_head = nn.Identity()
 
     @property

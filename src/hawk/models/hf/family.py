@@ -49,13 +49,16 @@ class Family(ABC):
         """The modules that draw tokens: the backbone (with its embeddings) and the output head."""
         return [self.backbone, self.model.lm_head]
 
-    def pack(self) -> None:
-        """Pack the linear layers that draw tokens for decoding on a CPU.
+    def pack(self, dtype: torch.dtype) -> None:
+        """Pack the linear layers that draw tokens for decoding on a CPU, with their weights in `dtype`.
 
         The model then draws by Hawk only: the output head for text, which drawing does not need, is dropped.
+        With `dtype` float16, everything but linear layers becomes float32.
         """
         for module in self.drawing_modules:
-            pack_linears(module, self.text_embeddings.weight.dtype)
+            pack_linears(module, dtype)
+            if dtype == torch.float16:
+                module.float()
 
     @property
     @abstractmethod
@@ -163,13 +166,13 @@ class SharedVocabulary(Family):
         elif self._head.weight.data_ptr() != (rows := self.head_rows()).data_ptr():
             self._head.weight = nn.Parameter(rows, requires_grad=False)
 
-    def pack(self) -> None:
+    def pack(self, dtype: torch.dtype) -> None:
         """As for every family; of `lm_head`, only the rows for image codes are kept."""
         self.model.lm_head = nn.Identity()
         head = self._head
         assert isinstance(head, nn.Linear)
-        self._head = packed_linear(head.weight, head.weight.dtype)
-        super().pack()
+        self._head = packed_linear(head.weight, dtype)
+        super().pack(dtype)
 
     @property
     def head(self) -> nn.Module:

@@ -85,11 +85,11 @@ class TransformersModel:
         decoder = getattr(self.family, "decoder", None)
         return [*([decoder] if decoder else []), *(self.drafting.modules if self.drafting else [])]
 
-    def pack(self) -> None:
-        """Pack the linear layers of target and drafters for decoding on a CPU."""
-        self.family.pack()
+    def pack(self, dtype: torch.dtype) -> None:
+        """Pack the linear layers of target and drafters for decoding on a CPU, with their weights in `dtype`."""
+        self.target.pack(dtype)
         if self.drafting:
-            self.drafting.pack(self.target.dtype)
+            self.drafting.pack(dtype)
 
     def check_grid(self, grid: Grid) -> None:
         """Raise `HawkError` for a grid that the family cannot draw."""

@@ -70,7 +70,18 @@ class TransformersTarget:
         modules = nn.ModuleList(family.drawing_modules)
         # Counted before the family packs them.
         self.parameter_count = sum(parameter.numel() for parameter in modules.parameters())
+        self.packed_in: torch.dtype | None = None
         self.made_for = self.place
+
+    def pack(self, dtype: torch.dtype) -> None:
+        """Pack the linear layers that draw tokens for decoding on a CPU, with their weights in `dtype`."""
+        self.family.pack(dtype)
+        self.packed_in, self.made_for = dtype, self.place
+
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        """The dtype of the weights of the linear layers."""
+        return self.packed_in or self.dtype
 
     @property
     def place(self) -> tuple[torch.dtype, torch.device]:

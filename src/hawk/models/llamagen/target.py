@@ -32,7 +32,7 @@ from hawk.nn.layers import (
     swiglu_width,
     whole_query_blocks,
 )
-from hawk.nn.packed import pack_after_norm, pack_linears, packed_linear
+from hawk.nn.packed import pack_after_norm, pack_linears, packed_linear, products_in
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,12 @@ class LlamaGen(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the layers' matrix products, and so of keys and values."""
-        return self.packed_in or self.tok_embeddings.weight.dtype
+        return products_in(self.packed_in) if self.packed_in else self.tok_embeddings.weight.dtype
+
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        """The dtype of the layers' weights."""
+        return self.packed_in or self.dtype
 
     @property
     def device(self) -> torch.device:
@@ -213,13 +218,16 @@ class LlamaGen(nn.Module):
             return sum(parameter.numel() for parameter in LlamaGen(self.config).parameters())
 
     def pack(self, dtype: torch.dtype) -> None:
-        """Pack a frozen float32 model for decoding on a CPU, with the layers' matrix products in `dtype`."""
+        """Pack a frozen float32 model for decoding on a CPU, with the layers' weights in `dtype`.
+
+        Matrix products are in `dtype`, too, but for float16, where they are in float32.
+        """
         self.packed_in = dtype
-        if dtype != torch.float32:  # else the output head itself serves drafts
+        if dtype == torch.bfloat16:  # else the output head itself serves drafts
             self.draft_output = packed_linear(self.output.weight, dtype)
         for block in self.layers:
             block.pack(dtype)  # type: ignore[operator]
-        pack_linears(self)
+        pack_linears(self, torch.float32 if dtype == torch.bfloat16 else dtype)
 
     def initialize(self, std: float = 0.02) -> None:
         """Draw new weights for training.

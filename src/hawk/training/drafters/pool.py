@@ -382,7 +382,7 @@ def measure_cost(
         settings,
         node_cost=round(max(slope, 0.0) / (base + slope), 4),
         refresh=window if settings.refresh else 0,
-        measured_on=machine_name(target.device, target.dtype),
+        measured_on=machine_name(target.device, target.weight_dtype),
         tokens_at={reach: round(tokens / sum(s.nfe for s in steps[reach]), 2) for reach in reaches},
     )
     return Priced(known, statistics.mean(seconds[window]))

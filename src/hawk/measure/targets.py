@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hawk.decoding.canvas import Canvas
@@ -231,9 +231,9 @@ def by_given_drafts(made: MadeUp, accept_length: float, window: Window, grid: Gr
 
 
 def given_drafts(
-    truth: Int[Tensor, " reach"], vocab: int, chance: float, generator: torch.Generator
+    truth: Int[Tensor, " reach"], vocab: int, chance: float | Float[Tensor, " reach"], generator: torch.Generator
 ) -> Int[Tensor, " reach"]:
-    """Drafts of the tokens of plain AR: each is right with this chance, and wrong otherwise."""
+    """Drafts of the tokens of plain AR: each is right with this chance or with its own, and wrong otherwise."""
     right = torch.rand(len(truth), generator=generator) < chance
     return torch.where(right, truth, (truth + 1) % vocab)
 

@@ -19,7 +19,7 @@ PINS := pyproject.toml constraints.txt
 export PROMPT
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test coverage slow lint format types docs wheel-check check hooks clean
+.PHONY: help demo test proofs coverage slow lint format types docs wheel-check check hooks clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1 \t\2/' | expand -t 22
@@ -29,6 +29,9 @@ demo: $(CORE) ## draw PROMPT by plain decoding and by Hawk from one seed, side b
 
 test: $(DEV) ## fast tests (more pytest options in ARGS)
 	$(PYTEST) $(ARGS)
+
+proofs: $(DEV) ## the full product of proofs, which CI runs after the fast tests
+	$(PYTEST) -m "proofs and not slow" $(ARGS)
 
 coverage: $(DEV) ## fast tests, and which lines of src/hawk they run
 	$(PYTEST) --cov=hawk --cov-report=term-missing $(ARGS)

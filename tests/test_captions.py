@@ -208,6 +208,7 @@ def test_every_pixel_beside_the_object_has_exactly_the_background() -> None:
             assert box.mean() == pytest.approx(np.pi / 4, abs=0.04)
 
 
+@pytest.mark.proofs
 def test_a_told_place_is_where_the_object_is() -> None:
     words = {
         "left": 0,

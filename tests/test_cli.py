@@ -429,6 +429,7 @@ def test_verify_ends_with_1_where_a_proof_fails(saved_model, monkeypatch, holds)
     assert document["level"] == (2 if holds else 0)
     assert ("FAILED" in result.stdout) is not holds
     assert "lossy by design" not in result.stdout
+    monkeypatch.setattr(proofs, "prove_on_model", lambda pipe, prompts: [])
     drift = losslessness.Check("drift", "lantern", "relaxed", "delta 0.1", "LOSSY: total variation 0.1", True, False)
     monkeypatch.setattr(proofs, "run_in_processes", lambda every, processes: [[check], [drift]])
     told = hawk_command("verify", "-m", saved_model, "--prompts", 2, code=0 if holds else 1).stdout

@@ -274,17 +274,27 @@ def test_a_transformers_config_that_asks_for_more_than_its_weights_is_refused_at
 # --- a drafter can only be slow ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["hawk", "medusa", "hawk-paper", "hawk-spatial", "eagle", "eagle-topk"])
-def test_a_drafter_whose_q_is_not_a_number_can_only_be_slow(method, folder):
-    """Weights that are finite, but whose products overflow."""
-    plain = HawkPipeline.from_pretrained(folder, "cpu", "float32")("a red cat", seed=1, method="ar").tokens
+@pytest.fixture(scope="module")
+def plain(whole_folder):
+    """The tokens that plain AR draws with the undamaged model."""
+    return HawkPipeline.from_pretrained(whole_folder, "cpu", "float32")("a red cat", seed=1, method="ar").tokens
+
+
+@pytest.fixture(scope="module")
+def overflowing(whole_folder, tmp_path_factory):
+    """A pipeline whose drafters have weights that are finite, but whose products overflow."""
+    folder = Path(shutil.copytree(whole_folder, tmp_path_factory.mktemp("overflowing") / "model"))
     for part in ("heads", "spatial", "feature"):
         edit_weights(
             folder / HEADS / f"{part}.safetensors", lambda weights: [weight.fill_(3e38) for weight in weights.values()]
         )
-    pipe = HawkPipeline.from_pretrained(folder, "cpu", "float32")
-    assert torch.equal(pipe("a red cat", seed=1, method=method, verifier="coupled").tokens, plain)
-    assert pipe("a red cat", seed=1, method=method).tokens.shape == plain.shape
+    return HawkPipeline.from_pretrained(folder, "cpu", "float32")
+
+
+@pytest.mark.parametrize("method", ["hawk", "medusa", "hawk-paper", "hawk-spatial", "eagle", "eagle-topk"])
+def test_a_drafter_whose_q_is_not_a_number_can_only_be_slow(method, overflowing, plain):
+    assert torch.equal(overflowing("a red cat", seed=1, method=method, verifier="coupled").tokens, plain)
+    assert overflowing("a red cat", seed=1, method=method).tokens.shape == plain.shape
 
 
 def test_candidates_without_a_chance_are_left_out():

@@ -1,5 +1,8 @@
 """The decoder: speculation changes nothing but the number of target forwards, and that number is counted right."""
 
+from dataclasses import fields
+from functools import cache, partial
+
 import pytest
 import torch
 
@@ -21,7 +24,6 @@ from hawk.proofs.losslessness import (
     JOINT_SETTINGS,
     check_all,
     check_definition,
-    check_drifts,
     check_laws,
     check_seed_exact,
     exact_joint,
@@ -32,6 +34,19 @@ from hawk.proofs.tiny import RandomDrafter, tiny_drafters, tiny_prompt, tiny_tar
 
 DRAFTERS = ("ar", "hawk, untrained", "random", "random-q", *(name for name in METHODS if name != "ar"))
 SEEDS = [1, 2, 3]
+SMALL = Grid(3, 4)
+COVER = (
+    SamplingParams(temperature=0.7, top_k=5, top_p=0.9, cfg_scale=2.0),
+    SamplingParams(temperature=1.5, top_k=4),
+    SamplingParams(top_p=0.8, cfg_scale=1.5),
+    SamplingParams(temperature=0.0, cfg_scale=3.0),
+)
+"""Every value that a parameter has in EXACT_SETTINGS, in as few settings as there are temperatures."""
+CASES = [
+    pytest.param(COVER, SMALL, id="cover"),
+    pytest.param(EXACT_SETTINGS, Grid(4, 6), id="full", marks=pytest.mark.proofs),
+]
+"""Settings and grids under which drafters are proven."""
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +69,12 @@ def plain(target, prompt):
     return [generate(target, Request(prompt, target.grid, params, SEEDS), NoDrafter()) for params in EXACT_SETTINGS]
 
 
+@pytest.fixture(scope="module")
+def plain_of(target, prompt):
+    """Plain AR's images of a grid under some settings, drawn once."""
+    return cache(lambda grid, params: generate(target, Request(prompt, grid, params, SEEDS), NoDrafter()))
+
+
 def rows_of(prompt, rows):
     return CaptionPrompt(prompt.features[rows], prompt.mask[rows])
 
@@ -72,15 +93,26 @@ def test_plain_ar_is_its_definition(target, prompt, plain):
         assert check_definition(target, Request(prompt, target.grid, params, SEEDS), generation).passed
 
 
+def test_the_cover_has_every_value_of_the_exact_settings():
+    for field in fields(SamplingParams):
+        covered, exact = ({getattr(params, field.name) for params in some} for some in (COVER, EXACT_SETTINGS))
+        assert covered == exact, field.name
+
+
+@pytest.mark.parametrize(("settings", "grid"), CASES)
 @pytest.mark.parametrize("name", DRAFTERS)
-def test_same_seed_same_tokens(name, target, prompt, plain, drafters):
-    for params, generation in zip(EXACT_SETTINGS, plain, strict=True):
-        check = check_seed_exact(name, target, Request(prompt, target.grid, params, SEEDS), drafters[name], generation)
+def test_same_seed_same_tokens(name, settings, grid, target, prompt, plain_of, drafters):
+    for params in settings:
+        request = Request(prompt, grid, params, SEEDS)
+        check = check_seed_exact(name, target, request, drafters[name], plain_of(grid, params))
         assert check.passed, check
 
 
+@pytest.mark.parametrize(("settings", "grid"), CASES)
 @pytest.mark.parametrize("name", ["random", "hawk"])
-def test_committing_only_aligned_nodes_gives_the_same_tokens(name, target, prompt, plain, drafters, monkeypatch):
+def test_committing_only_aligned_nodes_gives_the_same_tokens(
+    name, settings, grid, target, prompt, plain_of, drafters, monkeypatch
+):
     """What half precision does; here in float64, where every difference would be a mistake."""
     verified = trees.coupled_at
     ahead = []
@@ -91,8 +123,9 @@ def test_committing_only_aligned_nodes_gives_the_same_tokens(name, target, promp
         return verdicts
 
     monkeypatch.setattr(trees, "coupled_at", aligned)
-    for params, generation in zip(EXACT_SETTINGS, plain, strict=True):
-        check = check_seed_exact(name, target, Request(prompt, target.grid, params, SEEDS), drafters[name], generation)
+    for params in settings:
+        request = Request(prompt, grid, params, SEEDS)
+        check = check_seed_exact(name, target, request, drafters[name], plain_of(grid, params))
         assert check.passed, check
     assert any(ahead)
 
@@ -116,6 +149,7 @@ def test_speculation_pays(target, prompt, plain, drafters):
     )  # on a target that is all noise: a draft is seldom kept
     for name in DRAFTERS:
         generation = generate(target, Request(prompt, target.grid, EXACT_SETTINGS[0], SEEDS), drafters[name])
+        assert torch.equal(generation.tokens, plain[0].tokens), name
         assert generation.stats.accepted_by_source or name == "ar", name
         assert name in helpless or generation.stats.nfe < plain[0].stats.nfe, name
 
@@ -123,15 +157,15 @@ def test_speculation_pays(target, prompt, plain, drafters):
 @pytest.mark.parametrize(("name", "verifier"), [("hawk", "coupled"), ("random", "coupled"), ("hawk-paper", "residual")])
 @pytest.mark.parametrize("params", [EXACT_SETTINGS[0], EXACT_SETTINGS[2]])
 def test_an_image_does_not_depend_on_its_neighbours(name, verifier, params, target, prompt, drafters):
-    together = generate(target, Request(prompt, target.grid, params, SEEDS, verifier), drafters[name])
+    together = generate(target, Request(prompt, SMALL, params, SEEDS, verifier), drafters[name])
     turned = [2, 0, 1]
     again = generate(
         target,
-        Request(rows_of(prompt, turned), target.grid, params, [SEEDS[i] for i in turned], verifier),
+        Request(rows_of(prompt, turned), SMALL, params, [SEEDS[i] for i in turned], verifier),
         drafters[name],
     )
     assert torch.equal(again.tokens, together.tokens[turned])
-    alone = generate(target, Request(rows_of(prompt, [1]), target.grid, params, SEEDS[1:2], verifier), drafters[name])
+    alone = generate(target, Request(rows_of(prompt, [1]), SMALL, params, SEEDS[1:2], verifier), drafters[name])
     assert torch.equal(alone.tokens[0], together.tokens[1])
 
 
@@ -214,13 +248,21 @@ def test_joint_refuses_what_cannot_be_enumerated(target, prompt, drafters):
 
 
 @pytest.mark.parametrize(
-    ("name", "verifier"), [("random-q", "residual"), ("hawk-paper", "residual"), ("eagle", "traversal")]
+    ("name", "verifier", "rounds"),
+    [
+        ("random-q", "traversal", 1),
+        *(
+            pytest.param(*each, 3, marks=pytest.mark.proofs)
+            for each in (("random-q", "residual"), ("hawk-paper", "residual"), ("eagle", "traversal"))
+        ),
+    ],
 )
-def test_drawn_drafts_keep_the_joint_distribution(name, verifier):
+def test_drawn_drafts_keep_the_joint_distribution(name, verifier, rounds):
+    """For the fast tests, `test_mutations.joint_of_random_trees` is the same proof under the residual verifier."""
     target = tiny_target(3, vocab=3, grid=Grid(3, 2), dim=16)
     chosen = {name: (tiny_drafters(target, verifier=verifier)[name][0], verifier)}
     prompt, seeds = tiny_prompt(target, 200, alike=True), list(range(200))
-    checks = check_all(target, prompt, target.grid, chosen, JOINT_SETTINGS[:1], seeds, rounds=3)
+    checks = check_all(target, prompt, target.grid, chosen, JOINT_SETTINGS[:1], seeds, rounds)
     assert [check.passed for check in checks] == [True, True], checks
 
 
@@ -229,10 +271,10 @@ def test_every_proof_holds():
     assert [check for proof in proofs() for check in proof() if not check.passed] == []
 
 
-def test_proofs_run_in_processes_as_they_do_here():
-    few = [proof for proof in proofs() if proof in (check_drifts, check_laws)]
-    assert list(run_in_processes(few, 2)) == [proof() for proof in few]
-    assert len(few) == 2
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.proofs)])
+def test_proofs_run_in_processes_as_they_do_here(processes):
+    few = [partial(check_laws, vocab) for vocab in (3, 4)]
+    assert list(run_in_processes(few, processes)) == [proof() for proof in few]
 
 
 def test_every_method_is_proven():
@@ -282,7 +324,6 @@ class Oracle:
         self.observed.append(([len(v.path) for v in scored.verdicts], list(canvas.committed)))
 
 
-SMALL = Grid(3, 4)
 NUMBERED = SamplingParams(cfg_scale=2.0)
 
 

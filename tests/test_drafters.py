@@ -371,7 +371,7 @@ def test_the_tree_has_the_size_of_most_tokens_per_time(node_cost):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_method_drafts_for_a_packed_target(dtype):
-    target = tiny_target(0, torch.float32)
+    target = tiny_target(0, torch.float32, grid=Grid(3, 4))
     dim = target.config.dim
     parts = DraftParts(
         FusedSettings.unfitted((*HEAD_SOURCES, "spatial", "stale")),
@@ -391,7 +391,7 @@ def test_every_method_drafts_for_a_packed_target(dtype):
 
 
 def test_a_callers_limits_bound_the_tree():
-    target = tiny_target(0, torch.float32)
+    target = tiny_target(0, torch.float32, grid=Grid(3, 4))
     dim = target.config.dim
     feature = FeatureDrafter(FeatureConfig(dim, heads=2))
     spatial = SpatialDrafter(SpatialConfig(dim)).requires_grad_(False)

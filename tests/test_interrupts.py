@@ -45,7 +45,10 @@ def left_behind(session: int) -> list[str]:
     return running
 
 
-@pytest.mark.parametrize(("name", "after"), [("an import", 0.15), ("verify", 6.0), ("generate", 4.0)])
+@pytest.mark.parametrize(
+    ("name", "after"),
+    [("an import", 0.15), pytest.param("verify", 6.0, marks=pytest.mark.proofs), ("generate", 4.0)],
+)
 def test_ctrl_c_ends_a_command(tmp_path, name, after):
     process = start(*COMMANDS[name], cwd=tmp_path)
     time.sleep(after)

@@ -250,7 +250,7 @@ WIDE = LlamaGenConfig(
 @pytest.mark.parametrize("config", [TINY, GROUPED, WIDE], ids=["full", "grouped", "wide"])
 def test_packing_changes_rounding_only(config: LlamaGenConfig, dtype: torch.dtype, near: float) -> None:
     target = lively(config, torch.float32)
-    prompt, grid = captions(config, torch.float32), target.grid
+    prompt, grid = captions(config, torch.float32), Grid(4, 6)
     tokens = torch.randint(config.vocab_size, (6, grid.size))
     before = target.prefill(prompt, guided=True, capacity=grid.size)
     plain = target.head(decode_one_by_one(target, before, tokens, grid))

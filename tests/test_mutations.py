@@ -1,8 +1,12 @@
 """Mutants of steps, verifiers and drafters: a proof of losslessness must fail for every one of them."""
 
+import pkgutil
+
 import pytest
 import torch
 
+import hawk.decoding
+import test_mutations_of_parts
 from hawk.decoding import cache, recording, tree, trees, verify, window
 from hawk.decoding.generate import generate
 from hawk.decoding.grid import Grid
@@ -139,6 +143,10 @@ def half_precision():
     return [Check("kept nodes", "random", "coupled", "bfloat16", f"{len(kept)} paths", straight)]
 
 
+LONG = (joint_of_the_paper, joint_of_eagle, stale_joint)
+"""Proofs that take seconds."""
+
+
 @pytest.mark.parametrize(
     "proof",
     [
@@ -147,9 +155,7 @@ def half_precision():
         recordings,
         finite,
         joint_of_random_trees,
-        joint_of_the_paper,
-        joint_of_eagle,
-        stale_joint,
+        *(pytest.param(proof, marks=pytest.mark.proofs) for proof in LONG),
         law,
         tree_law,
         half_precision,
@@ -294,7 +300,43 @@ MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+FAST = (
+    "accepts every draft",
+    "ignores q",
+    "accepts drafts below a rejected parent",
+    "does not normalise the residual",
+    "weighs a path by its last token alone",
+    "tries a token that was drawn twice only once",
+    "calls every node aligned",
+    "takes the noise of a node's own position, not of the next",
+    "keeps the first nodes in the cache, not the accepted path",
+    "takes the noise of a position of the window, not of the next",
+    "counts one token too few in a fixed cache",
+    "replays a recording with the noise of its last image",
+    "takes the recording of other sampling parameters",
+    "does not look at the logits of a window",
+    "does not look at the logits of a tree",
+    "places nodes by their number, not by their depth",
+)
+"""The mutants of the fast tests: at least one of every module and of every proof that takes less than a second."""
+
+
+def module_of(mutant: Mutant) -> str:
+    """The name of the module whose code the mutant changes."""
+    return getattr(mutant.owner, "__module__", None) or mutant.owner.__name__
+
+
+@pytest.mark.parametrize("names", [FAST, tuple(MUTANTS)], ids=["fast", "all"])
+def test_the_mutants_cover_every_module_of_decoding(names):
+    """The mutants of the parts, all of which are fast, with the mutants here."""
+    decoding = {f"hawk.decoding.{module.name}" for module in pkgutil.iter_modules(hawk.decoding.__path__)}
+    mutants = [*(MUTANTS[name] for name in names), *test_mutations_of_parts.MUTANTS.values()]
+    assert decoding - {module_of(mutant) for mutant in mutants} == set()
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.proofs) for name in MUTANTS]
+)
 def test_proofs_fail_for_a_mutant(name, monkeypatch):
     mutant = MUTANTS[name]
     mutant.install(monkeypatch)

@@ -99,6 +99,7 @@ def test_delta_does_not_bound_the_drift():
     assert distance(law(p, [lambda tokens: q], 0.25), p) > 2 * 0.25
 
 
+@pytest.mark.proofs
 def test_end_to_end_the_images_have_another_distribution():
     """The second token of a tiny target's images is distributed as in plain AR at delta 0, and far from it at 0.5."""
     target = tiny_target(3, vocab=6, grid=Grid(1, 3), dim=16)

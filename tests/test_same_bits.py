@@ -72,8 +72,19 @@ def windows_that_differ(target: Any, prompt: Any, grid: Grid, starts: tuple[int,
     return differ
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=names)
-@pytest.mark.parametrize("name", FAMILIES)
+def fast(number: int) -> Any:
+    """No mark for every second number: a fast test; the others are `proofs`."""
+    return pytest.mark.proofs if number % 2 else ()
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(name, dtype, marks=fast(i + j), id=f"{name}-{names(dtype)}")
+        for i, name in enumerate(FAMILIES)
+        for j, dtype in enumerate(DTYPES)
+    ],
+)
 @torch.no_grad()
 def test_a_transformers_model_scores_a_node_among_others_as_it_scores_it_alone(name: str, dtype: torch.dtype) -> None:
     one, grid = tiny(name, dtype), Grid(8, 8)
@@ -88,7 +99,7 @@ def in_float32(one: Tiny) -> TransformersModel:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=names)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=fast(i)) for i, name in enumerate(FAMILIES)])
 @torch.no_grad()
 def test_a_packed_transformers_model_scores_a_node_among_others_as_it_scores_it_alone(
     name: str, dtype: torch.dtype

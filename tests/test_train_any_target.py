@@ -77,7 +77,9 @@ def dying(function: Any, at: int) -> Any:
     return call
 
 
-@pytest.mark.parametrize("name", ["llamagen", pytest.param("janus", marks=pytest.mark.slow), "emu3"])
+@pytest.mark.parametrize(
+    "name", ["llamagen", pytest.param("janus", marks=pytest.mark.slow), pytest.param("emu3", marks=pytest.mark.proofs)]
+)
 def test_a_drafter_for_any_target_survives_kills_and_is_lossless(
     targets: dict[str, Path], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +160,7 @@ def test_the_teacher_says_what_plain_ar_samples_from(targets: dict[str, Path], n
         assert (single - log_p).abs().max() > 0.1
 
 
+@pytest.mark.proofs
 def test_two_processes_give_the_loss_of_one(tmp_path: Path) -> None:
     """Under torchrun with gloo, the batch and the shards are split between two processes; all losses stay the same."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -267,6 +270,7 @@ def test_sources_that_will_not_be_there_are_refused(targets: dict[str, Path], tm
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+@pytest.mark.proofs
 def test_the_command_writes_a_drafter_that_generate_takes(targets: dict[str, Path], tmp_path: Path) -> None:
     """`hawk train drafter --target --prompts` works with the fewest images and a recipe file, and refuses bad input."""
     janus, prompts = targets["janus"], tmp_path / "prompts.txt"

@@ -177,6 +177,7 @@ def test_a_target_is_trained_from_sprites_to_a_lower_loss(tmp_path: Path) -> Non
     assert fitted.scalars["nll"] < np.log(tokenizer.codebook_size)
 
 
+@pytest.mark.proofs
 def test_a_drafter_is_trained_into_a_model_folder_part_by_part(tmp_path: Path) -> None:
     """`hawk train drafter` three times: heads with a spatial drafter, then a feature drafter, then new heads."""
     data, folder, text = tmp_path / "data", tmp_path / "model", tmp_path / "text"

@@ -270,6 +270,7 @@ def test_a_callers_limits_cut_a_static_tree() -> None:
     assert draws_within(TreeLimits(num_draft_tokens=3), (4, 2, 1)) == (3,)
 
 
+@pytest.mark.proofs
 def test_the_pool_is_fitted_on_its_own_runs(tmp_path: Path) -> None:
     target = tiny_target().requires_grad_(False)
     parts = DraftParts(

@@ -51,7 +51,13 @@ def mixed(p, other):
 # --- lossless
 
 
-@pytest.mark.parametrize("case", tree_cases()[1])
+LARGE = ("two sources at both depths", "two sources, then a chain")
+"""Kinds of trees of which there are so many that enumerating them takes seconds."""
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.proofs if case in LARGE else ()) for case in tree_cases()[1]]
+)
 def test_the_law_of_every_kind_of_tree_is_the_targets(case):
     p, cases = tree_cases(seed=20)
     law = exact_traversal(p, cases[case]).law
@@ -88,7 +94,10 @@ def test_traversal_is_not_lossless_where_drafts_live_for_several_steps():
 # --- how much it keeps
 
 
-@pytest.mark.parametrize(("draws", "least"), [((1, 1, 1), 0.03), ((2, 1), 0.008), ((2, 2), 0.0)])
+@pytest.mark.parametrize(
+    ("draws", "least"),
+    [((1, 1, 1), 0.03), *(pytest.param(*each, marks=pytest.mark.proofs) for each in (((2, 1), 0.008), ((2, 2), 0.0)))],
+)
 def test_it_accepts_no_fewer_drafts_than_residual(draws, least):
     """Computed exactly, on the same drafts. On a chain it is a theorem; on these trees it holds for all p, q tried."""
     gains = []

@@ -141,6 +141,7 @@ def test_residual_walks_down_kept_drafts_and_never_commits_what_p_forbids():
         assert found.token in (0, 1)
 
 
+@pytest.mark.proofs
 def test_residual_tries_duplicates_and_keeps_the_joint_of_two_levels():
     """A two-level tree, drawn afresh each time: the pair of committed tokens follows p(a) p(b | a)."""
     generator = torch.Generator().manual_seed(1)

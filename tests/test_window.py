@@ -5,7 +5,7 @@ import subprocess
 import sys
 import weakref
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -34,6 +34,18 @@ from hawk.proofs.tiny import RandomDrafter, tiny_prompt, tiny_target
 SEEDS = [1, 2, 3]
 GUIDED = SamplingParams(temperature=0.7, top_k=5, top_p=0.9, cfg_scale=2.0)
 WINDOWS = [Window(0), Window(1), Window(5), Window(5, above=False), Window(30), Window(3, keeps=False)]
+COVER = (*EXACT_SETTINGS[2:5], SamplingParams(temperature=0.0, cfg_scale=3.0))
+"""Settings that have every value of every parameter in EXACT_SETTINGS."""
+FAR = (Grid(1, 9), Grid(9, 1), Grid(3, 5), Grid(1, 1))
+
+
+def pairs(windows, others, every: int) -> list:
+    """All pairs, of which the fast tests take one in `every`, with every window and every other value among them."""
+    return [
+        pytest.param(window, other, marks=() if (i + j) % every == 0 else pytest.mark.proofs)
+        for i, window in enumerate(windows)
+        for j, other in enumerate(others)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +59,9 @@ def prompt(target):
 
 
 @pytest.fixture(scope="module")
-def plain(target, prompt):
-    """Plain AR's tokens under each of the settings."""
-    asked = {params: Request(prompt, target.grid, params, SEEDS) for params in EXACT_SETTINGS}
-    return {params: generate(target, request, NoDrafter()).tokens for params, request in asked.items()}
+def plain_of(target, prompt):
+    """Plain AR's tokens of a grid under some settings, drawn once."""
+    return cache(lambda grid, params: generate(target, Request(prompt, grid, params, SEEDS), NoDrafter()).tokens)
 
 
 def begun_of(target, request, window) -> WindowState:
@@ -73,8 +84,7 @@ def replayed(target, state: WindowState) -> WindowState:
 # --- the tokens
 
 
-@pytest.mark.parametrize("grid", [Grid(1, 9), Grid(9, 1), Grid(3, 5), Grid(1, 1)])
-@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize(("window", "grid"), pairs(WINDOWS, FAR, 2))
 def test_other_grids_than_the_targets_own(window, grid, target, prompt):
     plain = generate(target, Request(prompt, grid, GUIDED, SEEDS), NoDrafter())
     assert torch.equal(generate(target, Request(prompt, grid, GUIDED, SEEDS), window).tokens, plain.tokens)
@@ -82,18 +92,31 @@ def test_other_grids_than_the_targets_own(window, grid, target, prompt):
     assert torch.equal(state.tokens[:, : grid.size], plain.tokens)
 
 
+@pytest.mark.parametrize(
+    ("settings", "grid"),
+    [
+        pytest.param(COVER, Grid(3, 4), id="cover"),
+        pytest.param(EXACT_SETTINGS, Grid(4, 6), id="full", marks=pytest.mark.proofs),
+    ],
+)
 @pytest.mark.parametrize("window", WINDOWS)
-@pytest.mark.parametrize("params", EXACT_SETTINGS)
-def test_a_host_that_reads_each_step_and_one_that_is_late_draw_plain_ars_tokens(window, params, target, prompt, plain):
-    state = replayed(target, begun(target, prompt, window, params))
-    assert torch.equal(state.tokens[:, : target.grid.size], plain[params])
-    hosted = generate(target, Request(prompt, target.grid, params, SEEDS), window)
-    assert torch.equal(hosted.tokens, plain[params])
-    assert int(state.steps) == hosted.stats.nfe  # the steps that were under way at the end are nobody's
-    assert torch.equal(state.origins[:, : target.grid.size], hosted.origins)
+def test_a_host_that_reads_each_step_and_one_that_is_late_draw_plain_ars_tokens(
+    window, settings, grid, target, prompt, plain_of
+):
+    for params in settings:
+        plain = plain_of(grid, params)
+        state = replayed(target, begun(target, prompt, window, params, grid))
+        assert torch.equal(state.tokens[:, : grid.size], plain)
+        hosted = generate(target, Request(prompt, grid, params, SEEDS), window)
+        assert torch.equal(hosted.tokens, plain)
+        assert int(state.steps) == hosted.stats.nfe  # the steps that were under way at the end are nobody's
+        assert torch.equal(state.origins[:, : grid.size], hosted.origins)
 
 
-def test_the_noise_that_a_late_host_holds_is_wide_enough(target, prompt, monkeypatch):
+@pytest.mark.parametrize(
+    ("window", "grid"), pairs((Window(0), Window(7), Window(7, above=False)), (Grid(8, 9), Grid(15, 16)), 2)
+)
+def test_the_noise_that_a_late_host_holds_is_wide_enough(window, grid, target, prompt, monkeypatch):
     """A window of noise that lacks a row would be read all the same: every row that is read must be held."""
     read, at = [], GumbelNoise.at
 
@@ -103,9 +126,7 @@ def test_the_noise_that_a_late_host_holds_is_wide_enough(target, prompt, monkeyp
         return at(noise, positions)
 
     monkeypatch.setattr(GumbelNoise, "at", checked)
-    for window in (Window(7), Window(0), Window(7, above=False)):
-        for grid in (Grid(8, 9), Grid(15, 16)):
-            replayed(target, begun(target, prompt, window, SamplingParams(temperature=0.1, cfg_scale=2.0), grid))
+    replayed(target, begun(target, prompt, window, SamplingParams(temperature=0.1, cfg_scale=2.0), grid))
     assert read
     assert all(read)
 

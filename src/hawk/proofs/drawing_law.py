@@ -5,7 +5,7 @@ The decoder is the real one, `generate`. Its target looks up p in a table, and a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,14 +41,12 @@ class TableTarget:
     """A target whose p is a function of the tokens so far. Its cache holds these tokens, its hidden state is log p."""
 
     p: Continuation
+    vocab_size: int = field(init=False)
+    hidden_size: int = field(init=False)
     linear_head: bool = True
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens."""
-        return len(self.p(()))
-
-    hidden_size = vocab_size
+    def __post_init__(self) -> None:
+        self.vocab_size = self.hidden_size = len(self.p(()))
 
     def prefill(self, prompt: Any, guided: bool, capacity: int) -> Prefilled:
         """An empty cache, and log p of the first token."""

@@ -4,7 +4,8 @@
   teacher-forced forward that shares no code with the decoder's steps.
 - Coupled verification must return the same tokens as plain AR for the same seed.
 - Residual and traversal verification must keep the joint distribution of the tokens. A chi-square test compares whole
-  images with the enumerated joint distribution of a tiny target; the verifiers alone are checked exactly, to 1e-12.
+  images with the enumerated joint distribution of a tiny target. The verifiers alone, and the decoder with residual
+  verification over several steps, are checked exactly, to 1e-12.
 - Relaxed verification is lossy: the check measures how far it drifts from p.
 """
 
@@ -30,6 +31,7 @@ from hawk.decoding.stats import Generation
 from hawk.decoding.tree import Window
 from hawk.decoding.trees import Drafter, NoDrafter
 from hawk.errors import HawkError
+from hawk.proofs.drawing_law import Drawing, drawing_cases
 from hawk.proofs.law import DrawLaw, exact_law, excess
 from hawk.proofs.tree_law import Continuation, TreeLaw, exact_traversal, joint_of, tree_cases
 
@@ -201,6 +203,18 @@ def check_tree_law(name: str, p: Continuation, drafts: TreeLaw) -> Check:
     off = float((law - joint_of(p, law.dim())).abs().max())
     measured = f"largest difference {off:.1e}"
     return Check("exact law of the verifier", "any", "traversal", name, measured, off < LAW_TOLERANCE)
+
+
+def check_drawing_laws() -> list[Check]:
+    """Check the whole decoder with residual verification, exactly: its images have the law of plain AR."""
+    return [check_drawing_law(name, drawing) for name, drawing in drawing_cases().items()]
+
+
+def check_drawing_law(name: str, drawing: Drawing) -> Check:
+    """Images that this drafter helps to draw, over several steps, have exactly the joint law of plain AR."""
+    drift = drawing.drift()
+    measured = f"total variation {drift:.1e}"
+    return Check("exact law of the images", "any", "residual", name, measured, drift < LAW_TOLERANCE)
 
 
 def check_drifts(vocab: int = 10) -> list[Check]:

@@ -30,6 +30,7 @@ from hawk.proofs.losslessness import (
     ROUNDS,
     Check,
     check_all,
+    check_drawing_laws,
     check_drifts,
     check_joint,
     check_laws,
@@ -86,7 +87,7 @@ def proofs(target: LlamaGen | None = None) -> list[Proof]:
         for params in JOINT_SETTINGS
     ]
     exact = [partial(prove_exact, params, target) for params in EXACT_SETTINGS]
-    return [*exact, prove_definition, *joint, check_laws, check_tree_laws, check_drifts]
+    return [*exact, prove_definition, *joint, check_laws, check_tree_laws, check_drawing_laws, check_drifts]
 
 
 def run_in_processes(every: Sequence[Proof], processes: int) -> Iterator[list[Check]]:

@@ -7,7 +7,7 @@ import shlex
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,12 +33,16 @@ def study(
     name: Annotated[str, typer.Argument(help="A study, all, or list, which says what each study shows.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for NAME.json and NAME.png.")] = Path("studies"),
     images: Annotated[
-        int | None, typer.Option("--images", "-n", min=1, help="Images of a study (default: 8; settings: 2 a point).")
+        int | None, typer.Option("--images", "-n", min=1, help="Images of a study (default: 8; settings: 4 a point).")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the first image; the others follow it.")] = 0,
     method: Annotated[
-        str, typer.Option("--method", help="Method beside hawk in acceptance-map, entropy and settings.")
-    ] = "hawk-paper",
+        str | None,
+        typer.Option(
+            "--method",
+            help="Method beside hawk in acceptance-map, entropy (default: hawk-paper) and settings (default: none).",
+        ),
+    ] = None,
     model: ModelOption = "bundled",
     drafter: DrafterOption = None,
     cfg_scale: CfgScaleOption = None,
@@ -57,7 +61,7 @@ def study(
     """
     from hawk.drafters.methods import method_named
     from hawk.evaluation.studies.run import STUDIES, run_study, studies_named
-    from hawk.evaluation.studies.study import CFG_SCALE, TEMPERATURE, Setting
+    from hawk.evaluation.studies.study import CFG_SCALE, TEMPERATURE, Album, Setting, StudyImage
     from hawk.models.arguments import OPTIONS, sampling_params
     from hawk.pictures.plots import figure_class
 
@@ -69,20 +73,23 @@ def study(
     check_printable(str(out))
     command = shlex.join(["hawk", *sys.argv[1:]])
     chosen = studies_named(name)
-    method_named(method)
+    if method is not None:
+        method_named(method)
     figure_class()
     pipe = load_pipeline(model, device, dtype, drafter, threads, engine)
     scale = CFG_SCALE if cfg_scale is None else cfg_scale
     params = sampling_params(
         pipe.model, scale, TEMPERATURE if temperature is None else temperature, top_k, top_p, OPTIONS
     )
-    documents = []
+    documents: list[dict[str, Any]] = []
+    kept: dict[tuple[Any, ...], StudyImage] = {}  # images that several studies look at are drawn once
     for each in chosen:
-        setting = Setting(images or each.images, seed, params, method)
+        album = Album(pipe, Setting(images or each.images, seed, params, method), kept=kept)
         with image_bar() as bar:
-            on_image = partial(bar.update, bar.add_task(each.name, total=each.draws(pipe, setting)), advance=1)
+            task = bar.add_task(each.name, total=each.draws(pipe, album.setting))
+            album.on_image = partial(bar.update, task, advance=1, refresh=True)
             try:
-                documents.append(run_study(each, pipe, setting, out, command, partial(on_image, refresh=True)))
+                documents.append(run_study(each, album, out, command))
             except HawkError as error:
                 if len(chosen) == 1:
                     raise

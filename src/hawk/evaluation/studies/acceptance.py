@@ -5,87 +5,56 @@ Both draw with `hawk` and with a method beside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from hawk.decoding.canvas import RECOVERED
 from hawk.drafters.methods import lacking, method_named
 from hawk.errors import HawkError
 from hawk.evaluation.studies.study import (
     PLOT_ONLY,
+    Album,
     ByEdges,
     Mean,
-    OnImage,
     Setting,
     Study,
-    StudyImage,
     correlation,
-    draw,
     edge_strength,
     rows_of,
     target_view,
+    whole_ticks,
 )
 from hawk.pipeline import HawkPipeline
 
+BESIDE = "hawk-paper"
+"""The method beside `hawk` where a caller names none."""
 BINS = 6
 """How many groups of equally many steps or cells the study `entropy` makes."""
 
 
-def methods_of(pipe: HawkPipeline, setting: Setting, study: str) -> tuple[str, ...]:
-    """`hawk` and the method beside it, once if they are the same; `HawkError` where the model lacks its drafter."""
-    chosen = tuple(dict.fromkeys(("hawk", setting.beside)))
-    for name in chosen:
+def chosen_methods(setting: Setting) -> tuple[str, ...]:
+    """`hawk` and the method beside it, once if they are the same."""
+    return tuple(dict.fromkeys(("hawk", setting.beside or BESIDE)))
+
+
+def check_drafters(pipe: HawkPipeline, study: str, methods: Sequence[str]) -> None:
+    """Raise `HawkError` for a method whose drafter the model lacks."""
+    for name in methods:
         kind = lacking(method_named(name), pipe.model.drafting)
         if kind is not None:
             raise HawkError(
                 f"study {study} draws with method {name!r}, whose drafter ({kind}) this model lacks: train one with "
                 f"`hawk train drafter --kind {kind}`, or choose --method sjd"
             )
-    return chosen
 
 
 def draws_by_both(pipe: HawkPipeline, setting: Setting) -> int:
-    """`Study.draws` of a study that draws each image by `hawk` and by another method."""
-    return setting.images * len({"hawk", setting.beside})
-
-
-@dataclass(frozen=True)
-class Step:
-    """One target forward: the position of the first token that it committed, and how many it committed."""
-
-    frontier: int
-    tokens: int
-
-
-@dataclass(frozen=True)
-class SteppedImage:
-    """An image, its steps after the first token, and which of its cells hold an accepted draft."""
-
-    image: StudyImage
-    steps: list[Step]
-    accepted: Bool[Tensor, " n"]
-
-
-def stepped_images(pipe: HawkPipeline, setting: Setting, method: str, on_image: OnImage) -> Iterator[SteppedImage]:
-    """Draw the images of a setting by a method, one at a time."""
-    for number in range(setting.images):
-        committed = [1]
-
-        def on_step(
-            pipe: HawkPipeline, step: int, total: int, state: dict[str, Any], told: list[int] = committed
-        ) -> None:
-            told.append(total)
-
-        image = draw(pipe, setting, method, number, callback_on_step_end=on_step)
-        on_image()
-        steps = [Step(before, after - before) for before, after in pairwise(committed) if after > before]
-        yield SteppedImage(image, steps, image.output.origins[0] != RECOVERED)
+    """`Study.draws` of a study that looks at each image of `hawk` and of another method."""
+    return setting.images * len(chosen_methods(setting))
 
 
 # --- acceptance-map
@@ -111,24 +80,25 @@ class AcceptanceFigures:
     examples: list[Tensor] = field(default_factory=list, metadata=PLOT_ONLY)
 
 
-def measure_map(pipe: HawkPipeline, setting: Setting, on_image: OnImage) -> AcceptanceFigures:
+def measure_map(album: Album) -> AcceptanceFigures:
     """Draw by each method, and count where drafts were accepted."""
-    grid = pipe.model.grid
+    grid, methods = album.pipe.model.grid, chosen_methods(album.setting)
+    check_drafters(album.pipe, "acceptance-map", methods)
     found, pictures, examples = [], [], []
-    for method in methods_of(pipe, setting, "acceptance-map"):
-        drawn = list(stepped_images(pipe, setting, method, on_image))
+    for method in methods:
+        drawn = list(album.images(method))
         accepted = [each.accepted.double() for each in drawn]
-        edges = [edge_strength(each.image.pixels, grid) for each in drawn]
+        edges = [edge_strength(each.pixels, grid) for each in drawn]
         found.append(
             MethodMap(
                 method=method,
                 accepted=Mean.of([float(each.mean()) for each in accepted]),
-                accept_length=Mean.of([each.image.output.accept_length for each in drawn]),
+                accept_length=Mean.of([each.accept_length for each in drawn]),
                 edges=ByEdges.of(accepted, edges),
                 map=rows_of(torch.stack(accepted).mean(0), grid),
             )
         )
-        pictures.append(drawn[0].image.pixels)
+        pictures.append(drawn[0].pixels)
         examples.append(accepted[0].view(grid.height, grid.width))
     return AcceptanceFigures(found, pictures, examples)
 
@@ -139,16 +109,17 @@ def plot_map(figure: Any, found: AcceptanceFigures) -> None:
     for line, own, pixels, accepted in zip(axes, found.methods, found.pictures, found.examples, strict=True):
         shown, picture, marked = line
         image = shown.imshow([[100 * share for share in row] for row in own.map], cmap="viridis", vmin=0, vmax=100)
-        figure.colorbar(image, ax=shown, label="accepted drafts, % of the images")
+        figure.colorbar(image, ax=shown, label="images with an accepted draft there, %")
+        whole_ticks(shown)
         shown.set(xlabel="column of the grid", ylabel="row of the grid")
-        shown.set_title(f"{own.method}: {own.accepted.value:.0%} of the tokens", fontsize=10)
+        shown.set_title(f"{own.method}: {own.accepted.value:.0%} of the tokens are accepted drafts", fontsize=10)
         colours = pixels.permute(1, 2, 0).float().cpu()
         picture.imshow(colours.numpy())
-        picture.set_title("its first image", fontsize=10)
+        picture.set_title(f"first image of {own.method}", fontsize=10)
         height, width = colours.shape[0] // accepted.shape[0], colours.shape[1] // accepted.shape[1]
         dark = accepted.repeat_interleave(height, 0).repeat_interleave(width, 1)[..., None].float()
         marked.imshow((colours * (1 - 0.75 * dark)).clamp(0, 1).numpy())
-        marked.set_title("bright: no draft was accepted", fontsize=10)
+        marked.set_title("dark: accepted drafts", fontsize=10)
         for each in (picture, marked):
             each.set_xticks([])
             each.set_yticks([])
@@ -203,13 +174,15 @@ def groups_of(entropy: Float[Tensor, " k"], values: Float[Tensor, " k"], bins: i
     return [EntropyGroup(float(entropy[part].mean()), Mean.of(values[part].tolist())) for part in parts]
 
 
-def measure_entropy(pipe: HawkPipeline, setting: Setting, on_image: OnImage) -> EntropyFigures:
+def measure_entropy(album: Album) -> EntropyFigures:
     """Draw by each method, and look up the entropy of p wherever a step began."""
+    methods = chosen_methods(album.setting)
+    check_drafters(album.pipe, "entropy", methods)
     found, overall = [], []
-    for method in methods_of(pipe, setting, "entropy"):
+    for method in methods:
         at_steps, lengths, at_cells, accepted = [], [], [], []
-        for drawn in stepped_images(pipe, setting, method, on_image):
-            entropy = target_view(pipe, drawn.image, setting.params).entropy.double().cpu()
+        for drawn in album.images(method):
+            entropy = target_view(album.pipe, drawn, album.setting.params).entropy.double().cpu()
             at_steps.append(entropy[[step.frontier for step in drawn.steps]])
             lengths.append(torch.tensor([float(step.tokens) for step in drawn.steps], dtype=torch.float64))
             at_cells.append(entropy[1:])

@@ -20,8 +20,7 @@ from torch.overrides import TorchFunctionMode
 from hawk.decoding.forward import Target
 from hawk.decoding.grid import Grid
 from hawk.errors import HawkError
-from hawk.evaluation.studies.study import OnImage, Setting, Study, condition, drawn_images, one_draw_each
-from hawk.pipeline import HawkPipeline
+from hawk.evaluation.studies.study import Album, Study, condition, one_draw_each
 
 SHOWN_ROWS, SHOWN_COLUMNS = 5, 8
 """How far the heat map reaches up and to either side."""
@@ -162,14 +161,13 @@ def attention_figures(images: list[ImageAttention], grid: Grid) -> AttentionFigu
     )
 
 
-def measure(pipe: HawkPipeline, setting: Setting, on_image: OnImage) -> AttentionFigures:
-    """Draw the images of a setting, and look where the target attends."""
-    grid = pipe.model.grid
+def measure(album: Album) -> AttentionFigures:
+    """Look where the target attends in its own images."""
+    pipe, grid = album.pipe, album.pipe.model.grid
     if grid.height < 2:
         raise HawkError("the study attention needs a grid of two rows or more")
     images = [
-        image_attention(pipe.model.target, condition(pipe, image), image.tokens, grid)
-        for image in drawn_images(pipe, setting, on_image)
+        image_attention(pipe.model.target, condition(pipe, image), image.tokens, grid) for image in album.images()
     ]
     return attention_figures(images, grid)
 
@@ -189,13 +187,17 @@ def plot(figure: Any, found: AttentionFigures) -> None:
         norm=LogNorm(max(most / 300, float(percent.nan_to_num(torch.inf).min())), most),
         extent=(-columns - 0.5, columns + 0.5, -0.5, rows + 0.5),
         cmap="viridis",
+        aspect="auto",
     )
     heat.plot(0, 0, marker="s", color="tab:red", markersize=8, linestyle="none", label="cell that is predicted")
     heat.set(xlabel="columns to the right of the predicted cell", ylabel="rows above the predicted cell")
     heat.set_xticks(range(-columns, columns + 1, 2))
     heat.set_yticks(range(rows + 1))
     heat.legend(loc="lower right", fontsize=8)
-    figure.colorbar(image, ax=heat, orientation="horizontal", label="% of the attention, mean over heads and layers")
+    ticks = [tick for tick in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30) if image.norm.vmin <= tick <= most]
+    bar = figure.colorbar(image, ax=heat, label="% of the attention, mean over heads and layers")
+    bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks], minor=False)
+    bar.ax.minorticks_off()
     above = found.shares["row above"]
     heat.set_title(f"{above.mass:.0%} lies on the row above; equal weights: {above.if_equal:.0%}", fontsize=10)
     layer_bars(bars, found.by_layer)
@@ -213,7 +215,7 @@ def layer_bars(plot: Any, by_layer: Mapping[str, list[float]]) -> None:
     if len(layers) <= 12:
         plot.set_xticks(layers)
     plot.set_title("where each layer attends", fontsize=10)
-    plot.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=8)
+    plot.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, reverse=True)
 
 
 ATTENTION = Study(
@@ -223,5 +225,5 @@ ATTENTION = Study(
     one_draw_each,
     measure,
     plot,
-    (10, 4.6),
+    (11, 4),
 )

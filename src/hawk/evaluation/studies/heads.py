@@ -17,16 +17,15 @@ from hawk.drafters.methods import needed
 from hawk.errors import HawkError
 from hawk.evaluation.studies.study import (
     PLOT_ONLY,
+    Album,
     ByEdges,
     Mean,
-    OnImage,
-    Setting,
     Study,
-    drawn_images,
     edge_strength,
     one_draw_each,
     rows_of,
     target_view,
+    whole_ticks,
 )
 from hawk.models.protocol import ImageTarget
 from hawk.pipeline import HawkPipeline
@@ -111,25 +110,29 @@ class HeadFigures:
 
 @dataclass(frozen=True)
 class HeadsFigures:
-    """All heads on the same cells, and the growth of the loss for each further cell or row.
+    """All heads on the same cells, and the growth of their loss with each further cell or row.
 
-    `growth` is the mean relative growth of the cross-entropy from one distance to the next; None for a single head.
+    `growth` is the mean relative growth of the cross-entropy from one distance to the next, over the distances that
+    both directions have; `growth_difference` is that of the horizontal heads minus that of the vertical ones, image by
+    image. None where both directions share one distance only.
     """
 
     heads: list[HeadFigures]
     target_entropy: Mean
     target_rank1_hits: Mean
-    growth: dict[str, Mean | None]
+    growth: dict[str, Mean] | None
+    growth_difference: Mean | None
 
 
 @torch.no_grad()
-def measure_heads(pipe: HawkPipeline, setting: Setting, on_image: OnImage) -> HeadsFigures:
+def measure_heads(album: Album) -> HeadsFigures:
     """Compare every head with the target on images that the target drew."""
-    heads, grid, params = heads_of(pipe, "heads"), pipe.model.grid, setting.params
+    pipe, params, grid = album.pipe, album.setting.params, album.pipe.model.grid
+    heads = heads_of(pipe, "heads")
     entropies, own_hits = [], []
     losses: dict[str, list[float]] = {}
     hits: dict[str, list[float]] = {}
-    for image in drawn_images(pipe, setting, on_image):
+    for image in album.images():
         view = target_view(pipe, image, params)
         drafts = head_drafts(heads, pipe.model.target, view.states, grid, params)
         where = common_positions(drafts, grid).to(view.log_p.device)
@@ -145,17 +148,19 @@ def measure_heads(pipe: HawkPipeline, setting: Setting, on_image: OnImage) -> He
         direction, distance = name.split("-")
         excess = [own - least for own, least in zip(loss, entropies, strict=True)]
         found.append(HeadFigures(direction, int(distance), Mean.of(loss), Mean.of(excess), Mean.of(hits[name])))
-    growth = {direction: growth_of(losses, direction) for direction in ("horizontal", "vertical")}
-    return HeadsFigures(found, Mean.of(entropies), Mean.of(own_hits), growth)
+    shared = min(heads.config.horizontal, heads.config.vertical)
+    growth, difference = None, None
+    if shared > 1:
+        across, down = (growth_of(losses, direction, shared) for direction in ("horizontal", "vertical"))
+        growth = {"horizontal": Mean.of(across), "vertical": Mean.of(down)}
+        difference = Mean.of([one - other for one, other in zip(across, down, strict=True)])
+    return HeadsFigures(found, Mean.of(entropies), Mean.of(own_hits), growth, difference)
 
 
-def growth_of(losses: dict[str, list[float]], direction: str) -> Mean | None:
-    """The mean relative growth of the loss a step of distance, from the nearest to the farthest head of a direction."""
-    own = [loss for name, loss in losses.items() if name.startswith(direction)]
-    if len(own) < 2:
-        return None
-    steps = len(own) - 1
-    return Mean.of([(last / first) ** (1 / steps) - 1 for first, last in zip(own[0], own[-1], strict=True)])
+def growth_of(losses: dict[str, list[float]], direction: str, last: int) -> list[float]:
+    """The relative growth of the loss with each step of distance, from 1 to `last`, for each image."""
+    pairs = zip(losses[f"{direction}-1"], losses[f"{direction}-{last}"], strict=True)
+    return [(far / near) ** (1 / (last - 1)) - 1 for near, far in pairs]
 
 
 def plot_heads(figure: Any, found: HeadsFigures) -> None:
@@ -218,12 +223,13 @@ def divergence(log_q: Float[Tensor, "k vocab"], log_r: Float[Tensor, "k vocab"])
 
 
 @torch.no_grad()
-def measure_divergence(pipe: HawkPipeline, setting: Setting, on_image: OnImage) -> DivergenceFigures:
+def measure_divergence(album: Album) -> DivergenceFigures:
     """Compare what horizontal and vertical heads say of the same cell."""
-    heads, grid, params = heads_of(pipe, "divergence"), pipe.model.grid, setting.params
+    pipe, params, grid = album.pipe, album.setting.params, album.pipe.model.grid
+    heads = heads_of(pipe, "divergence")
     maps, edges, shown = [], [], []
     by_pair: dict[str, list[float]] = {}
-    for image in drawn_images(pipe, setting, on_image):
+    for image in album.images():
         states = target_view(pipe, image, params).states
         drafts = {draft.name: draft for draft in head_drafts(heads, pipe.model.target, states, grid, params)}
         below = torch.arange(grid.width, grid.size)
@@ -250,24 +256,27 @@ def measure_divergence(pipe: HawkPipeline, setting: Setting, on_image: OnImage) 
 
 def plot_divergence(figure: Any, found: DivergenceFigures) -> None:
     """The mean map, and the first images above their own maps."""
-    grid = figure.add_gridspec(2, 1 + len(found.examples), width_ratios=[2] + [1] * len(found.examples))
+    grid = figure.add_gridspec(2, 1 + len(found.examples), width_ratios=[2.4] + [1] * len(found.examples))
     mean = figure.add_subplot(grid[:, 0])
     most = max(value for rows in (found.map, *found.examples) for row in rows for value in row)
     first = figure_map(mean, found.map, max(max(row) for row in found.map))
     mean.set_title(f"mean over images: {found.mean.value:.2f} nats", fontsize=10)
     mean.set(xlabel="column of the grid", ylabel="row of the grid")
-    figure.colorbar(first, ax=mean, orientation="horizontal", label="KL(horizontal 1 || vertical 1), nats")
+    whole_ticks(mean)
+    figure.colorbar(first, ax=mean, label="KL(horizontal head 1 || vertical head 1), nats")
+    maps = []
     for number, (rows, pixels) in enumerate(zip(found.examples, found.pictures, strict=True), start=1):
         picture, own = figure.add_subplot(grid[0, number]), figure.add_subplot(grid[1, number])
         picture.imshow(pixels.permute(1, 2, 0).float().cpu().numpy())
         picture.set_title(f"image {number}", fontsize=10)
         second = figure_map(own, rows, most)
+        own.set_title(f"KL in image {number}", fontsize=10)
         for axes in (picture, own):
             axes.set_xticks([])
             axes.set_yticks([])
-        own.set_xlabel("its own KL", fontsize=9)
+        maps.append(own)
         if number == len(found.examples):
-            figure.colorbar(second, ax=own, orientation="horizontal", label="nats")
+            figure.colorbar(second, ax=maps, orientation="horizontal", label="nats", shrink=0.6)
 
 
 def figure_map(axes: Any, rows: list[list[float]], most: float) -> Any:
@@ -285,5 +294,5 @@ DIVERGENCE = Study(
     one_draw_each,
     measure_divergence,
     plot_divergence,
-    (10, 4.8),
+    (11, 4.6),
 )

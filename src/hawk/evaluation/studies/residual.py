@@ -13,8 +13,7 @@ from torch import Tensor
 from hawk.decoding.verify import residual_distribution, unclaimed
 from hawk.drafters.source import draft_log_probs
 from hawk.evaluation.studies.heads import heads_of
-from hawk.evaluation.studies.study import Mean, OnImage, Setting, Study, drawn_images, one_draw_each, target_view
-from hawk.pipeline import HawkPipeline
+from hawk.evaluation.studies.study import Album, Mean, Study, one_draw_each, target_view
 from hawk.training.drafters.heads import head_pairs
 
 PROPOSALS = 4
@@ -39,8 +38,9 @@ def rejected_mass(p: Float[Tensor, " vocab"], proposals: Sequence[Float[Tensor, 
 class ResidualFigures:
     """The rejected mass after 1, 2, ... proposals, mean over cells and images, for each order of proposals.
 
-    The drafts of an order are independent draws, each from the q that it names. `ahead[k]` compares the orders at the
-    cell `k + 1` ahead of the newest token, which horizontal head `k + 1` predicts; only `after` of its proposals count.
+    The drafts of an order are independent draws, each from the q that it names. `second_source_saves` is what a draft
+    of vertical head 1 lowers the mass by, where a second draft of horizontal head 1 would be tried. Number k of a list
+    in `ahead` is the mass after two drafts for the cell that horizontal head k + 1 drafts.
     """
 
     orders: dict[str, list[Mean]]
@@ -59,13 +59,13 @@ def orders_of(horizontal: Tensor, vertical: Sequence[Tensor]) -> dict[str, list[
 
 
 @torch.no_grad()
-def measure(pipe: HawkPipeline, setting: Setting, on_image: OnImage) -> ResidualFigures:
+def measure(album: Album) -> ResidualFigures:
     """Follow Eq. 6-7 through the real distributions of target and heads, at every cell of the images."""
-    heads, grid, params = heads_of(pipe, "residual"), pipe.model.grid, setting.params
-    target = pipe.model.target
+    pipe, params, grid, target = album.pipe, album.setting.params, album.pipe.model.grid, album.pipe.model.target
+    heads = heads_of(pipe, "residual")
     by_order: dict[str, list[list[float]]] = {}
     ahead: dict[str, list[list[float]]] = {}
-    for image in drawn_images(pipe, setting, on_image):
+    for image in album.images():
         view = target_view(pipe, image, params)
         q = {}
         for name, block, sources, positions in head_pairs(heads, grid):
@@ -120,9 +120,8 @@ def plot(figure: Any, found: ResidualFigures) -> None:
             at = range(1, len(line) + 1)
             values, errors = [100 * each.value for each in line], [100 * each.error for each in line]
             axes.errorbar(at, values, errors, marker="o", capsize=3, label=name)
-        axes.set_ylim(bottom=0)
         axes.grid(True, alpha=0.3)
-        axes.legend(fontsize=8, loc="lower left")
+        axes.legend(fontsize=8)
     count.set(xlabel="drafts tried at the next cell", ylabel="chance that all of them are rejected, %")
     count.set_xticks(range(1, PROPOSALS + 1))
     count.set_title("the next cell, by the source of the drafts", fontsize=10)

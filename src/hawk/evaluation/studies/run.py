@@ -15,7 +15,7 @@ from hawk.evaluation.studies.attention import ATTENTION
 from hawk.evaluation.studies.heads import DIVERGENCE, HEADS
 from hawk.evaluation.studies.residual import RESIDUAL
 from hawk.evaluation.studies.settings import SETTINGS
-from hawk.evaluation.studies.study import OnImage, Setting, Study
+from hawk.evaluation.studies.study import Album, Setting, Study
 from hawk.files import write_json
 from hawk.machine import machine_facts
 from hawk.pictures.plots import figure_class, save_figure
@@ -24,6 +24,8 @@ from hawk.pipeline import HawkPipeline
 STUDIES: dict[str, Study] = {
     study.name: study for study in (ATTENTION, HEADS, DIVERGENCE, RESIDUAL, ACCEPTANCE_MAP, ENTROPY, SETTINGS)
 }
+COLOURS = 160
+"""Colours of a plot, few enough that a plot with pictures stays below 100 KB."""
 DIGITS = 5
 """Significant digits of the figures in a JSON document."""
 
@@ -35,10 +37,8 @@ def studies_named(name: str) -> list[Study]:
     return [STUDIES[name_of("study", name, (*STUDIES, "all"))]]
 
 
-def run_study(
-    study: Study, pipe: HawkPipeline, setting: Setting, out: Path, command: str, on_image: OnImage = lambda: None
-) -> dict[str, Any]:
-    """Run one study; write `out/NAME.json` and `out/NAME.png`, and return the JSON document.
+def run_study(study: Study, album: Album, out: Path, command: str) -> dict[str, Any]:
+    """Run one study on an album; write `out/NAME.json` and `out/NAME.png`, and return the JSON document.
 
     What `hawk` learnt about its drafts in earlier images is put aside, so that a study depends on its setting alone.
 
@@ -46,14 +46,15 @@ def run_study(
         HawkError: matplotlib or a drafter is missing, or the model is of a kind that the study cannot look into.
         OSError: the disk is full, or there is no permission.
     """
+    pipe, setting = album.pipe, album.setting
     figure = figure_class()(figsize=study.size, layout="constrained")
     started = time.perf_counter()
     with pipe.timed(), knowing(pipe, setting.params, 0.0):
-        found = study.measure(pipe, setting, on_image)
+        found = study.measure(album)
     document = document_of(study, pipe, setting, command, time.perf_counter() - started, found)
     study.plot(figure, found)
     figure.suptitle(caption(pipe, setting), fontsize=9)
-    save_figure(figure, out / f"{study.name}.png", dpi=100)
+    save_figure(figure, out / f"{study.name}.png", dpi=100, colours=COLOURS)
     write_json(out / f"{study.name}.json", document)
     return document
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hawk.decoding.grid import Grid
 from hawk.decoding.sampling import SamplingParams
 from hawk.errors import HawkError
-from hawk.evaluation.studies.acceptance import methods_of
-from hawk.evaluation.studies.study import Mean, OnImage, Setting, Study, draw
+from hawk.evaluation.studies.acceptance import check_drafters
+from hawk.evaluation.studies.study import Album, Mean, Setting, Study
 from hawk.pipeline import HawkPipeline
 
 TEMPERATURES = (0.2, 0.6, 1.0, 1.4)
-CFG_SCALES = (1.0, 2.0, 3.0, 6.0)
-TOP_KS = (1, 10, 100, 0)
-SIDES = (0.5, 0.75, 1.0, 1.5)
+CFG_SCALES = (1.0, 3.0, 6.0)
+TOP_KS = (10, 100, 0)
+SIDES = (0.5, 1.0, 1.5)
 """Sides of the grid, as multiples of the model's own."""
 AXES = {"temperature": "temperature", "cfg_scale": "CFG scale", "top_k": "top-k", "grid": "tokens of the image"}
 
@@ -56,7 +55,8 @@ def places_of(pipe: HawkPipeline, setting: Setting) -> list[Place]:
         vocab = pipe.model.target.vocab_size
         allowed = {value for value in values if axis != "top_k" or value < vocab} | {getattr(params, axis)}
         for value in sorted(allowed):
-            found.append(Place(axis, float(value), replace(params, **{axis: value}), own))
+            changed: dict[str, Any] = {axis: value}
+            found.append(Place(axis, float(value), replace(params, **changed), own))
     for side in SIDES:
         grid = Grid(max(1, round(own.height * side)), max(1, round(own.width * side)))
         try:
@@ -72,27 +72,26 @@ def distinct(pipe: HawkPipeline, setting: Setting) -> list[tuple[SamplingParams,
     return list(dict.fromkeys((place.params, place.grid) for place in places_of(pipe, setting)))
 
 
+def methods_of(setting: Setting) -> tuple[str, ...]:
+    """`hawk`, and a method beside it where the caller names one."""
+    return tuple(dict.fromkeys(("hawk", setting.beside or "hawk")))
+
+
 def draws(pipe: HawkPipeline, setting: Setting) -> int:
-    """How many images the study draws."""
-    return len(distinct(pipe, setting)) * setting.images * len({"hawk", setting.beside})
+    """How often the study asks for an image."""
+    return len(distinct(pipe, setting)) * setting.images * len(methods_of(setting))
 
 
-def measure(pipe: HawkPipeline, setting: Setting, on_image: OnImage) -> SettingsFigures:
-    """Draw some images at every value of every axis."""
-    cell = pipe.model.cell
-    methods = methods_of(pipe, setting, "settings")
-
-    def lengths(params: SamplingParams, grid: Grid, method: str) -> Iterator[float]:
-        size = {"height": grid.height * cell, "width": grid.width * cell}
-        for number in range(setting.images):
-            yield draw(pipe, setting, method, number, params, **size).output.accept_length
-            on_image()
-
-    found = {
-        (params, grid, method): Mean.of(list(lengths(params, grid, method)))
-        for params, grid in distinct(pipe, setting)
-        for method in methods
-    }
+def measure(album: Album) -> SettingsFigures:
+    """Draw the same images at every value of every axis."""
+    pipe, setting = album.pipe, album.setting
+    methods = methods_of(setting)
+    check_drafters(pipe, "settings", methods)
+    found = {}
+    for params, grid in distinct(pipe, setting):
+        for method in methods:
+            drawn = [album.image(number, method, params, grid) for number in range(setting.images)]
+            found[params, grid, method] = Mean.of([image.accept_length for image in drawn])
     return SettingsFigures(
         [
             Point(place.axis, place.at, method, found[place.params, place.grid, method])
@@ -123,7 +122,7 @@ def plot(figure: Any, found: SettingsFigures) -> None:
 SETTINGS = Study(
     "settings",
     "accept length against temperature, CFG scale, top-k and grid size",
-    2,
+    4,
     draws,
     measure,
     plot,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hawk.decoding.canvas import RECOVERED
 from hawk.decoding.grid import Grid
 from hawk.decoding.request import Condition
 from hawk.decoding.sampling import SamplingParams
@@ -25,20 +27,91 @@ PLOT_ONLY = {"plot only": True}
 """Metadata of a field that the plot of a study shows and its JSON document leaves out."""
 
 OnImage = Callable[[], None]
-"""Called after each image that a study has drawn."""
+"""Called each time that a study asks for an image, when it is drawn."""
 
 
 @dataclass(frozen=True)
 class Setting:
     """What a study draws: `images` of the built-in prompts in turn, image i with the seed `seed + i`.
 
-    `beside` is the method that studies of acceptance show beside `hawk`.
+    `beside` is the method that studies of acceptance show beside `hawk`; None leaves the choice to the study.
     """
 
     images: int
     seed: int
     params: SamplingParams
-    beside: str
+    beside: str | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One target forward: the position of the first token that it committed, and how many it committed."""
+
+    frontier: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class StudyImage:
+    """An image, its prompt, and the steps that drew it after its first token. `pixels` are in [0, 1]."""
+
+    prompt: str
+    tokens: Int[Tensor, "1 n"]
+    pixels: Float[Tensor, "3 height width"]
+    accepted: Bool[Tensor, " n"]
+    accept_length: float
+    steps: list[Step]
+
+
+@dataclass
+class Album:
+    """The images of a setting, each drawn when a study first asks for it; `on_image` is called each time it is asked.
+
+    Several studies may look at one album. What it holds depends on the setting alone.
+    """
+
+    pipe: HawkPipeline
+    setting: Setting
+    on_image: OnImage = lambda: None
+    kept: dict[tuple[Any, ...], StudyImage] = field(default_factory=dict)
+
+    def image(
+        self, number: int, method: str = "hawk", params: SamplingParams | None = None, grid: Grid | None = None
+    ) -> StudyImage:
+        """Image `number` by a method; None takes the setting's parameters and the model's own grid."""
+        key = (number, method, params or self.setting.params, grid or self.pipe.model.grid)
+        if key not in self.kept:
+            self.kept[key] = draw(self.pipe, self.setting.seed, *key)
+        self.on_image()
+        return self.kept[key]
+
+    def images(self, method: str = "hawk") -> Iterator[StudyImage]:
+        """All images of a method. Those of `hawk`, which is lossless, follow the target's own distribution."""
+        return (self.image(number, method) for number in range(self.setting.images))
+
+
+def draw(pipe: HawkPipeline, seed: int, number: int, method: str, params: SamplingParams, grid: Grid) -> StudyImage:
+    """Draw image `number`, and record its steps; `seed` is that of image 0."""
+    prompts = built_in_prompts().items
+    prompt = prompts[number % len(prompts)].prompt
+    committed = [1]
+    output = pipe(
+        prompt,
+        seed=seed + number,
+        method=method,
+        guidance_scale=params.cfg_scale,
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        height=grid.height * pipe.model.cell,
+        width=grid.width * pipe.model.cell,
+        output_type="pt",
+        callback_on_step_end=lambda _, step, total, state: committed.append(total),
+    )
+    assert isinstance(output, PipelineOutput)
+    steps = [Step(before, after - before) for before, after in pairwise(committed) if after > before]
+    accepted = output.origins[0] != RECOVERED
+    return StudyImage(prompt, output.tokens.to(pipe.device), output.images[0], accepted, output.accept_length, steps)
 
 
 @dataclass(frozen=True)
@@ -47,9 +120,9 @@ class Study:
 
     Attributes:
         shows: what the study shows, in one line.
-        images: how many images it draws unless the caller says otherwise.
-        draws: how many images it draws in all, for a progress bar.
-        measure: draws, and returns the figures as a dataclass. Raises `HawkError` where the model lacks a drafter.
+        images: how many images it looks at unless the caller says otherwise.
+        draws: how often it asks the album for an image, for a progress bar.
+        measure: returns the figures as a dataclass. Raises `HawkError` where the model lacks a drafter.
         plot: fills an empty figure of matplotlib.
         size: the size of that figure in inches.
     """
@@ -58,54 +131,14 @@ class Study:
     shows: str
     images: int
     draws: Callable[[HawkPipeline, Setting], int]
-    measure: Callable[[HawkPipeline, Setting, OnImage], Any]
+    measure: Callable[[Album], Any]
     plot: Callable[[Any, Any], None]
     size: tuple[float, float]
 
 
 def one_draw_each(pipe: HawkPipeline, setting: Setting) -> int:
-    """`Study.draws` of a study that draws each image once."""
+    """`Study.draws` of a study that looks at each image of `hawk` once."""
     return setting.images
-
-
-@dataclass(frozen=True)
-class StudyImage:
-    """An image that the target drew, with its prompt. `pixels` are in [0, 1]."""
-
-    prompt: str
-    tokens: Int[Tensor, "1 n"]
-    pixels: Float[Tensor, "3 height width"]
-    output: PipelineOutput
-
-
-def draw(
-    pipe: HawkPipeline, setting: Setting, method: str, number: int, params: SamplingParams | None = None, **call: Any
-) -> StudyImage:
-    """Image `number` of a setting by a method; `params` replace the setting's, `call` goes to the pipeline."""
-    params = params or setting.params
-    prompts = built_in_prompts().items
-    prompt = prompts[number % len(prompts)].prompt
-    output = pipe(
-        prompt,
-        seed=setting.seed + number,
-        method=method,
-        guidance_scale=params.cfg_scale,
-        temperature=params.temperature,
-        top_k=params.top_k,
-        top_p=params.top_p,
-        output_type="pt",
-        **call,
-    )
-    assert isinstance(output, PipelineOutput)
-    return StudyImage(prompt, output.tokens.to(pipe.device), output.images[0], output)
-
-
-def drawn_images(pipe: HawkPipeline, setting: Setting, on_image: OnImage) -> Iterator[StudyImage]:
-    """The images of a setting, which follow the target's own distribution: `hawk`, which draws them, is lossless."""
-    for number in range(setting.images):
-        image = draw(pipe, setting, "hawk", number)
-        on_image()
-        yield image
 
 
 @dataclass(frozen=True)
@@ -118,7 +151,7 @@ class TargetView:
     @property
     def entropy(self) -> Float[Tensor, " n"]:
         """The entropy of p at each token, in nats."""
-        return -torch.special.xlogy(self.log_p.exp(), self.log_p.exp()).sum(-1)
+        return torch.special.entr(self.log_p.exp()).sum(-1)
 
 
 def target_view(pipe: HawkPipeline, image: StudyImage, params: SamplingParams) -> TargetView:
@@ -192,3 +225,9 @@ def rows_of(values: Float[Tensor, " n"], grid: Grid) -> list[list[float]]:
     """One number for each cell, as a list of the grid's rows."""
     rows: list[list[float]] = values.double().cpu().view(grid.height, grid.width).tolist()
     return rows
+
+
+def whole_ticks(axes: Any) -> None:
+    """Label the axes of a map of the grid with whole numbers."""
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_major_locator().set_params(integer=True, nbins=9)

@@ -38,14 +38,14 @@ def rejected_mass(p: Float[Tensor, " vocab"], proposals: Sequence[Float[Tensor, 
 class ResidualFigures:
     """The rejected mass after 1, 2, ... proposals, mean over cells and images, for each order of proposals.
 
-    The drafts of an order are independent draws, each from the q that it names. `second_source_saves` is what a draft
-    of vertical head 1 lowers the mass by, where a second draft of horizontal head 1 would be tried. Number k of a list
-    in `ahead` is the mass after two drafts for the cell that horizontal head k + 1 drafts.
+    The drafts of an order are independent draws, each from the q that it names. Number k of a list
+    in `ahead` is the mass after two drafts for the cell that horizontal head k + 1 drafts; `second_source_saves[k]` is
+    how much lower the mass is there if the second draft is of vertical head 1 and not of the same horizontal head.
     """
 
     orders: dict[str, list[Mean]]
-    second_source_saves: Mean
     ahead: dict[str, list[Mean]]
+    second_source_saves: list[Mean]
 
 
 def orders_of(horizontal: Tensor, vertical: Sequence[Tensor]) -> dict[str, list[Tensor]]:
@@ -87,11 +87,12 @@ def measure(album: Album) -> ResidualFigures:
             by_order.setdefault(name, []).append((total / cells).tolist())
         for name, total in further.items():
             ahead.setdefault(name, []).append((total / cells).tolist())
-    saved = zip(by_order["horizontal only"], by_order["both in turn"], strict=True)
+    pairs = zip(ahead["two horizontal drafts"], ahead["one horizontal, one vertical"], strict=True)
+    saved = [[alone - both for alone, both in zip(*pair, strict=True)] for pair in pairs]
     return ResidualFigures(
         orders=means(by_order),
-        second_source_saves=Mean.of([alone[1] - both[1] for alone, both in saved]),
         ahead=means(ahead),
+        second_source_saves=means({"saved": saved})["saved"],
     )
 
 

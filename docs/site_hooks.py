@@ -42,8 +42,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that lie outside docs/, their pictures, and the executed notebook."""
     for path, page in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / path)))
-    for path in sorted((ROOT / "benchmarks").glob("*.png")):
-        files.append(File.generated(config, f"benchmarks/{path.name}", abs_src_path=str(path)))
+    for path in sorted((ROOT / "benchmarks").rglob("*.png")):
+        files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     page, pictures = executed(Path(config.docs_dir) / NOTEBOOK)
     files.append(File.generated(config, Path(NOTEBOOK).with_suffix(".md").name, content=page))
     for name, content in pictures.items():

@@ -24,6 +24,7 @@ from hawk.cli.measure import bench, compare, verify
 from hawk.cli.options import unprintable
 from hawk.cli.output import Output, nowhere
 from hawk.cli.show import show
+from hawk.cli.study import study
 from hawk.cli.train import train_app
 from hawk.errors import INTERRUPTED, HawkError
 
@@ -143,6 +144,6 @@ def root(
     """Draw images from text with autoregressive models: the same images as plain decoding, in fewer forwards."""
 
 
-for command in (generate, compare, bench, verify, info, show):
+for command in (generate, compare, bench, verify, info, show, study):
     app.command()(command)
 app.command("eval")(evaluate)

@@ -18,13 +18,13 @@ import torch
 
 from hawk.decoding.planning import step_seconds
 from hawk.decoding.recording import Engine
-from hawk.errors import HawkError, install
-from hawk.files import replacing
+from hawk.errors import HawkError
 from hawk.machine import seconds_of
 from hawk.measure.environment import environment
 from hawk.models.llamagen.target import LlamaGen, LlamaGenConfig
 from hawk.models.protocol import ImageTarget
 from hawk.nn.packed import fast_dtype
+from hawk.pictures.plots import figure_class, save_figure
 from hawk.pipeline import HawkPipeline
 
 SHAPES = {
@@ -34,6 +34,8 @@ SHAPES = {
     "7B": LlamaGenConfig(dim=4096, n_layer=32, n_head=32, vocab_size=65536, height=24, width=24),
 }
 """Shapes of LlamaGen targets, by their number of weights."""
+WITHOUT_PLOTS = ", or leave out --plots"
+"""What a user may do where matplotlib is missing."""
 MOST_BYTES = 6 << 30
 """Largest weights, in bytes of float32, that are made up for a measurement."""
 
@@ -196,18 +198,9 @@ def growth(costs: list[Cost]) -> float:
     return round(slope, 3)
 
 
-def figure_class() -> Any:
-    """matplotlib's `Figure`; `HawkError` if matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise HawkError(f"plots need matplotlib: {install('eval')}, or leave out --plots") from None
-    return Figure
-
-
 def draw_plots(result: ScalingResult, folder: Path) -> list[Path]:
     """Write one log-log plot for each axis to a PNG and return the paths. `HawkError` if matplotlib is missing."""
-    figure_of = figure_class()
+    figure_of = figure_class(WITHOUT_PLOTS)
     from matplotlib.ticker import LogLocator
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -235,7 +228,6 @@ def draw_plots(result: ScalingResult, folder: Path) -> list[Path]:
         plot.legend()
         plot.set_title(f"{result.environment['processor']}, {result.environment['threads']} threads", fontsize=9)
         path = folder / f"scaling-{axis}.png"
-        with replacing(path) as temporary:
-            figure.savefig(temporary, dpi=120, format="png")
+        save_figure(figure, path)
         written.append(path)
     return written

@@ -30,11 +30,11 @@ from hawk.decoding.stats import Stats
 from hawk.decoding.tree import Window
 from hawk.decoding.window import WindowState, finish, first_window, follow, pace_of
 from hawk.drafters.methods import METHODS, UNTRAINED, build_drafter
-from hawk.files import replacing
 from hawk.machine import machine_facts
 from hawk.measure.published import PUBLISHED, MadeUp
-from hawk.measure.scaling import figure_class
+from hawk.measure.scaling import WITHOUT_PLOTS
 from hawk.models.loading import DTYPES
+from hawk.pictures.plots import figure_class, save_figure
 
 TRANSFORMERS, PLAIN, HAWK = "transformers", "ar", "hawk"
 
@@ -278,7 +278,7 @@ def draw_plots(result: TargetsResult, folder: Path) -> list[Path]:
 
     Returns its path. Raises `HawkError` if matplotlib is missing.
     """
-    figure_of = figure_class()
+    figure_of = figure_class(WITHOUT_PLOTS)
     figure = figure_of(figsize=(10, 4), layout="constrained")
     speeds, costs = figure.subplots(1, 2)
     for facts in result.targets:
@@ -302,6 +302,5 @@ def draw_plots(result: TargetsResult, folder: Path) -> list[Path]:
     figure.suptitle(f"{here['processor']}, {here['threads']} threads, {here['dtype']}, random weights", fontsize=9)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "targets.png"
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+    save_figure(figure, path)
     return [path]

@@ -14,7 +14,8 @@ from fixtures.tiny_transformers import tiny
 from hawk import HawkError, HawkPipeline, SamplingParams
 from hawk.cli.app import app
 from hawk.decoding.grid import Grid
-from hawk.evaluation.studies import acceptance, attention, heads, residual, settings
+from hawk.evaluation.prompt_sets import PromptItem, PromptSet
+from hawk.evaluation.studies import acceptance, attention, heads, residual, settings, study
 from hawk.evaluation.studies.run import STUDIES, rounded, run_study
 from hawk.evaluation.studies.study import Album, Mean, Setting, correlation, edge_strength
 from hawk.models.folder import HEADS_FOLDER
@@ -26,6 +27,15 @@ PARAMS = SamplingParams(temperature=1.0, cfg_scale=2.0)
 @pytest.fixture(scope="module")
 def pipe(saved_model) -> HawkPipeline:
     return HawkPipeline.from_pretrained(saved_model, "cpu", "float64")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_prompts():
+    """The prompts that studies draw, as short as the tiny model takes them."""
+    items = tuple(PromptItem(text, text) for text in ("a cat", "a red apple", "a blue cat"))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(study, "built_in_prompts", lambda: PromptSet("short", items, {}))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +63,11 @@ def refused(*words: object) -> str:
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_writes_finite_figures_and_a_plot(name, album, tmp_path):
-    study = STUDIES[name]
-    document = run_study(study, album, tmp_path, f"hawk study {name}")
+    chosen = STUDIES[name]
+    document = run_study(chosen, album, tmp_path, f"hawk study {name}")
     assert json.loads((tmp_path / f"{name}.json").read_text()) == document
     with Image.open(tmp_path / f"{name}.png") as image:
-        assert image.size == (round(100 * study.size[0]), round(100 * study.size[1]))
+        assert image.size == (round(100 * chosen.size[0]), round(100 * chosen.size[1]))
     assert all(map(math.isfinite, numbers(document)))
     assert (document["command"], document["temperature"], document["cfg_scale"]) == (f"hawk study {name}", 1.0, 2.0)
     assert {"processor", "versions", "threads", "seed", "model", "fingerprint", "grid"} <= document.keys()
@@ -70,11 +80,11 @@ def test_a_study_writes_finite_figures_and_a_plot(name, album, tmp_path):
 
 
 def test_studies_ask_for_the_images_that_they_announce(album):
-    for study in STUDIES.values():
+    for one in STUDIES.values():
         asked = []
         album.on_image = lambda asked=asked: asked.append(1)
-        study.measure(album)
-        assert len(asked) == study.draws(album.pipe, album.setting), study.name
+        one.measure(album)
+        assert len(asked) == one.draws(album.pipe, album.setting), one.name
     album.on_image = lambda: None
 
 

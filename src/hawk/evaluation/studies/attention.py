@@ -140,7 +140,8 @@ def attention_figures(images: list[ImageAttention], grid: Grid) -> AttentionFigu
     prompt = torch.stack([image.prompt.double().cpu() for image in images])[:, :, below]
     other = torch.stack([image.other.double().cpu() for image in images])[:, :, below]
     entries = sum(image.prompt_entries for image in images) / len(images)
-    equal = visible[below] / (visible[below].sum(1, keepdim=True) + entries)
+    seen = visible[below].double()
+    equal = seen / (seen.sum(1, keepdim=True) + entries)
     found = {name: (cells * (mask & visible)[below]).sum(-1).mean((0, 2)) for name, mask in masks.items()}
     chance = {name: float((equal * mask[below]).sum(-1).mean()) for name, mask in masks.items()}
     found |= {"prompt": prompt.mean((0, 2)), OTHER: other.mean((0, 2))}

@@ -133,7 +133,7 @@ class Study:
     draws: Callable[[HawkPipeline, Setting], int]
     measure: Callable[[Album], Any]
     plot: Callable[[Any, Any], None]
-    size: tuple[float, float]
+    size: tuple[int | float, int | float]
 
 
 def one_draw_each(pipe: HawkPipeline, setting: Setting) -> int:

@@ -112,9 +112,9 @@ def plot(figure: Any, found: SettingsFigures) -> None:
             axes.errorbar(range(len(values)), means, errors, marker="o", capsize=3, label=method)
         axes.set_xticks(range(len(values)), ["all" if axis == "top_k" and not at else f"{at:g}" for at in values])
         axes.set_xlabel(label)
-        axes.set_ylim(bottom=0)
         axes.grid(True, alpha=0.3)
     first = figure.axes[0]
+    first.set_ylim(bottom=0)  # all axes share it, so it is set when all points are drawn
     first.set_ylabel("accept length, tokens a forward")
     first.legend(fontsize=8)
 

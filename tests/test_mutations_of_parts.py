@@ -343,7 +343,18 @@ def paces():
     ]
 
 
+def batches():
+    """A step of two images costs what as many nodes cost, within and beyond the numbers that were timed."""
+    rungs = [pacing.Rung(reach, 0.9 + 0.1 * (reach + 1), 1.0) for reach in (0, 1, 3, 7)]
+    together = [rung.seconds for rung in pacing.in_batch(rungs, 2)]
+    return [
+        check(f"{2 * nodes} nodes", abs(got - 0.9 - 0.2 * nodes) < 1e-9)
+        for got, nodes in zip(together, (1, 2, 4, 8), strict=True)
+    ]
+
+
 PROOFS = (
+    batches,
     distributions,
     choices,
     noises,
@@ -530,6 +541,12 @@ MUTANTS = {
     ),
     "does not look at what a step costs": Mutant(pacing.Pace, "speed", "/ rung.seconds", "", (paces,)),
     "learns nothing": Mutant(pacing.Pace, "learn", "estimate.update(seen, accepted, rejected)", "pass", (paces,)),
+    "lets a batch cost what one image costs": Mutant(
+        pacing, "in_batch", "at(images * (rung.reach + 1))", "at(rung.reach + 1)", (batches,)
+    ),
+    "lets nodes beyond those that were timed cost nothing": Mutant(
+        pacing, "in_batch", "+ slope * max(count - nodes[-1], 0)", "", (batches,)
+    ),
     "takes times that lack a width": Mutant(planning.StepCosts, "at", ">= set(widths)", ">= {widths[0]}", (costs,)),
 }
 

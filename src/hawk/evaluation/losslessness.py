@@ -36,6 +36,7 @@ from hawk.proofs.losslessness import (
     SMALLEST_P_VALUE,
     Check,
     check_all,
+    check_drawing_laws,
     check_drifts,
     check_joint,
     check_laws,
@@ -131,16 +132,21 @@ def proofs_of(methods: Sequence[str]) -> dict[str, Callable[[], list[Law]]]:
     for name, method in chosen.items():
         proofs[name] = partial(coupled_laws if method.verifier == "coupled" else joint_laws, method)
     verifiers = {method.verifier for method in chosen.values()}
-    exact = {"residual": check_laws, "traversal": check_tree_laws, "relaxed": check_drifts}
+    exact = {
+        "residual": (check_laws, check_drawing_laws),
+        "traversal": (check_tree_laws,),
+        "relaxed": (check_drifts,),
+    }
     return proofs | {
-        f"verifier {name}": partial(exact_laws, check) for name, check in exact.items() if name in verifiers
+        f"verifier {name}": partial(exact_laws, checks) for name, checks in exact.items() if name in verifiers
     }
 
 
-def exact_laws(check: Callable[[], list[Check]]) -> list[Law]:
-    """The law of a verifier alone, computed and not sampled."""
+def exact_laws(checks: Sequence[Callable[[], list[Check]]]) -> list[Law]:
+    """The laws of a verifier, and of the images that are drawn with it, computed and not sampled."""
     seen = "any above 1e-12 (nothing is sampled)"
-    return [Law(c.verifier, c.name, c.settings, c.measured, seen, c.passed and c.lossless) for c in check()]
+    found = [one for check in checks for one in check()]
+    return [Law(c.verifier, c.name, c.settings, c.measured, seen, c.passed and c.lossless) for c in found]
 
 
 def coupled_laws(method: Method) -> list[Law]:

@@ -461,7 +461,7 @@ def test_info_names_sizes_and_drafters(saved_model, model_copy):
     facts = last_json(hawk_command("info", saved_model, "--json"))
     assert facts["name"] == "tiny"
     assert facts["grid"] == "4x6 tokens, 32x48 pixels"
-    assert re.match(r"weights \S+ GB, KV cache \S+ GB, noise \S+ GB \(float32\)$", facts["memory"])
+    assert re.match(r"weights \S+ GB, KV cache \S+ GB, noise \S+ GB \(float32, on a GPU\)$", facts["memory"])
     assert facts["drafter"]["heads"]["horizontal"] == 3
     shutil.rmtree(model_copy / "drafters")
     assert "hawk train drafter" in last_json(hawk_command("info", model_copy, "--json"))["drafter"]

@@ -74,8 +74,10 @@ def test_without_a_product_for_float16_weights_the_layer_computes_the_same(monke
 
 @pytest.mark.skipif(not can_pack_float16(), reason="no product with float16 weights here")
 def test_weights_beyond_float16_are_refused() -> None:
-    with pytest.raises(HawkError, match="do not fit into float16: use dtype bfloat16 or float32"):
+    with pytest.raises(HawkError, match=r"weights up to 7e\+04 do not fit into float16: use dtype bfloat16 or float32"):
         packed_linear(torch.full((2, 8), -7e4), F16)
+    with pytest.raises(HawkError, match="weights are not finite: the file that holds them is damaged"):
+        packed_linear(torch.tensor([[1.0, torch.nan]]), F16)
 
 
 @pytest.mark.skipif(not can_pack_float16(), reason="no product with float16 weights here")

@@ -90,6 +90,18 @@ def test_on_a_cpu_float16_holds_a_bfloat16_checkpoint_and_computes_in_float32(na
     assert torch.equal(*drawn)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@torch.no_grad()
+def test_on_a_cpu_float16_rounds_nothing_but_the_weights_of_linear_layers(dtype, tmp_path):
+    one = tiny("janus", dtype)
+    folder = save(one, tmp_path / "janus")
+    target = HawkPipeline.from_pretrained(folder, "cpu", "float16").model.target
+    codes = torch.arange(CODES)
+    assert torch.equal(
+        target.family.model.model.generation_embeddings(codes), one.hf.model.generation_embeddings(codes).float()
+    )
+
+
 def vqgan_of(folder: Path) -> Path | None:
     path = folder / "vqgan.safetensors"
     return path if path.is_file() else None

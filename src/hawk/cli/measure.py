@@ -227,6 +227,10 @@ def _targets(dtype: str, threads: int | None) -> Measured:
     from hawk.cli.tables import targets_tables
     from hawk.models.loading import dtype_named
 
+    named = dtype_named(dtype, torch.device("cpu"), large=True)
+    if named == "float64":
+        raise HawkError("the suite targets measures no float64: choose auto, float32, bfloat16 or float16")
+
     try:
         from hawk.measure.targets import TargetsResult, TargetsSweep, run_targets
     except ModuleNotFoundError as error:
@@ -236,7 +240,7 @@ def _targets(dtype: str, threads: int | None) -> Measured:
     if threads is not None:
         torch.set_num_threads(threads)
 
-    sweep = TargetsSweep(dtype=dtype_named(dtype, torch.device("cpu"), large=True))
+    sweep = TargetsSweep(dtype=named)
 
     def show(result: TargetsResult) -> None:
         for table in targets_tables(result):

@@ -28,6 +28,9 @@ from hawk.cli.options import (
 )
 from hawk.errors import HawkError
 
+WITH_METHOD = ("acceptance-map", "entropy", "settings")
+"""The studies that show a method beside `hawk`."""
+
 
 def study(
     name: Annotated[str, typer.Argument(help="A study, all, or list, which says what each study shows.")],
@@ -64,6 +67,7 @@ def study(
     from hawk.evaluation.studies.study import CFG_SCALE, TEMPERATURE, Album, Setting, StudyImage
     from hawk.models.arguments import OPTIONS, sampling_params
     from hawk.pictures.plots import figure_class
+    from hawk.pictures.png import check_writable
 
     if name == "list":
         width = max(map(len, STUDIES))
@@ -71,10 +75,13 @@ def study(
             print(f"{each.name:{width}}  {each.shows}")
         return
     check_printable(str(out))
+    check_writable(out)
     command = shlex.join(["hawk", *sys.argv[1:]])
     chosen = studies_named(name)
     if method is not None:
         method_named(method)
+        if name not in ("all", *WITH_METHOD):
+            raise HawkError(f"--method means nothing for the study {name}: leave it out")
     figure_class()
     pipe = load_pipeline(model, device, dtype, drafter, threads, engine)
     scale = CFG_SCALE if cfg_scale is None else cfg_scale

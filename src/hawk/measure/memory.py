@@ -137,7 +137,7 @@ def memory_line(model: Model) -> str:
     }
     name = str(dtype).removeprefix("torch.")
     sizes = ", ".join(f"{what} {gigabytes(size)}" for what, size in parts.items())
-    return f"{sizes} ({name})"
+    return f"{sizes} ({name}, on a GPU)"
 
 
 def gigabytes(size: int) -> str:

@@ -250,8 +250,8 @@ def copy_bandwidth(device: torch.device, copied: int) -> float:
 
 
 def bytes_read(target: ImageTarget) -> float:
-    """Bytes of weights that a forward reads; they are stored in the dtype of its matrix products."""
-    return float(target.parameter_count * target.dtype.itemsize)
+    """Bytes of weights that a forward reads."""
+    return float(target.parameter_count * target.weight_dtype.itemsize)
 
 
 def accept_length(drawn: list[Generation]) -> float:

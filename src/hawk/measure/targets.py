@@ -48,7 +48,7 @@ class TargetsSweep:
         grid: the image that every series draws; few rows, since the cost of a token does not depend on their number.
         accept_lengths: tokens per forward that a window without end would commit with the given drafts.
         rounds: how often each series draws the image; medians count.
-        dtype: of Hawk's weights, a name in `DTYPES`; transformers' weights are in float32.
+        dtype: in which Hawk holds the weights, a name in `DTYPES`; transformers holds them in float32.
     """
 
     targets: Mapping[str, Callable[[Grid, torch.dtype], MadeUp]] = field(default_factory=lambda: PUBLISHED)
@@ -299,7 +299,10 @@ def draw_plots(result: TargetsResult, folder: Path) -> list[Path]:
         plot.set_ylim(bottom=0)
     speeds.legend()
     here = result.environment
-    figure.suptitle(f"{here['processor']}, {here['threads']} threads, {here['dtype']}, random weights", fontsize=9)
+    figure.suptitle(
+        f"{here['processor']}, {here['threads']} threads, random weights in {here['dtype']}, transformers in float32",
+        fontsize=9,
+    )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "targets.png"
     save_figure(figure, path)

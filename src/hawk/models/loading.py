@@ -22,7 +22,7 @@ from hawk.models.hub import fetched, is_hub_id
 from hawk.models.llamagen.target import LlamaGen
 from hawk.models.protocol import ImageTarget, Model
 from hawk.nn.packed import can_pack_float16, fast_dtype
-from hawk.nn.stored import half_as_stored, shapes_in
+from hawk.nn.stored import lossless_dtype, shapes_in
 
 LARGE = 200_000_000
 """A model of more parameters is drawn with weights of 16 bits, unless a dtype is named."""
@@ -48,6 +48,9 @@ def load_on(
         HawkError: one line on what is missing, damaged, made for another target, or too large for the memory.
     """
     elsewhere = "" if device.type == "cpu" else ", or --device cpu"
+    if device.type == "cpu" and dtype == "float16" and pack and not can_pack_float16():
+        message = "hawk: this CPU has no product with float16 weights: they are rounded to float16 and held in float32"
+        logging.getLogger(__name__).warning(message)
     with refused_where_memory_ends(f"load the model in bfloat16, or choose a smaller model{elsewhere}"):
         if is_checkpoint(folder):
             return _load_checkpoint(folder, device, dtype, drafter, pack)
@@ -112,7 +115,7 @@ def _load_checkpoint(folder: Path, device: torch.device, dtype: str, drafter: Pa
     except ModuleNotFoundError as error:
         raise _without_transformers(folder, error) from error
     half = device.type == "cpu" and dtype == "float16" and pack
-    read_as = half_as_stored(weight_files(folder)) if half else DTYPES[dtype]
+    read_as = lossless_dtype(weight_files(folder)) if half else DTYPES[dtype]
     model = load_transformers_model(folder, device, read_as, drafter)
     if pack and mixed_precision(device, dtype):
         model.pack(DTYPES[dtype])

@@ -118,7 +118,7 @@ ROWS_AT_ONCE, WIDE = 32, 512
 
 
 def same_bits_in_windows(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a node's logits have the same bits in a window as alone: on CPUs (except for PyTorch's own float16).
+    """Whether a node's logits have the same bits in a window as alone: on CPUs, except in PyTorch's float16.
 
     How a GPU's kernels round depends on the shape.
     """

@@ -1,7 +1,7 @@
 """Linear layers packed for decoding on a CPU, where a step has few rows; products are in float32 or in bfloat16.
 
-In float16 only the weights are held: products and sums are in float32. A step of few rows takes about as long as its
-weights take to be read, which 16 bits halve.
+Weights may also be held in float16; products and sums are then in float32. A step of few rows takes about as long
+as its weights take to be read, which 16 bits halve.
 
 A packed product is faster than PyTorch's own at a step's row counts. It gives a row the same bits whatever the other
 rows are (if widths are multiples of 64, as in models), so that a node that is verified among many others gets the same
@@ -11,6 +11,7 @@ than that of one row.
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import torch
@@ -79,10 +80,7 @@ class HalfLinear(nn.Module):
     def __init__(self, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None = None) -> None:
         super().__init__()
         self.product = torch.ops.quantized.linear_dynamic_fp16.default
-        wide = weight.detach().float()
-        low, high = (end.item() for end in wide.aminmax())
-        if max(-low, high) > torch.finfo(torch.float16).max:
-            raise HawkError("the model has weights that do not fit into float16: use dtype bfloat16 or float32")
+        wide = fitting_float16(weight)
         added = None if bias is None else bias.detach().float()
         self.packed = torch.ops.quantized.linear_prepack_fp16(wide, added)
 
@@ -111,6 +109,17 @@ def has_onednn() -> bool:
 def can_pack_bfloat16() -> bool:
     """Whether oneDNN's packed bfloat16 product is in this build of PyTorch and runs on this processor."""
     return has_onednn() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def fitting_float16(weight: Float[Tensor, "o i"]) -> Float[Tensor, "o i"]:
+    """The weights in float32; `HawkError` where one is not finite, or is infinite in float16."""
+    wide = weight.detach().float()
+    most = wide.abs().max().item()  # a NaN, if there is one
+    if not math.isfinite(most):
+        raise HawkError("weights are not finite: the file that holds them is damaged")
+    if most > torch.finfo(torch.float16).max:
+        raise HawkError(f"weights up to {most:.3g} do not fit into float16: use dtype bfloat16 or float32")
+    return wide
 
 
 @cache
@@ -159,11 +168,9 @@ def packed_linear(
     Its product is in `dtype`, too, but for float16, where it is in float32.
     """
     if dtype == torch.float16:
-        return (
-            HalfLinear(weight, bias)
-            if can_pack_float16()
-            else packed_linear(weight.half().float(), torch.float32, bias)
-        )
+        if can_pack_float16():
+            return HalfLinear(weight, bias)
+        return packed_linear(fitting_float16(weight).half().float(), torch.float32, bias)
     if dtype == torch.float32 and can_pack():
         return MKLLinear(weight, bias)
     if (dtype == torch.float32 and has_onednn()) or (dtype == torch.bfloat16 and can_pack_bfloat16()):

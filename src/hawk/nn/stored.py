@@ -78,13 +78,14 @@ def shapes_in(path: Path, any_dtype: bool = False) -> Shapes:
     return shapes
 
 
-def half_as_stored(files: Iterable[Path]) -> torch.dtype:
-    """The dtype of 16 bits that is nearest to the weights in safetensors files: bfloat16 if one is, else float16."""
+def lossless_dtype(files: Iterable[Path]) -> torch.dtype:
+    """The narrowest dtype that holds the weights of safetensors files exactly: one of 16 bits if all are in it."""
+    found: set[str] = set()
     for path in files:
         with opened(path) as file:
-            if any(file.get_slice(name).get_dtype() == "BF16" for name in file.keys()):  # noqa: SIM118
-                return torch.bfloat16
-    return torch.float16
+            found |= {file.get_slice(name).get_dtype() for name in file.keys()} & set(FLOATS)  # noqa: SIM118
+    half = {frozenset({"BF16"}): torch.bfloat16, frozenset({"F16"}): torch.float16}
+    return half.get(frozenset(found), torch.float32)
 
 
 def shapes_of(weights: Mapping[str, Tensor]) -> Shapes:

@@ -178,6 +178,8 @@ def measure_entropy(album: Album) -> EntropyFigures:
     """Draw by each method, and look up the entropy of p wherever a step began."""
     methods = chosen_methods(album.setting)
     check_drafters(album.pipe, "entropy", methods)
+    if album.setting.params.greedy:
+        raise HawkError("the study entropy needs a temperature above 0: at 0 the target's distribution has no entropy")
     found, overall = [], []
     for method in methods:
         at_steps, lengths, at_cells, accepted = [], [], [], []

@@ -25,6 +25,8 @@ from hawk.evaluation.studies.study import Album, Study, condition, one_draw_each
 SHOWN_ROWS, SHOWN_COLUMNS = 5, 8
 """How far the heat map reaches up and to either side."""
 PLACES = ("prompt", "same row", "row above", "two rows above", "further rows")
+MOST_BYTES = 4e9
+"""Memory that the attention weights of all images may take."""
 OTHER = "other"
 """Entries that are neither prompt nor cell: tokens that end a row."""
 
@@ -167,6 +169,12 @@ def measure(album: Album) -> AttentionFigures:
     pipe, grid = album.pipe, album.pipe.model.grid
     if grid.height < 2:
         raise HawkError("the study attention needs a grid of two rows or more")
+    layers, count = album.pipe.model.facts()["target"]["layers"], album.setting.images
+    needed = layers * count * grid.size**2 * torch.float64.itemsize
+    if needed > MOST_BYTES:
+        most = int(MOST_BYTES // (needed // count))
+        advice = f"give --images {most}" if most else "its weights do not fit for a single image"
+        raise HawkError(f"the study attention holds {needed / 1e9:.0f} GB of weights for {count} images: {advice}")
     images = [
         image_attention(pipe.model.target, condition(pipe, image), image.tokens, grid) for image in album.images()
     ]

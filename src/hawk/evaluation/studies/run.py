@@ -34,7 +34,7 @@ def studies_named(name: str) -> list[Study]:
     """The study of that name, or all of them for "all"; `HawkError` with all names for an unknown one."""
     if name == "all":
         return list(STUDIES.values())
-    return [STUDIES[name_of("study", name, (*STUDIES, "all"))]]
+    return [STUDIES[name_of("study", name, (*STUDIES, "all", "list"))]]
 
 
 def run_study(study: Study, album: Album, out: Path, command: str) -> dict[str, Any]:

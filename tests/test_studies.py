@@ -306,7 +306,7 @@ def test_what_a_study_cannot_show_is_refused_before_anything_is_drawn(tmp_path, 
     assert "is a file" in refused("study", "attention", "--out", tmp_path / "file")
     assert "--method means nothing for the study heads" in refused("study", "heads", "--method", "scd")
     monkeypatch.setattr(attention, "MOST_BYTES", 8 * album.pipe.model.grid.size**2)
-    with pytest.raises(HawkError, match="attention holds .* GB of weights for 2 images: "):
+    with pytest.raises(HawkError, match=r"attention holds .* GB of weights for 2 images: "):
         attention.measure(Album(album.pipe, Setting(2, 3, PARAMS)))
     with pytest.raises(HawkError, match="the study entropy needs a temperature above 0"):
         acceptance.measure_entropy(Album(album.pipe, Setting(1, 3, SamplingParams(temperature=0.0))))

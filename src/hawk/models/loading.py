@@ -136,8 +136,7 @@ def dtype_named(dtype: str, device: torch.device, large: bool = False) -> str:
     """A name in `DTYPES`; "auto" becomes bfloat16 on a CPU with matrix units (AMX), and float32 elsewhere.
 
     For a `large` model (`is_large`) "auto" becomes bfloat16 on a GPU, and float16 on a CPU without matrix units where
-    layers can be packed so. Raises `HawkError` for an unknown name, and
-    for float64 where the device does not have it.
+    layers can be packed so. Raises `HawkError` for an unknown name, and for float64 where the device does not have it.
     """
     name_of("dtype", dtype, ("auto", *DTYPES))
     if dtype == "float64" and not has_float64(device):

@@ -184,14 +184,14 @@ def correlation(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over images with its standard error (0 for a single image)."""
+    """A mean with its standard error (0 for a single value)."""
 
     value: float
     error: float
 
     @classmethod
     def of(cls, values: list[float]) -> Mean:
-        """The mean of one value for each image."""
+        """The mean of values: in most studies one for each image, in `entropy` one for each step or cell."""
         numbers = torch.tensor(values, dtype=torch.float64)
         error = float(numbers.std() / len(numbers) ** 0.5) if len(numbers) > 1 else 0.0
         return cls(float(numbers.mean()), error)

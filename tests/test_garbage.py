@@ -390,7 +390,7 @@ def test_the_default_dtype_on_a_gpu_follows_the_size_wherever_the_model_comes_fr
     assert [loading.dtype_named("auto", cuda, large) for large in (True, False)] == ["bfloat16", "float32"]
     monkeypatch.setattr(loading, "fast_dtype", lambda: torch.float32)
     monkeypatch.setattr(loading, "can_pack_float16", lambda: True)
-    assert [loading.dtype_named("auto", cpu, large) for large in (True, False)] == ["float16", "float32"]
+    assert [loading.dtype_named("auto", cpu, large) for large in (True, False)] == ["float16", "float16"]
     monkeypatch.setattr(loading, "can_pack_float16", lambda: False)
     assert loading.dtype_named("auto", cpu, True) == "float32"
 

@@ -116,9 +116,9 @@ class HawkPipeline:
             device: "auto" (a CUDA GPU where there is one), "cpu", "cuda", "cuda:1", or "mps" (an Apple GPU).
             dtype: of the target and its drafter: float32, bfloat16, float16 or float64, as a name or as torch's. On a
                 CPU, bfloat16 applies to matrix products and their weights only, float16 to the weights only, and
-                everything else is float32. "auto", as None, is bfloat16 on a CPU with matrix units (AMX) and float32
-                elsewhere; for a model of more than 200 million parameters it is bfloat16 on a GPU, and float16 on
-                CPUs of the x86 family without matrix units.
+                everything else is float32. "auto", as None, is bfloat16 on a CPU with matrix units (AMX), float16 on
+                other CPUs of the x86 family, bfloat16 on a GPU for a model of more than 200 million parameters, and
+                float32 elsewhere.
             drafter: a drafter's folder or hub id, to use in place of the model's own.
             engine: how the steps of `ar`, `scd` and untrained `hawk` run. "eager": the host starts each step. "graph":
                 the first image of a size records a step as a CUDA graph, which is then replayed. "compiled": the same

@@ -227,7 +227,7 @@ def _targets(dtype: str, threads: int | None) -> Measured:
     from hawk.cli.tables import targets_tables
     from hawk.models.loading import dtype_named
 
-    named = dtype_named(dtype, torch.device("cpu"), large=True)
+    named = dtype_named(dtype, torch.device("cpu"))
     if named == "float64":
         raise HawkError("the suite targets measures no float64: choose auto, float32, bfloat16 or float16")
 

@@ -42,7 +42,7 @@ DtypeOption = Annotated[
     typer.Option(
         "--dtype",
         help="auto, float32, bfloat16 or float16. auto is bfloat16 on a CPU with AMX and for a large model on a GPU, "
-        "and float16 (weights only) for a large model on other CPUs.",
+        "and float16 (weights only) on other x86 CPUs.",
     ),
 ]
 EngineOption = Annotated[

@@ -25,7 +25,7 @@ from hawk.nn.packed import can_pack_float16, fast_dtype
 from hawk.nn.stored import lossless_dtype, shapes_in
 
 LARGE = 200_000_000
-"""A model of more parameters is drawn with weights of 16 bits, unless a dtype is named."""
+"""On a GPU, a model of more parameters is drawn in bfloat16, unless a dtype is named."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -133,10 +133,11 @@ def _without_transformers(folder: Path, error: ModuleNotFoundError) -> Exception
 
 
 def dtype_named(dtype: str, device: torch.device, large: bool = False) -> str:
-    """A name in `DTYPES`; "auto" becomes bfloat16 on a CPU with matrix units (AMX), and float32 elsewhere.
+    """A name in `DTYPES`; "auto" becomes the dtype in which the device decodes fastest.
 
-    For a `large` model (`is_large`) "auto" becomes bfloat16 on a GPU, and float16 on a CPU without matrix units where
-    layers can be packed so. Raises `HawkError` for an unknown name, and for float64 where the device does not have it.
+    On a CPU that is bfloat16 where it has matrix units (AMX), else float16 where layers can be packed so, else float32.
+    On a GPU it is bfloat16 for a `large` model (`is_large`), else float32. Raises `HawkError` for an unknown name, and
+    for float64 where the device does not have it.
     """
     name_of("dtype", dtype, ("auto", *DTYPES))
     if dtype == "float64" and not has_float64(device):
@@ -147,7 +148,7 @@ def dtype_named(dtype: str, device: torch.device, large: bool = False) -> str:
         return "bfloat16" if large else "float32"
     if fast_dtype() == torch.bfloat16:
         return "bfloat16"
-    return "float16" if large and can_pack_float16() else "float32"
+    return "float16" if can_pack_float16() else "float32"
 
 
 def device_named(name: str) -> torch.device:

@@ -55,7 +55,8 @@ def moved(model: Model, device: torch.device, dtype: str) -> Model:
     Raises:
         HawkError: the model cannot be changed in place: it is packed, or a checkpoint of transformers.
     """
-    instead = f"load it with from_pretrained(..., device='{device}', dtype='{dtype}')"
+    another = f", dtype='{dtype}'" if DTYPES[dtype] != model.target.weight_dtype else ""
+    instead = f"load it with from_pretrained(..., device='{device}'{another})"
     if not isinstance(model, FolderModel):
         raise HawkError(f"a transformers checkpoint cannot be changed in place: {instead}")
     if model.target.packed_in is not None:

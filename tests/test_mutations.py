@@ -284,7 +284,7 @@ MUTANTS = {
     ),
     # logits that are not finite
     "does not look at the logits of a window": Mutant(
-        window, "advance", "state.broken |= (scores.broken & (offsets < count[:, None])).any()", "pass", (finite,)
+        window, "advance", "state.broken |= (scores.broken & (offsets < count[:, None])).any(1)", "pass", (finite,)
     ),
     "does not look at the logits of a tree": Mutant(
         trees, "step", "refuse_broken(state, scores, verdicts)", "pass", (finite,)

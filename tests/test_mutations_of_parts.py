@@ -25,7 +25,7 @@ from hawk.decoding import (
     structure,
     window,
 )
-from hawk.decoding.sampling import SamplingParams
+from hawk.decoding.sampling import BatchParams, SamplingParams
 from hawk.decoding.tree import Window
 from hawk.errors import HawkError
 from hawk.proofs.losslessness import Check
@@ -276,19 +276,19 @@ def guided_forwards():
     target = tiny_target(0, grid=grid.Grid(2, 3), dim=16)
     prompt, params = tiny_prompt(target, 2), SamplingParams(cfg_scale=3.0)
     hidden = torch.randn(4, 3, 16, dtype=F64)
-    scores = forward.scores_of(target, hidden, params)
+    batch, unguided = (BatchParams.alike(each, 2, target.vocab_size, hidden) for each in (params, SamplingParams()))
+    scores = forward.scores_of(target, hidden, batch)
     cond, uncond = (target.head(rows) for rows in (hidden[:2], hidden[2:]))
-    broken = forward.scores_of(target, hidden.index_fill(0, torch.tensor([1]), math.nan), params)
+    broken = forward.scores_of(target, hidden.index_fill(0, torch.tensor([1]), math.nan), batch)
     mended = broken.mended().logits
-    doubled = forward.both(torch.arange(2), params).tolist()
-    alone = forward.both(torch.arange(2), SamplingParams()).tolist()
+    doubled, alone = batch.rows_of(torch.arange(2)).tolist(), unguided.rows_of(torch.arange(2)).tolist()
     nodes = forward.Nodes(
         torch.zeros(2, 2, dtype=torch.long),
         torch.tensor([[5, 6], [5, 6]]),
         torch.ones(2, 2, 2, dtype=torch.bool).tril(),
     )
     prefilled = target.prefill(prompt, True, 8)
-    past_end = forward.forward(target, nodes, prefilled.padding, prefilled.cache, target.grid, params)
+    past_end = forward.forward(target, nodes, prefilled.padding, prefilled.cache, target.grid, batch)
     return [
         check("logits", torch.allclose(scores.log_p, (uncond + 3 * (cond - uncond)).log_softmax(-1))),
         check("states", torch.allclose(scores.states, hidden[2:] + 3 * (hidden[:2] - hidden[2:]))),
@@ -383,19 +383,17 @@ MUTANTS = {
     "guides away from the prompt": Mutant(
         sampling,
         "guide",
-        "return uncond + scale * (cond - uncond)",
-        "return uncond + scale * (uncond - cond)",
+        "in_dtype(scale * (cond - uncond)",
+        "in_dtype(scale * (uncond - cond)",
         (distributions,),
     ),
-    "guides from the conditional row": Mutant(
-        sampling, "guide", "return uncond + scale", "return cond + scale", (distributions,)
-    ),
+    "guides from the conditional row": Mutant(sampling, "guide", "return uncond +", "return cond +", (distributions,)),
     "multiplies by the temperature": Mutant(sampling, "filtered", "/ params.temp", "* params.temp", (distributions,)),
     "keeps one token fewer of the top k": Mutant(
-        sampling, "filtered", "logits < threshold", "logits <= threshold", (distributions,)
+        sampling, "filtered", "kept < threshold", "kept <= threshold", (distributions,)
     ),
-    "forgets top-k": Mutant(sampling, "filtered", "0 < params.top_k <", "0 > params.top_k <", (distributions,)),
-    "forgets top-p": Mutant(sampling, "filtered", "params.top_p < 1", "params.top_p < 0", (distributions,)),
+    "forgets top-k": Mutant(sampling, "filtered", "if params.most_k:", "if False:", (distributions,)),
+    "forgets top-p": Mutant(sampling, "filtered", "if params.nucleus:", "if False:", (distributions,)),
     "drops the token that reaches top-p": Mutant(
         sampling, "_nucleus", "probs.cumsum(-1) - probs", "probs.cumsum(-1)", (distributions,)
     ),
@@ -403,7 +401,7 @@ MUTANTS = {
         sampling, "_nucleus", "torch.empty_like(logits).scatter_(-1, index, ordered)", "ordered", (distributions,)
     ),
     "is greedy for the smallest logit": Mutant(
-        sampling, "filtered", "logits.argmax(-1, keepdim=True)", "logits.argmin(-1, keepdim=True)", (distributions,)
+        sampling, "_largest", "logits.argmax(-1, keepdim=True)", "logits.argmin(-1, keepdim=True)", (distributions,)
     ),
     "subtracts the noise": Mutant(
         sampling, "gumbel_argmax", "return (scores + noise)", "return (scores - noise)", (choices,)
@@ -511,14 +509,14 @@ MUTANTS = {
         request.Request, "rows", "self.seeds[rows]", "self.seeds[: len(self.seeds[rows])]", (requests,)
     ),
     "verifies drafts without their q": Mutant(
-        generate, "generate", "request.drafts_for not in drafter.lossless_with", "False", (verifiers,)
+        request.Request, "check_drafts", "self.drafts_for not in lossless_with", "False", (verifiers,)
     ),
     # the guided forward
     "guides with the rows swapped": Mutant(
-        forward, "guided_state", "cond, uncond = hidden.chunk(2)", "uncond, cond = hidden.chunk(2)", (guided_forwards,)
+        forward, "guided_state", "params.uncond)", "params.cond)", (guided_forwards,)
     ),
     "puts the rows of an image side by side": Mutant(
-        forward, "both", "torch.cat((tensor, tensor))", "tensor.repeat_interleave(2, 0)", (guided_forwards,)
+        sampling.Rows, "of", "len(params) + place", "image + 1 + place", (guided_forwards,)
     ),
     "asks for positions past the image": Mutant(
         forward, "forward", "nodes.positions.clamp(max=grid.size - 1)", "nodes.positions", (guided_forwards,)
@@ -526,8 +524,8 @@ MUTANTS = {
     "calls broken logits sound": Mutant(
         forward,
         "without_distribution",
-        "~logits.amax(-1).isfinite()",
-        "torch.zeros_like(logits[..., 0], dtype=torch.bool)",
+        "return ~kept.amax(-1).isfinite()",
+        "return torch.zeros_like(logits[..., 0], dtype=torch.bool)",
         (guided_forwards,),
     ),
     # costs

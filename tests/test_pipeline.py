@@ -352,7 +352,7 @@ def test_callback_follows_every_forward(pipe):
     assert committed[-1] == 48
     assert len(seen) == sum(stats.nfe - 1 for stats in output.stats)  # the prefill is no step
     assert seen[0][0] is pipe
-    assert seen[0][3] == ["canvas", "stats"]
+    assert seen[0][3] == ["canvas", "images", "stats"]
 
 
 @pytest.mark.parametrize(

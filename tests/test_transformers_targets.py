@@ -15,7 +15,7 @@ from hawk.decoding.grid import Grid
 from hawk.decoding.planning import step_seconds
 from hawk.decoding.recording import on_device, replay
 from hawk.decoding.request import Condition, Request
-from hawk.decoding.sampling import SamplingParams, guide, log_probs
+from hawk.decoding.sampling import BatchParams, SamplingParams, guide, log_probs
 from hawk.decoding.structure import Structure, lay_out
 from hawk.decoding.tree import Window
 from hawk.decoding.trees import NoDrafter
@@ -195,7 +195,8 @@ def test_logits_of_a_tree_are_those_of_its_paths(name, attention):
         positions = torch.tensor(roots)[:, None] + depths
         both = [torch.cat((x, x)) for x in (tokens, positions, ancestors.expand(3, 7, 7))]
         hidden = target.forward_nodes(*both, prefilled.padding, prefilled.cache, grid)
-        logits = guided_logits(target, hidden, guided_state(hidden, params), params)
+        batch = BatchParams.alike(params, 3, target.vocab_size, hidden)
+        logits = guided_logits(target, hidden, guided_state(hidden, batch), batch)
         for row in range(3):
             for node in range(7):
                 path = [i for i in range(7) if ancestors[node, i]]

@@ -15,11 +15,11 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from hawk.decoding.canvas import Canvas
 from hawk.decoding.grid import Grid
+from hawk.decoding.lane import Progress
 from hawk.decoding.request import Request
 from hawk.decoding.sampling import SamplingParams
-from hawk.decoding.stats import Generation, OnStep, Stats
+from hawk.decoding.stats import Generation, Stats
 from hawk.decoding.verify import LOSSLESS
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -33,8 +33,9 @@ class PipelineOutput(Mapping[str, Any]):
     which numbers index (`output[0]`).
 
     `tokens` and `origins` are `[images, grid.size]` on the CPU; `origins` index `source_names`, and -1 is a recovered
-    or bonus token. `stats` holds the counts of each image's batch (the image's own counts at `batch_size` 1).
-    `seconds` is the image's share of its batch's wall-clock time, from prompt to pixels.
+    or bonus token. `stats` holds the counts of each image, or of its group where images of a call begin and end
+    together (methods with draft trees at a `batch_size` above 1). `seconds` is the image's share of the wall-clock time
+    of the steps that it took part in, from prompt to pixels.
     """
 
     images: Any
@@ -83,9 +84,9 @@ class PipelineOutput(Mapping[str, Any]):
 
 
 class StoppedError(RuntimeError):
-    """A call was stopped by `pipe._interrupt = True`; `finished` is the output of the batches that were complete.
+    """A call was stopped by `pipe._interrupt = True`; `finished` is the output of the images that were complete.
 
-    Where no batch was complete, `finished` is None.
+    Where no image was complete, `finished` is None.
     """
 
     def __init__(self, finished: PipelineOutput | None, images: int) -> None:
@@ -107,7 +108,7 @@ class RunningCall:
 
 
 class StopDrawingError(Exception):
-    """Leaves the decoding of a batch, because the call was interrupted."""
+    """Leaves the decoding, because the call was interrupted."""
 
 
 class RunningCalls:
@@ -152,57 +153,58 @@ class RunningCalls:
 class Reports:
     """What a call tells of its steps: to the caller's callback `tell`, and to a progress bar in tokens.
 
-    `tell` takes the forwards of the batch, the tokens committed in the whole call, and copies of canvas and stats.
+    `tell` takes the forwards of the lane or group, the tokens committed in the whole call, and copies of canvas and
+    stats, with the places of their images in the call. `finished` is the number of tokens of images that are finished.
     """
 
     call: RunningCall
     tell: Callable[[int, int, dict[str, Any]], Any] | None
     bar: Any
+    finished: int = 0
 
-    def after(self, before: int) -> OnStep:
-        """The decoder's callback for a batch that `before` committed tokens precede; `StopDrawingError` ends it."""
-
-        def on_step(canvas: Canvas, stats: Stats) -> None:
-            committed = before + sum(canvas.committed)
-            self.bar.update(committed - self.bar.n)
-            if self.tell is not None:
-                self.tell(stats.nfe, committed, {"canvas": canvas.copied(), "stats": stats.copied()})
-            if not canvas.done:
-                self.call.stop_if_interrupted()
-
-        return on_step
+    def on_step(self, progress: Progress[int]) -> None:
+        """The engine's callback; `StopDrawingError` ends the call, unless an image was finished by the step."""
+        canvas, stats = progress.canvas, progress.stats
+        committed = self.finished + sum(canvas.committed)
+        self.bar.update(committed - self.bar.n)
+        if self.tell is not None:
+            seen = {"canvas": canvas.copied(), "stats": stats.copied(), "images": list(progress.keys)}
+            self.tell(progress.steps, committed, seen)
+        if not any(count == canvas.grid.size for count in canvas.committed):
+            self.call.stop_if_interrupted()
 
 
 def keep_finished(error: BaseException, finished: PipelineOutput) -> None:
-    """Give an exception that ends a call the attribute `finished`: the output of the batches that were complete."""
+    """Give an exception that ends a call the attribute `finished`: the output of the images that were complete."""
     vars(error)["finished"] = finished
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Images that were decoded together, their pixels in [-1, 1], and the wall-clock seconds of the whole batch.
+class DrawnImage:
+    """A finished image of a call: its place in the call, its generation, and its pixels in [-1, 1].
 
-    `decoding` is the seconds of it until the tokens were drawn.
+    `seconds` is its share of the wall-clock time, `decoding` of the time until its tokens were drawn.
     """
 
+    place: int
     generation: Generation
-    pixels: Float[Tensor, "images 3 height width"]
+    pixels: Float[Tensor, "1 3 height width"]
     seconds: float
     decoding: float
 
 
-def output_of(request: Request, batches: Sequence[Batch], output_type: str) -> PipelineOutput:
-    """The output of a call whose first images are in `batches`; all of them, unless the call was interrupted."""
-    drawn = [batch.generation for batch in batches]
-    sizes = [len(generation.tokens) for generation in drawn]
+def output_of(request: Request, drawn: Sequence[DrawnImage], output_type: str) -> PipelineOutput:
+    """The output of a call whose finished images are `drawn`: all images of the request, unless it was interrupted."""
+    drawn = sorted(drawn, key=lambda image: image.place)
+    generations = [image.generation for image in drawn]
     return PipelineOutput(
-        images=as_output(torch.cat([batch.pixels for batch in batches]), output_type),
-        stats=[generation.stats for generation, size in zip(drawn, sizes, strict=True) for _ in range(size)],
-        seeds=list(request.seeds[: sum(sizes)]),
-        tokens=torch.cat([generation.tokens for generation in drawn]).cpu(),
-        origins=torch.cat([generation.origins for generation in drawn]).cpu(),
-        source_names=drawn[0].source_names,
-        seconds=[batch.seconds / size for batch, size in zip(batches, sizes, strict=True) for _ in range(size)],
+        images=as_output(torch.cat([image.pixels for image in drawn]), output_type),
+        stats=[generation.stats for generation in generations],
+        seeds=[request.seeds[image.place] for image in drawn],
+        tokens=torch.cat([generation.tokens for generation in generations]).cpu(),
+        origins=torch.cat([generation.origins for generation in generations]).cpu(),
+        source_names=generations[0].source_names,
+        seconds=[image.seconds for image in drawn],
         grid=request.grid,
         params=request.params,
         verifier=request.verifier,

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from hawk.decoding.arguments import Number, boolean, name_of, path_of, shown, whole_number
-from hawk.decoding.generate import generate
+from hawk.decoding.arguments import Number, boolean, check_function, name_of, path_of, whole_number
+from hawk.decoding.grid import Grid
 from hawk.decoding.planning import StepCosts
 from hawk.decoding.recording import Engine, Recordings
 from hawk.decoding.relaxed import LOSSY, Relaxation
@@ -29,6 +29,7 @@ from hawk.drafters.methods import UNTRAINED, Method, build_drafter, method_named
 from hawk.drafters.parts import DraftParts
 from hawk.drafters.settings import TreeLimits, costs_of, drifted, settings_for
 from hawk.drafters.source import slow_drafts
+from hawk.engine import DrawingEngine, Ended
 from hawk.errors import CallersFunction, HawkError
 from hawk.machine import lacking_operations_refused
 from hawk.models.arguments import check_negatives, dtype_of, grid_of, image_seeds, paired_prompts, sampling_params
@@ -46,7 +47,7 @@ from hawk.models.pixels import sound_pixels
 from hawk.models.protocol import Model
 from hawk.outputs import (
     OUTPUT_TYPES,
-    Batch,
+    DrawnImage,
     PipelineOutput,
     Reports,
     RunningCalls,
@@ -59,6 +60,7 @@ from hawk.outputs import (
 
 __all__ = [
     "HawkPipeline",
+    "OnImageEnd",
     "OnStepEnd",
     "PipelineOutput",
     "StoppedError",
@@ -71,11 +73,19 @@ __all__ = [
 LOGGER = logging.getLogger(__name__)
 
 OnStepEnd = Callable[["HawkPipeline", int, int, dict[str, Any]], Any]
-"""Called after each target forward with (pipeline, forwards of this batch so far, tokens committed so far in the whole
-call, {"canvas": Canvas, "stats": Stats}). Canvas and stats are copies, so that changes to them change no image; only
-`Canvas.states`, which is large, is the decoder's own and must not be changed. What the callback returns has no effect.
-To stop the call, it may raise an exception of its own, or set `pipeline._interrupt = True` as in diffusers: the call
-then raises `StoppedError`.
+"""Called after each target forward with (pipeline, forwards so far of the images that are drawn together, tokens
+committed so far in the whole call, {"canvas": Canvas, "stats": Stats, "images": list}).
+
+The list has the places in the call of the images on the canvas. Canvas and stats are copies, so that changes to them
+change no image; only `Canvas.states`, which is large, is the decoder's own and must not be changed. What the callback
+returns has no effect. To stop the call, it may raise an exception of its own, or set `pipeline._interrupt = True` as in
+diffusers: the call then raises `StoppedError`.
+"""
+
+OnImageEnd = Callable[["HawkPipeline", int, PipelineOutput], Any]
+"""Called as soon as an image is finished with (pipeline, the image's place in the call, the output of this image).
+
+Images that are drawn together may be finished in another order than that of the call. What it returns has no effect.
 """
 
 
@@ -289,6 +299,7 @@ class HawkPipeline:
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: OnStepEnd | None = None,
+        callback_on_image_end: OnImageEnd | None = None,
         batch_size: Number = 1,
         progress: bool = False,
     ) -> PipelineOutput | tuple[Any]:
@@ -314,20 +325,22 @@ class HawkPipeline:
             output_type: "pil"; "np" `[n, height, width, 3]` or "pt" `[n, 3, height, width]`, both in [0, 1].
             return_dict: False returns `(images,)`.
             callback_on_step_end: see `OnStepEnd`.
-            batch_size: images decoded together. More than 1 pays on a GPU only. Rounding differs between batch sizes,
-                so that a near-tie between two tokens may fall the other way.
+            callback_on_image_end: see `OnImageEnd`.
+            batch_size: images decoded together. With `ar`, `scd` and untrained `hawk` on a CPU, an image that is
+                finished is replaced by the next one; otherwise so many images begin and end together. Rounding may
+                differ between batch sizes, so that a near-tie between two tokens may fall the other way.
             progress: show a bar of the call's tokens on stderr.
 
         Raises:
             HawkError: an argument is wrong; the message is one line that names it.
             StoppedError: the callback or another thread set `_interrupt`.
 
-        Any exception that ends a call after some of its batches has the attribute `finished`: their `PipelineOutput`.
+        Any exception that ends a call after some of its images has the attribute `finished`: their `PipelineOutput`.
         """
         with self._calls.begun() as running:
             output_type = name_of("output_type", output_type, OUTPUT_TYPES)
-            if not (callback_on_step_end is None or callable(callback_on_step_end)):
-                raise HawkError(f"callback_on_step_end must be a function, not {shown(callback_on_step_end)}")
+            check_function("callback_on_step_end", callback_on_step_end)
+            check_function("callback_on_image_end", callback_on_image_end)
             tell = None if callback_on_step_end is None else partial(callback_on_step_end, self)
             progress, return_dict = boolean("progress", progress), boolean("return_dict", return_dict)
             batch_size = whole_number("batch_size", batch_size, least=1)
@@ -351,15 +364,28 @@ class HawkPipeline:
                 self.relaxation if verifier in LOSSY else None,
             )
             # draw
+            drawn: list[DrawnImage] = []
             tokens = request.images * grid.size
             with evaluation_mode(self.borrowed), tqdm(total=tokens, unit="token", disable=not progress) as bar:
                 drafter = self.skills.taught(self._drafter(chosen, limits.within(grid), verifier), params)
-                batches = self._draw_all(request, drafter, batch_size, output_type, Reports(running, tell, bar))
-            self.skills.learn(params, [batch.generation for batch in batches])
-            if chosen.name == "hawk" and isinstance(drafter, Window) and callback_on_step_end is None:
-                self._measure_if_drifted(request, batches)
-            self._warn_of_slow_drafts(batches)
-            output = output_of(request, batches, output_type)
+                reports = Reports(running, tell, bar)
+                try:
+                    for image in self._draw(request, drafter, batch_size, reports):
+                        drawn.append(image)
+                        if callback_on_image_end is not None:
+                            callback_on_image_end(self, image.place, output_of(request, [image], output_type))
+                except StopDrawingError:
+                    finished = output_of(request, drawn, output_type) if drawn else None
+                    raise StoppedError(finished, request.images) from None
+                except BaseException as error:  # of any kind: Ctrl-C, or what a callback raises
+                    if drawn:
+                        keep_finished(error, output_of(request, drawn, output_type))
+                    raise
+            self.skills.learn(params, [image.generation for image in drawn])
+            if chosen.name == "hawk" and isinstance(drafter, Window) and batch_size == 1 and tell is None:
+                self._measure_if_drifted(request, drawn)
+            self._warn_of_slow_drafts(drawn)
+            output = output_of(request, drawn, output_type)
             return output if return_dict else (output.images,)
 
     def _drafter(self, method: Method, limits: TreeLimits, verifier: str) -> Drafter | Window:
@@ -367,36 +393,41 @@ class HawkPipeline:
         parts = self.priced if method.name == "hawk" else self.model.drafting
         return build_drafter(method, parts, self.model.target, limits, verifier)
 
-    def _draw_all(
-        self, request: Request, drafter: Drafter | Window, batch_size: int, output_type: str, reports: Reports
-    ) -> list[Batch]:
-        """All batches of a request; an exception that ends them carries what was finished before it."""
-        batches: list[Batch] = []
-        try:
-            for start in range(0, request.images, batch_size):
-                on_step = CallersFunction(reports.after(start * request.grid.size))
-                reports.call.stop_if_interrupted()
-                batches.append(self._draw(request.rows(slice(start, start + batch_size)), drafter, on_step))
-        except StopDrawingError:
-            finished = output_of(request, batches, output_type) if batches else None
-            raise StoppedError(finished, request.images) from None
-        except BaseException as error:  # of any kind: Ctrl-C, or what a callback raises
-            if batches:
-                keep_finished(error, output_of(request, batches, output_type))
-            raise
-        return batches
+    def _draw(
+        self, request: Request, drafter: Drafter | Window, batch_size: int, reports: Reports
+    ) -> Iterator[DrawnImage]:
+        """The images of a request, each as soon as it is finished; `StopDrawingError` where the call is interrupted."""
+        engine: DrawingEngine[int] = DrawingEngine(self.model.target, batch_size, self._valid_recordings())
+        engine.submit(range(request.images), request, drafter)
+        while engine.busy:
+            reports.call.stop_if_interrupted()
+            self._valid_recordings()
+            on_step = CallersFunction(reports.on_step)
+            with lacking_operations_refused(self.device, on_step):
+                ended = engine.step(on_step)
+                images = self._with_pixels(ended, request.grid)
+            reports.finished += len(images) * request.grid.size
+            yield from images
 
-    def _draw(self, request: Request, drafter: Drafter | Window, on_step: CallersFunction) -> Batch:
-        """One batch, from conditions to pixels."""
+    def _with_pixels(self, ended: Sequence[Ended[int]], grid: Grid) -> list[DrawnImage]:
+        """Decode the images that the engine is done with; raises the error that ended one of them."""
+        generations = []
+        for each in ended:
+            if isinstance(each.outcome, HawkError):
+                raise each.outcome
+            generations.append(each.outcome)
+        if not generations:
+            return []
         started = time.perf_counter()
-        with lacking_operations_refused(self.device, on_step):
-            generation = generate(self.model.target, request, drafter, on_step, self._valid_recordings())
-            decoded = time.perf_counter() - started
-            codes = generation.tokens.unflatten(1, (request.grid.height, request.grid.width))
-            pixels = sound_pixels(self.model, codes).cpu()
-        batch = Batch(generation, pixels, time.perf_counter() - started, decoded)
-        LOGGER.debug("drew %d images in %.2f s and %d steps", request.images, batch.seconds, generation.stats.nfe)
-        return batch
+        tokens = torch.cat([generation.tokens for generation in generations])
+        pixels = sound_pixels(self.model, tokens.unflatten(1, (grid.height, grid.width))).cpu()
+        seconds = (time.perf_counter() - started) / len(ended)
+        for each, generation in zip(ended, generations, strict=True):
+            LOGGER.debug("drew image %d in %.2f s and %d steps", each.key, each.seconds, generation.stats.nfe)
+        return [
+            DrawnImage(each.key, generation, own[None], each.seconds + seconds, each.seconds)
+            for each, generation, own in zip(ended, generations, pixels, strict=True)
+        ]
 
     def _valid_recordings(self) -> Recordings:
         """The recordings; those that read weights which were replaced since the last batch are dropped."""
@@ -408,29 +439,27 @@ class HawkPipeline:
                 self._places = places
         return self.recordings
 
-    def _warn_of_slow_drafts(self, batches: Sequence[Batch]) -> None:
+    def _warn_of_slow_drafts(self, drawn: Sequence[DrawnImage]) -> None:
         """Log a warning, once in the pipeline's life, where the drafter gave numbers that are not finite."""
-        sources = frozenset[str]().union(*(batch.generation.stats.broken_sources for batch in batches))
+        sources = frozenset[str]().union(*(image.generation.stats.broken_sources for image in drawn))
         if sources and not self._warned:
             self._warned = True
             LOGGER.warning(slow_drafts(sources, str(self.model.target.dtype).removeprefix("torch.")))
 
-    def _measure_if_drifted(self, request: Request, batches: Sequence[Batch]) -> None:
+    def _measure_if_drifted(self, request: Request, drawn: Sequence[DrawnImage]) -> None:
         """Time steps again, once in the pipeline's life, where those of a call took much longer than `hawk` counts on.
 
-        Only steps like the timed ones are compared: of one guided image of the model's own size. The pipeline's first
-        batch is left out, since its steps are slower than later ones; so is the engine "compiled", where to time a step
-        takes minutes.
+        Only steps like the timed ones are compared: of guided images of the model's own size, drawn one by one. The
+        pipeline's first image is left out, since its steps are slower than later ones; so is the engine "compiled",
+        where to time a step takes minutes.
         """
-        compared, self._warm = batches[0 if self._warm else 1 :], True
+        compared, self._warm = drawn[0 if self._warm else 1 :], True
         alike = request.params.guided and request.grid == self.model.grid and self.engine != "compiled"
-        single = [each for each in compared if len(each.pixels) == 1]
-        if not (alike and single and self._measures_again):
+        if not (alike and compared and self._measures_again):
             return
-        quickest = min(single, key=lambda each: each.decoding / each.generation.stats.nfe)
+        quickest = min(compared, key=lambda each: each.decoding / each.generation.stats.nfe)
         stats, target = quickest.generation.stats, self.model.target
-        drawn = quickest.decoding / stats.nfe
-        longer = drifted(drawn, target, self.costs, self.engine, round(stats.nodes / stats.nfe))
+        longer = drifted(quickest.decoding / stats.nfe, target, self.costs, self.engine, round(stats.nodes / stats.nfe))
         if longer is not None:
             self._measures_again = False
         if longer:

@@ -1,8 +1,8 @@
-"""The pictures of one `hawk generate`: drawn batch by batch, each written as soon as it is there."""
+"""The pictures of one `hawk generate`: each is written as soon as it is drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,32 +31,49 @@ class Drawn:
     line: str
 
 
-def draw(pipe: HawkPipeline, jobs: Sequence[Job], call: Mapping[str, Any], batch_size: int) -> Iterator[Drawn]:
-    """Draw the jobs, `batch_size` together; `call` holds the pipeline's arguments that they share."""
+CHUNK = 64
+"""The pictures of one call of the pipeline, whose prompts are read together and whose pictures the memory holds."""
+
+
+def draw(
+    pipe: HawkPipeline,
+    jobs: Sequence[Job],
+    call: Mapping[str, Any],
+    batch_size: int,
+    on_drawn: Callable[[Drawn], None],
+) -> None:
+    """Draw the jobs, `batch_size` at once, and write each picture as soon as it is finished.
+
+    `call` holds the pipeline's arguments that they share; `on_drawn` is told of each file that was written.
+    """
     with token_bar() as bar:
-        task, done = bar.add_task("drawing", total=None, accept=""), 0
+        task = bar.add_task("drawing", total=None, accept="")
+        for start in range(0, len(jobs), CHUNK):
+            chunk = jobs[start : start + CHUNK]
 
-        def on_step(pipe: HawkPipeline, step: int, committed: int, state: dict[str, Any]) -> None:
-            cells = state["canvas"].grid.size
-            accept = f"accept length {state['stats'].accept_length:.2f}"
-            bar.update(task, completed=done * cells + committed, total=len(jobs) * cells, accept=accept)
+            def on_step(
+                pipe: HawkPipeline, step: int, committed: int, state: dict[str, Any], start: int = start
+            ) -> None:
+                cells = state["canvas"].grid.size
+                accept = f"accept length {state['stats'].accept_length:.2f}"
+                bar.update(task, completed=start * cells + committed, total=len(jobs) * cells, accept=accept)
 
-        for together in (jobs[i : i + batch_size] for i in range(0, len(jobs), batch_size)):
-            negatives = [job.wanted.negative for job in together]
-            output = pipe(
-                [job.wanted.prompt for job in together],
+            def on_image(pipe: HawkPipeline, place: int, output: PipelineOutput, chunk: Sequence[Job] = chunk) -> None:
+                job = chunk[place]
+                path = save_png(output.images[0], job.path, job.metadata | drawn_metadata(output, 0))
+                report = image_report(pipe, output, 0, job.wanted.prompt, call["method"], path)
+                on_drawn(Drawn(report, _summary(path, output, 0)))
+
+            negatives = [job.wanted.negative for job in chunk]
+            pipe(
+                [job.wanted.prompt for job in chunk],
                 negative_prompt=negatives if any(negatives) else None,
-                seed=[job.wanted.seed for job in together],
+                seed=[job.wanted.seed for job in chunk],
                 callback_on_step_end=on_step,
+                callback_on_image_end=on_image,
                 batch_size=batch_size,
                 **call,
             )
-            assert isinstance(output, PipelineOutput)
-            for row, job in enumerate(together):
-                path = save_png(output.images[row], job.path, job.metadata | drawn_metadata(output, row))
-                done += 1
-                report = image_report(pipe, output, row, job.wanted.prompt, call["method"], path)
-                yield Drawn(report, _summary(path, output, row))
 
 
 def _summary(path: Path, output: PipelineOutput, index: int) -> str:

@@ -176,16 +176,19 @@ def draw_jobs(
 
     `call` holds the pipeline's arguments. With `keep`, a picture that was saved by an earlier command is not drawn.
     """
-    from hawk.cli.drawing import draw
+    from hawk.cli.drawing import Drawn, draw
     from hawk.pictures.png import saved_before
 
     saved = [saved_before(job.path, job.metadata) if keep else None for job in jobs]
     lines = [f"{path}  kept" for path in saved if path is not None]
     reports: list[dict[str, Any]] = []
+
+    def on_drawn(drawn: Drawn) -> None:
+        reports.append(drawn.report)
+        lines.append(drawn.line)
+
     try:
-        for drawn in draw(pipe, [job for job, path in zip(jobs, saved, strict=True) if path is None], call, batch_size):
-            reports.append(drawn.report)
-            lines.append(drawn.line)
+        draw(pipe, [job for job, path in zip(jobs, saved, strict=True) if path is None], call, batch_size, on_drawn)
     finally:  # Ctrl-C or a full disk may end the loop early: name the files that were written until then
         print("".join(f"{line}\n" for line in lines), end="")
     return reports

@@ -94,6 +94,12 @@ def boolean(argument: str, value: Any) -> bool:
     raise HawkError(f"{argument} must be True or False, not {shown(value)}")
 
 
+def check_function(argument: str, value: Any) -> None:
+    """Raise `HawkError` where the value of `argument` is neither None nor a function."""
+    if not (value is None or callable(value)):
+        raise HawkError(f"{argument} must be a function, not {shown(value)}")
+
+
 def texts_of(prompts: str | Sequence[str] | None) -> list[str]:
     """One prompt or several as a list; `HawkError` for what is no text, or holds bytes that were no UTF-8.
 

@@ -1,7 +1,6 @@
 """The target as the decoder sees it, and the guided forward: nodes in, hidden states and log-probabilities out.
 
-Under classifier-free guidance a target's rows are [cond; uncond], as many of either as there are images; without it
-the rows are the images.
+Under classifier-free guidance an image has two rows of the target, without it one (`BatchParams`).
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from hawk.decoding.cache import KVCache, Prefilled
 from hawk.decoding.grid import Grid
-from hawk.decoding.sampling import SamplingParams, filtered, guide
+from hawk.decoding.sampling import BatchParams, filtered, guide
 from hawk.errors import HawkError
 
 
@@ -88,32 +87,32 @@ class Scores:
 
 
 def score(
-    target: Target, nodes: Nodes, padding: Int[Tensor, " rows"], cache: KVCache, grid: Grid, params: SamplingParams
+    target: Target, nodes: Nodes, padding: Int[Tensor, " rows"], cache: KVCache, grid: Grid, params: BatchParams
 ) -> Scores:
     """One target forward over new nodes: what the target says after each of them."""
     return scores_of(target, forward(target, nodes, padding, cache, grid, params), params)
 
 
 def forward(
-    target: Target, nodes: Nodes, padding: Int[Tensor, " rows"], cache: KVCache, grid: Grid, params: SamplingParams
+    target: Target, nodes: Nodes, padding: Int[Tensor, " rows"], cache: KVCache, grid: Grid, params: BatchParams
 ) -> Float[Tensor, "rows n d"]:
     """The last hidden states of new nodes; positions past the grid's end count as the last one."""
     return target.forward_nodes(
-        both(nodes.tokens, params),
-        both(nodes.positions.clamp(max=grid.size - 1), params),
-        both(nodes.ancestors, params),
+        params.rows_of(nodes.tokens),
+        params.rows_of(nodes.positions.clamp(max=grid.size - 1)),
+        params.rows_of(nodes.ancestors),
         padding,
         cache,
         grid,
     )
 
 
-def score_prompt(target: Target, prefilled: Prefilled, params: SamplingParams) -> Scores:
+def score_prompt(target: Target, prefilled: Prefilled, params: BatchParams) -> Scores:
     """What the target says after each image's prompt, as a single node: its token is the image's first one."""
     return scores_of(target, prefilled.hidden[:, None], params)
 
 
-def scores_of(target: Target, hidden: Float[Tensor, "rows n d"], params: SamplingParams) -> Scores:
+def scores_of(target: Target, hidden: Float[Tensor, "rows n d"], params: BatchParams) -> Scores:
     """Guidance, output head, temperature, top-k and top-p over hidden states."""
     states = guided_state(hidden, params)
     logits = guided_logits(target, hidden, states, params)
@@ -122,15 +121,19 @@ def scores_of(target: Target, hidden: Float[Tensor, "rows n d"], params: Samplin
 
 
 def without_distribution(
-    logits: Float[Tensor, "*b vocab"], kept: Float[Tensor, "*b vocab"], params: SamplingParams
-) -> Bool[Tensor, "*b"]:
+    logits: Float[Tensor, "b n vocab"], kept: Float[Tensor, "b n vocab"], params: BatchParams
+) -> Bool[Tensor, "b n"]:
     """Where logits, or the filtered logits `kept`, hold a NaN or have no finite maximum: their softmax is undefined.
 
     Filtered logits show both: the filters keep a NaN and an infinite maximum, and a finite logit may overflow when it
     is divided by the temperature. A greedy draw divides nothing, and its filtered logits are always finite.
     """
-    logits = logits if params.greedy else kept
-    return ~logits.amax(-1).isfinite()
+    if params.greedy == "none":
+        return ~kept.amax(-1).isfinite()
+    greedy = ~logits.amax(-1).isfinite()
+    return (
+        greedy if params.greedy == "all" else torch.where(params.is_greedy[..., 0], greedy, ~kept.amax(-1).isfinite())
+    )
 
 
 def not_finite(dtype: torch.dtype) -> HawkError:
@@ -141,27 +144,19 @@ def not_finite(dtype: torch.dtype) -> HawkError:
     return HawkError(f"the model's logits are not finite in {name}: its weights or its config.json are damaged")
 
 
-def guided_state(hidden: Float[Tensor, "rows *n d"], params: SamplingParams) -> Float[Tensor, "b *n d"]:
-    """One hidden state an image from its [cond; uncond] rows."""
-    if not params.guided:
-        return hidden
-    cond, uncond = hidden.chunk(2)
-    return guide(cond, uncond, params.cfg_scale)
+def guided_state(hidden: Float[Tensor, "rows n d"], params: BatchParams) -> Float[Tensor, "b n d"]:
+    """One hidden state an image from its rows."""
+    cond = hidden.index_select(0, params.cond)
+    return guide(cond, hidden.index_select(0, params.uncond), params.cfg_scale) if params.guided else cond
 
 
 def guided_logits(
-    target: Target, hidden: Float[Tensor, "rows n d"], guided: Float[Tensor, "b n d"], params: SamplingParams
+    target: Target, hidden: Float[Tensor, "rows n d"], guided: Float[Tensor, "b n d"], params: BatchParams
 ) -> Float[Tensor, "b n vocab"]:
-    """Guided logits of [cond; uncond] rows; a linear head is applied once, to their guided state."""
+    """Guided logits of the images' rows; a linear head is applied once, to their guided state."""
     if target.linear_head or not params.guided:
         return target.head(guided)
-    cond, uncond = target.head(hidden).chunk(2)
-    return guide(cond, uncond, params.cfg_scale)
-
-
-def both(tensor: Tensor, params: SamplingParams) -> Tensor:
-    """The same values for the conditional and the unconditional rows."""
-    return torch.cat((tensor, tensor)) if params.guided else tensor
+    return guided_state(target.head(hidden), params)
 
 
 def wide(tensor: Tensor) -> torch.dtype:

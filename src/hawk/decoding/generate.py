@@ -12,7 +12,7 @@ from hawk.decoding.request import Request
 from hawk.decoding.stats import Generation, OnStep
 from hawk.decoding.tree import Window
 from hawk.decoding.trees import Drafter
-from hawk.errors import CallersFunction, HawkError
+from hawk.errors import CallersFunction
 
 SMALLER = "draw smaller images, fewer of them at once (batch_size), or load the model in bfloat16"
 """What to lower where memory ends while images are drawn."""
@@ -36,11 +36,7 @@ def generate(
         HawkError: the drafts do not carry what the request's verifier needs, the target's logits are not finite, or
             the memory is too small.
     """
-    if request.drafts_for not in drafter.lossless_with:
-        needed = " or ".join(drafter.lossless_with)
-        raise HawkError(
-            f"this method's drafts need the verifier {needed}, not {request.verifier}: choose it, or another method"
-        )
+    request.check_drafts(drafter.lossless_with)
     told = None if on_step is None else CallersFunction(on_step)
     with torch.inference_mode(), refused_where_memory_ends(SMALLER, told):
         if isinstance(drafter, Window):

@@ -53,8 +53,8 @@ class GumbelNoise:
         return self.at(positions)
 
     def at(self, positions: Int[Tensor, "b n"]) -> Float[Tensor, "b n vocab"]:
-        """The same for positions that are held already; the host reads nothing."""
-        images = torch.arange(len(self.seeds), device=positions.device)[:, None]
+        """The same for positions that are held already, of the first images; the host reads nothing."""
+        images = torch.arange(len(positions), device=positions.device)[:, None]
         return self.held[images, positions.clamp(max=self.positions - 1) % self.ring]
 
     def window(self, row: int, start: int, count: int) -> Float[Tensor, "count vocab"]:
@@ -111,6 +111,16 @@ class GumbelNoise:
         where = torch.tensor([[row, first % self.ring] for row, first in missing], device=device)
         slots = where[:, 1:] + torch.arange(NOISE_BLOCK, device=device)
         self.held[where[:, :1], slots] = drawn.to(dtype)
+
+    def replace(self, row: int, seed: int) -> None:
+        """Give a row another seed; its noise is drawn when first needed."""
+        self.seeds[row], self._from[row], self._until[row] = seed, 0, 0
+
+    def move(self, source: int, row: int) -> None:
+        """Copy the seed and the noise of one row to another."""
+        self.held[row] = self.held[source]
+        for values in (self.seeds, self._from, self._until):
+            values[row] = values[source]
 
     def restart(self, seeds: list[int]) -> None:
         """Drop all noise and hold that of other seeds, in the same memory."""

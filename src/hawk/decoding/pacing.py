@@ -166,6 +166,12 @@ class Pace:
         """Tokens a second of steps of this reach."""
         return rung.tokens_at(self.skill) / rung.seconds
 
+    def change(self, ladder: tuple[Rung, ...]) -> None:
+        """Go on with other costs of the same reaches, as those of another number of images (`in_batch`)."""
+        self.ladder = ladder
+        if ladder:
+            self.rung = next((rung for rung in ladder if rung.reach == self.reach), None) or self.best()
+
     def learn(self, reach: int, committed: Sequence[int]) -> None:
         """Take note of a step of that reach, by the tokens that it committed of each image, and choose the next reach.
 

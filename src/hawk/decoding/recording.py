@@ -93,7 +93,7 @@ def replay(state: WindowState, step: Callable[[], Any], on_step: OnStep | None) 
         progress = sent.receive(LAG) or progress
         tell(state, known(state, progress), 1 + len(state.reaches), on_step)
     # The last steps commit nothing, since all images are finished: they do not count.
-    state.steps.copy_(state.history.any(1).sum())
+    state.steps.fill_(state.history.any(0).sum())
 
 
 class Sent:
@@ -134,7 +134,9 @@ class Recording:
 
 @dataclass
 class Recordings:
-    """How a model's steps are run, and the recordings of them that serve further images of the same shape and settings.
+    """How a model's steps are run, and the recordings of them that serve further images of the same shape.
+
+    The sampling parameters may be others, as long as a step with them computes the same (`BatchParams.formulas`).
 
     `kept` holds the recordings by key, the one that was used last at its end. Before there are more than `most`, the
     one that was used longest ago is dropped. A key names the target by its `id`, which no other object can have while
@@ -150,7 +152,7 @@ class Recordings:
     def of(self, target: Target, state: WindowState) -> Recording:
         """The recording for this state, made if need be, with the state loaded; the state must not be used any more."""
         shapes = tuple(tuple(tensor.shape) for tensor in (*state.tensors, state.cache.keys))
-        key = (id(target), state.tokens.device, state.grid, state.params, state.window, shapes)
+        key = (id(target), state.tokens.device, state.grid, state.params.formulas, state.window, shapes)
         found = self.kept.pop(key, None)
         if found is None:
             while len(self.kept) >= self.most:
@@ -236,6 +238,7 @@ def in_place(state: WindowState, cache: FixedCache) -> WindowState:
     return replace(
         state,
         **{name: getattr(state, name).clone() for name in CHANGING},
+        params=state.params.with_tensors(torch.clone),
         cache=cache,
         reaches=list(state.reaches),
         noise=GumbelNoise(noise.seeds, noise.positions, noise.vocab, noise.held, noise.ring),

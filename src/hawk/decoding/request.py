@@ -60,6 +60,14 @@ class Request:
         """The lossless verifier whose drafts this verifier needs: relaxed verification needs what `residual` needs."""
         return "residual" if self.verifier in LOSSY else self.verifier
 
+    def check_drafts(self, lossless_with: Sequence[str]) -> None:
+        """Raise `HawkError` unless drafts that carry enough for these verifiers do so for the request's verifier."""
+        if self.drafts_for not in lossless_with:
+            needed = " or ".join(lossless_with)
+            raise HawkError(
+                f"this method's drafts need the verifier {needed}, not {self.verifier}: choose it, or another method"
+            )
+
     def rows(self, rows: slice) -> Request:
         """The same request for some of its images."""
         return replace(self, conditions=self.conditions.rows(rows), seeds=self.seeds[rows])

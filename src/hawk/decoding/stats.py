@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from jaxtyping import Int
@@ -69,6 +69,28 @@ class Stats:
             for node in verdict.path[1:]:
                 name = tree.source_names[int(tree.sources[row, node])]
                 self.accepted_by_source[name] = self.accepted_by_source.get(name, 0) + 1
+
+
+def together(stats: Sequence[Stats]) -> Stats:
+    """The counts of images that were drawn together, from those of each image; a forward serves all of them.
+
+    The images of a group share one object, whose counts are those of the group already.
+    """
+    first, most = stats[0], max(len(each.verified_by_depth) for each in stats)
+    if first.images == len(stats):
+        return first
+    whole = Stats(len(stats), max(each.nfe for each in stats))
+    whole.verified_by_depth, whole.accepted_by_depth = [0] * most, [0] * most
+    for each in stats:
+        whole.committed += each.committed
+        whole.nodes += each.nodes
+        whole.broken_sources |= each.broken_sources
+        for depth, (verified, accepted) in enumerate(zip(each.verified_by_depth, each.accepted_by_depth, strict=True)):
+            whole.verified_by_depth[depth] += verified
+            whole.accepted_by_depth[depth] += accepted
+        for source, count in each.accepted_by_source.items():
+            whole.accepted_by_source[source] = whole.accepted_by_source.get(source, 0) + count
+    return whole
 
 
 @dataclass(frozen=True)

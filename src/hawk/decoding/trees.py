@@ -22,7 +22,7 @@ from hawk.decoding.forward import Nodes, Scores, Target, not_finite, score, scor
 from hawk.decoding.noise import Randomness
 from hawk.decoding.relaxed import relaxed
 from hawk.decoding.request import Request
-from hawk.decoding.sampling import SamplingParams
+from hawk.decoding.sampling import BatchParams, SamplingParams
 from hawk.decoding.stats import Generation, OnStep, Stats
 from hawk.decoding.tree import DraftTree, TreeBuilder, batch_trees
 from hawk.decoding.verify import LOSSLESS, Verdict, Verified, coupled, residual, traversal
@@ -82,7 +82,7 @@ class TreeState:
     canvas: Canvas
     cache: KVCache
     padding: Int[Tensor, " rows"]
-    params: SamplingParams
+    params: BatchParams
     verify: Verifier
     memory: Any
     stats: Stats
@@ -102,17 +102,18 @@ def draw(target: Target, request: Request, drafter: Drafter, on_step: OnStep | N
 
 def first_token(target: Target, request: Request, drafter: Drafter) -> TreeState:
     """Read the prompts and draw the first token of every image."""
-    grid, params = request.grid, request.params
-    prefilled = target.prefill(request.conditions, params.guided, grid.size + drafter.max_nodes)
+    grid = request.grid
+    prefilled = target.prefill(request.conditions, request.params.guided, grid.size + drafter.max_nodes)
+    like = prefilled.hidden.new_empty(0, dtype=wide(prefilled.hidden))
+    params = BatchParams.alike(request.params, request.images, target.vocab_size, like)
     scores = score_prompt(target, prefilled, params)
     if bool(scores.broken.any()):
         raise not_finite(prefilled.cache.keys.dtype)
-    like = scores.states.new_empty(0, dtype=wide(scores.states))
     randomness = Randomness.from_seeds(list(request.seeds), grid.size, target.vocab_size, like)
     canvas = Canvas.blank(grid, scores.states[:, 0])
     half = prefilled.cache.keys.dtype in (torch.bfloat16, torch.float16)
     verify = bind(request, randomness, half)
-    memory = drafter.start(canvas, params, randomness)
+    memory = drafter.start(canvas, request.params, randomness)
     state = TreeState(canvas, prefilled.cache, prefilled.padding, params, verify, memory, Stats(images=request.images))
     first = root_tree(canvas)
     verdicts = verify(first, first.ancestors(), scores, torch.zeros_like(first.tokens))
@@ -157,7 +158,7 @@ def keep(state: TreeState, states: Float[Tensor, "b n d"], verdicts: list[Verdic
         root = canvas.committed[row]
         canvas.states[row, root : root + len(path)] = states[row, path]
         paths.append(path)
-    state.cache.keep(paths * (2 if state.params.guided else 1))
+    state.cache.keep([paths[image] for image in state.params.image.tolist()])
 
 
 def commit(state: TreeState, drafter: Drafter, verified: Verified, depths: list[list[int]]) -> None:

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from hawk.decoding.cache import FixedCache, KVCache
 from hawk.decoding.canvas import RECOVERED, Canvas
-from hawk.decoding.forward import Nodes, Target, both, not_finite, score, score_prompt, wide
+from hawk.decoding.forward import Nodes, Target, not_finite, score, score_prompt, wide
 from hawk.decoding.grid import Grid
 from hawk.decoding.noise import HELD, NOISE_BLOCK, GumbelNoise
 from hawk.decoding.pacing import Pace
 from hawk.decoding.request import Request
-from hawk.decoding.sampling import SamplingParams, gumbel_argmax
+from hawk.decoding.sampling import BatchParams, gumbel_argmax
 from hawk.decoding.stats import Generation, OnStep, Stats, window_stats
 from hawk.decoding.tree import Window
 
@@ -45,21 +45,21 @@ class WindowState:
     """Everything that a step reads and changes.
 
     `tokens` holds the `committed` tokens of each image, followed by the drafts of the window; `tokens` and `origins`
-    are longer than the image by one window. `history[i]` is the number of tokens that step i committed, prefill
-    first; `steps` is the number of steps so far. `broken` is whether any committed node had no distribution
-    (`Scores.broken`). `chain` is the ancestor matrix of the window's nodes. `reaches` are those of the steps that the
-    host has started.
+    are longer than the image by one window. `history[image, i]` is the number of tokens that the image's step i
+    committed, prefill first; `steps` is the number of steps of each image so far. `broken` is whether a committed node
+    of an image had no distribution (`Scores.broken`). `chain` is the ancestor matrix of the window's nodes. `reaches`
+    are those of the steps that the host has started.
     """
 
     grid: Grid
-    params: SamplingParams
+    params: BatchParams
     window: Window
     tokens: Int[Tensor, "b room"]
     origins: Int[Tensor, "b room"]
     committed: Int[Tensor, " b"]
-    history: Int[Tensor, "most b"]
-    steps: Int[Tensor, " 1"]
-    broken: Bool[Tensor, " 1"]
+    history: Int[Tensor, "b most"]
+    steps: Int[Tensor, " b"]
+    broken: Bool[Tensor, " b"]
     cache: KVCache
     padding: Int[Tensor, " rows"]
     chain: Bool[Tensor, "b n n"]
@@ -68,16 +68,16 @@ class WindowState:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """The tensors that `CHANGING` names."""
-        return [getattr(self, name) for name in CHANGING]
+        """The tensors that `CHANGING` names, and those of the parameters."""
+        return [*(getattr(self, name) for name in CHANGING), *self.params.tensors.values()]
 
     @property
-    def progress(self) -> Int[Tensor, " b1"]:
-        """What the host reads after a step, in one tensor: `committed`, and `broken` as 0 or 1 at its end."""
+    def progress(self) -> Int[Tensor, " _"]:
+        """What the host reads after a step, in one tensor: `committed`, and then `broken` as 0 or 1."""
         return torch.cat((self.committed, self.broken))
 
     def load(self, state: WindowState) -> None:
-        """Copy another state of the same shapes into the memory of this one."""
+        """Copy another state of the same shapes and formulas into the memory of this one."""
         for mine, other in zip(self.tensors, state.tensors, strict=True):
             mine.copy_(other)
         assert isinstance(self.cache, FixedCache)
@@ -88,17 +88,18 @@ class WindowState:
 
 def first_window(target: Target, request: Request, window: Window) -> WindowState:
     """Read the prompts, draw the first token of every image, and put the first drafts behind it."""
-    grid, params, images, nodes = request.grid, request.params, request.images, window.max_nodes
-    prefilled = target.prefill(request.conditions, params.guided, grid.size + nodes)
+    grid, images, nodes = request.grid, request.images, window.max_nodes
+    prefilled = target.prefill(request.conditions, request.params.guided, grid.size + nodes)
+    device = prefilled.hidden.device
+    like = prefilled.hidden.new_empty(0, dtype=wide(prefilled.hidden))
+    params = BatchParams.alike(request.params, images, target.vocab_size, like)
     scores = score_prompt(target, prefilled, params)
-    device = scores.states.device
-    like = scores.states.new_empty(0, dtype=wide(scores.states))
     noise = GumbelNoise(list(request.seeds), grid.size, target.vocab_size, like, noise_ring(nodes))
     start = torch.zeros(images, 1, dtype=torch.long, device=device)
     tokens = torch.zeros(images, grid.size + nodes, dtype=torch.long, device=device)
     tokens[:, :1] = gumbel_argmax(scores.logits, noise.rows(start))
-    history = torch.zeros(grid.size + LAG + 2, images, dtype=torch.long, device=device)
-    history[0] = 1
+    history = torch.zeros(images, grid.size + LAG + 2, dtype=torch.long, device=device)
+    history[:, 0] = 1
     state = WindowState(
         grid=grid,
         params=params,
@@ -107,8 +108,8 @@ def first_window(target: Target, request: Request, window: Window) -> WindowStat
         origins=torch.full_like(tokens, RECOVERED),
         committed=torch.ones(images, dtype=torch.long, device=device),
         history=history,
-        steps=torch.ones(1, dtype=torch.long, device=device),
-        broken=scores.broken.any().view(1),
+        steps=torch.ones(images, dtype=torch.long, device=device),
+        broken=scores.broken[:, 0].clone(),
         cache=prefilled.cache,
         padding=prefilled.padding,
         chain=torch.ones(nodes, nodes, dtype=torch.bool, device=device).tril().expand(images, nodes, nodes),
@@ -144,10 +145,10 @@ def advance(target: Target, state: WindowState, reach: int) -> Int[Tensor, " b"]
     origins.masked_fill_(offsets > accepted[:, None], STALE)
     state.tokens.scatter_(1, positions + 1, chosen)
     state.origins.scatter_(1, positions + 1, origins)
-    state.cache.advance(both(count, state.params))
-    state.broken |= (scores.broken & (offsets < count[:, None])).any()
+    state.cache.advance(state.params.rows_of(count))
+    state.broken |= (scores.broken & (offsets < count[:, None])).any(1)
     state.committed += count
-    state.history.index_copy_(0, state.steps, count[None])
+    state.history.scatter_(1, state.steps[:, None], count[:, None])
     state.steps += 1
     if state.window.reach:
         enter(state, positions[:, -1:] + 1, state.window.reach)
@@ -211,19 +212,23 @@ def known(state: WindowState, progress: list[int]) -> list[int]:
 
     Raises `HawkError` if one of them had no distribution, before anybody is told of that token.
     """
-    *committed, broken = progress
-    if broken:
+    images = len(progress) // 2
+    if any(progress[images:]):
         raise not_finite(state.cache.keys.dtype)
-    return committed
+    return progress[:images]
 
 
 def tell(state: WindowState, committed: list[int], steps: int, on_step: OnStep | None) -> None:
     """Call `on_step` with the tokens that the host knows to be committed."""
     if on_step:
-        n, images = state.grid.size, len(committed)
-        nothing = state.tokens.new_empty(images, 0, 0, dtype=torch.float32)
-        canvas = Canvas(state.grid, state.tokens[:, :n], nothing, state.origins[:, :n], committed)
-        on_step(canvas, Stats(images=images, nfe=steps, committed=sum(committed)))
+        on_step(shown(state, committed), Stats(images=len(committed), nfe=steps, committed=sum(committed)))
+
+
+def shown(state: WindowState, committed: list[int]) -> Canvas:
+    """The canvas of a state, with so many committed tokens of each image and without the target's states."""
+    n = state.grid.size
+    nothing = state.tokens.new_empty(len(committed), 0, 0, dtype=torch.float32)
+    return Canvas(state.grid, state.tokens[:, :n], nothing, state.origins[:, :n], committed)
 
 
 def finish(state: WindowState) -> Generation:
@@ -231,6 +236,6 @@ def finish(state: WindowState) -> Generation:
     known(state, state.progress.tolist())
     size, window = state.grid.size, state.window
     origins = state.origins[:, :size].clone()
-    history = state.history[: int(state.steps)].tolist()
+    history = state.history[:, : int(state.steps.max())].T.tolist()
     stats = window_stats(history, origins.tolist(), state.reaches[: len(history) - 1], SOURCES)
     return Generation(state.tokens[:, :size].clone(), origins, SOURCES if window.reach else (), stats)

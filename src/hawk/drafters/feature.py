@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hawk.decoding.canvas import Canvas
 from hawk.decoding.noise import Randomness
-from hawk.decoding.sampling import SamplingParams, draws
+from hawk.decoding.sampling import BatchParams, SamplingParams, draws
 from hawk.decoding.tree import DraftTree, TreeBuilder, batch_trees
 from hawk.decoding.verify import Verified
 from hawk.drafters.saved import check_heads, load_part, save_part
@@ -110,7 +110,7 @@ class FeatureMemory:
     `broken` names the source once its logits gave no distribution (`DraftScores.broken`).
     """
 
-    params: SamplingParams
+    params: BatchParams
     randomness: Randomness
     entries: list[Entries]
     after_root: list[Tensor]
@@ -141,7 +141,8 @@ class FeatureTree:
         config = self.drafter.config
         nothing = canvas.states.new_empty(1, config.heads, 0, config.dim // config.heads)
         entries = [Entries(nothing, nothing) for _ in range(canvas.batch)]
-        return FeatureMemory(params, randomness, entries, [nothing] * canvas.batch)
+        shared = BatchParams.alike(params, 1, randomness.noise.vocab, randomness.noise.held)
+        return FeatureMemory(shared, randomness, entries, [nothing] * canvas.batch)
 
     def observe(self, memory: FeatureMemory, canvas: Canvas, verified: Verified) -> None:
         """Read the newly committed tokens with the target's true states before them."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hawk.decoding.canvas import Canvas
 from hawk.decoding.noise import Randomness
-from hawk.decoding.sampling import SamplingParams, draws
+from hawk.decoding.sampling import BatchParams, SamplingParams, draws
 from hawk.decoding.tree import DraftTree, TreeBuilder, Window, batch_trees, first_branch
 from hawk.decoding.verify import Verified
 from hawk.drafters.best_first import Shortlist, grow_best_first
@@ -49,7 +49,7 @@ class PoolMemory:
     sources whose logits gave no distribution (`DraftScores.broken`).
     """
 
-    params: SamplingParams
+    params: BatchParams
     randomness: Randomness
     sources: list[Any]
     ahead: list[tuple[int, ...]]
@@ -81,7 +81,8 @@ class Pool:
     def start(self, canvas: Canvas, params: SamplingParams, randomness: Randomness) -> PoolMemory:
         """Empty memories of a batch."""
         nothing: list[tuple[int, ...]] = [()] * canvas.batch
-        return PoolMemory(params, randomness, [source.start(canvas) for source in self.sources], nothing)
+        shared = BatchParams.alike(params, 1, randomness.noise.vocab, randomness.noise.held)
+        return PoolMemory(shared, randomness, [source.start(canvas) for source in self.sources], nothing)
 
     def observe(self, memory: PoolMemory, canvas: Canvas, verified: Verified) -> None:
         """Show the step to every source, and answer all their queries by one call of the output head."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hawk.decoding.canvas import Canvas
 from hawk.decoding.forward import without_distribution
-from hawk.decoding.sampling import SamplingParams, filtered
+from hawk.decoding.sampling import BatchParams, filtered
 from hawk.decoding.verify import Verified
 
 OutputHead = Callable[[Tensor], Tensor]
@@ -30,14 +30,14 @@ class DraftScores:
     broken: Bool[Tensor, " n"] | None
 
 
-def draft_log_probs(head: OutputHead, states: Float[Tensor, "n dim"], params: SamplingParams) -> DraftScores:
-    """log q of draft states; where the logits hold a NaN or overflow, q is uniform.
+def draft_log_probs(head: OutputHead, states: Float[Tensor, "n dim"], params: BatchParams) -> DraftScores:
+    """log q of draft states, under the parameters of one image; where the logits hold a NaN or overflow, q is uniform.
 
     A damaged drafter, or one that overflows in float16, is thus slow and changes nothing that is drawn.
     """
-    logits = head(states)
+    logits = head(states)[None]
     kept = filtered(logits, params)
-    log_q, broken = kept.log_softmax(-1), without_distribution(logits, kept, params)
+    log_q, broken = kept[0].log_softmax(-1), without_distribution(logits, kept, params)[0]
     if not bool(broken.any()):
         return DraftScores(log_q, None)
     return DraftScores(log_q.masked_fill(broken[:, None], -math.log(log_q.shape[-1])), broken)

@@ -16,7 +16,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from hawk.decoding.stats import Stats
+from hawk.decoding.stats import Stats, together
 from hawk.drafters.methods import METHODS, lacking, method_named
 from hawk.drafters.parts import DraftParts
 from hawk.errors import HawkError
@@ -187,7 +187,7 @@ def time_batch(
         output = pipe(prompts, seed=seeds, method=method, batch_size=len(jobs), **settings)
     synchronize(pipe.device)
     assert isinstance(output, PipelineOutput)
-    return TimedBatch((time.perf_counter() - started) / len(jobs), output.stats[0], output.tokens)
+    return TimedBatch((time.perf_counter() - started) / len(jobs), together(output.stats), output.tokens)
 
 
 def summarise(method: str, batches: Sequence[TimedBatch], plain: Sequence[TimedBatch]) -> MethodRow:

@@ -26,7 +26,7 @@ from hawk.decoding.grid import Grid
 from hawk.decoding.noise import gumbel_rows
 from hawk.decoding.relaxed import Relaxation, relaxed
 from hawk.decoding.request import Request
-from hawk.decoding.sampling import SamplingParams, gumbel_argmax
+from hawk.decoding.sampling import BatchParams, SamplingParams, gumbel_argmax
 from hawk.decoding.stats import Generation
 from hawk.decoding.tree import Window
 from hawk.decoding.trees import Drafter, NoDrafter
@@ -278,12 +278,13 @@ def teacher_forced(
     """log p at every position of whole images, given the tokens before it, from one causal forward after the prompt."""
     n = tokens.shape[1]
     prefilled = target.prefill(prompt, params.guided, n)
-    inputs = tokens.repeat(2 if params.guided else 1, 1)[:, :-1]
+    batch = BatchParams.alike(params, len(tokens), target.vocab_size, prefilled.hidden)
+    inputs = batch.rows_of(tokens)[:, :-1]
     positions = torch.arange(n - 1, device=tokens.device).expand_as(inputs)
     causal = torch.ones(n - 1, n - 1, dtype=torch.bool, device=tokens.device).tril().expand(len(inputs), -1, -1)
     with torch.no_grad():
         hidden = target.forward_nodes(inputs, positions, causal, prefilled.padding, prefilled.cache, grid)
-        return scores_of(target, torch.cat((prefilled.hidden[:, None], hidden), dim=1), params).log_p
+        return scores_of(target, torch.cat((prefilled.hidden[:, None], hidden), dim=1), batch).log_p
 
 
 def exact_joint(

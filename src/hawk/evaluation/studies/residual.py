@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hawk.decoding.sampling import BatchParams
 from hawk.decoding.verify import residual_distribution, unclaimed
 from hawk.drafters.source import draft_log_probs
 from hawk.evaluation.studies.heads import heads_of
@@ -63,6 +64,7 @@ def measure(album: Album) -> ResidualFigures:
     """Follow Eq. 6-7 through the real distributions of target and heads, at every cell of the images."""
     pipe, params, grid, target = album.pipe, album.setting.params, album.pipe.model.grid, album.pipe.model.target
     heads = heads_of(pipe, "residual")
+    drafted = BatchParams.alike(params, 1, target.vocab_size, target.embed(torch.zeros(1, dtype=torch.long)))
     by_order: dict[str, list[list[float]]] = {}
     ahead: dict[str, list[list[float]]] = {}
     for image in album.images():
@@ -70,7 +72,7 @@ def measure(album: Album) -> ResidualFigures:
         q = {}
         for name, block, sources, positions in head_pairs(heads, grid):
             states = heads.draft_state(block, view.states[sources]).to(target.dtype)
-            q[name] = (positions.start, draft_log_probs(target.draft_head, states, params).log_q.exp())
+            q[name] = (positions.start, draft_log_probs(target.draft_head, states, drafted).log_q.exp())
         first = max(start for start, _ in q.values())
         sums: dict[str, Tensor] = {}
         further: dict[str, Tensor] = {}

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hawk.decoding.forward import Target, guided_logits, guided_state
+from hawk.decoding.forward import Target, guided_state
 from hawk.decoding.grid import Grid
-from hawk.decoding.sampling import SamplingParams, log_probs
+from hawk.decoding.sampling import BatchParams, SamplingParams, guide, log_probs
 from hawk.models.protocol import ImageTarget
 from hawk.nn.packed import fast_dtype
 
@@ -68,7 +68,7 @@ def forced_hidden(
         cache.keep([list(range(len(positions)))] * rows)
     whole = torch.cat(hidden, dim=1)
     if target.linear_head or not params.guided:
-        return guided_state(whole, params)[None]
+        return guided_state(whole, BatchParams.alike(params, batch, target.vocab_size, whole))[None]
     return whole.unflatten(0, (2, batch))
 
 
@@ -79,7 +79,7 @@ def states_per_token(target: Target, params: SamplingParams) -> int:
 
 def guided_states(hidden: Float[Tensor, "states *b d"], params: SamplingParams) -> Float[Tensor, "*b d"]:
     """The guided states, which drafters read."""
-    return hidden[0] if len(hidden) == 1 else guided_state(hidden.flatten(0, 1), params)
+    return hidden[0] if len(hidden) == 1 else guide(hidden[0], hidden[1], params.cfg_scale)
 
 
 def teacher_log_p(
@@ -87,8 +87,9 @@ def teacher_log_p(
 ) -> Float[Tensor, "b n vocab"]:
     """log p after guidance, temperature, top-k and top-p: the distribution from which plain AR samples."""
     hidden = hidden.to(target.dtype)
-    guided = guided_states(hidden, params)
-    return log_probs(guided_logits(target, hidden.flatten(0, 1), guided, params), params)
+    if len(hidden) == 1:
+        return log_probs(target.head(hidden[0]), params)
+    return log_probs(guide(target.head(hidden[0]), target.head(hidden[1]), params.cfg_scale), params)
 
 
 def draft_log_q(

@@ -1,0 +1,264 @@
+"""A lane: images that are drawn together, each of which may join and leave at any step (continuous batching).
+
+Every image has its own prompt, seed, sampling parameters and frontier; all of them share the grid and the window. One
+step of window decoding (`window.advance`) serves all of them. The images of a lane lie side by side in the first
+places of tensors with room for the largest batch, so that a step reads no place without an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from hawk.decoding.cache import KVCache
+from hawk.decoding.canvas import Canvas
+from hawk.decoding.forward import Target, not_finite
+from hawk.decoding.grid import Grid
+from hawk.decoding.noise import GumbelNoise
+from hawk.decoding.pacing import Pace
+from hawk.decoding.request import Request
+from hawk.decoding.sampling import BatchParams, Rows, SamplingParams
+from hawk.decoding.stats import Generation, Stats, window_stats
+from hawk.decoding.tree import Window
+from hawk.decoding.window import SOURCES, WindowState, advance, first_window, hold, pace_of, shown
+from hawk.errors import HawkError
+
+K = TypeVar("K", bound=Hashable)
+
+PLACED = ("tokens", "origins", "committed", "history", "steps", "broken")
+"""The tensors of a state that have one entry for each image."""
+
+
+@dataclass
+class Seat(Generic[K]):
+    """An image in a lane: its key, its sampling parameters, the target's rows that are its, and its steps' reaches.
+
+    `rows` is (conditional row, unconditional row), which are one row for an image without guidance.
+    """
+
+    key: K
+    params: SamplingParams
+    rows: list[int]
+    reaches: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Left(Generic[K]):
+    """An image that left a lane: its generation, or the error that ended it alone."""
+
+    key: K
+    outcome: Generation | HawkError
+
+
+@dataclass(frozen=True)
+class Progress(Generic[K]):
+    """What is committed of the images that a step served, in the order of `keys`.
+
+    `stats` counts images, the mean forwards of an image so far, and committed tokens. `steps` is the number of forwards
+    of the lane or group so far, prefill included.
+    """
+
+    keys: tuple[K, ...]
+    canvas: Canvas
+    stats: Stats
+    steps: int
+
+
+class Lane(Generic[K]):
+    """A batch whose images may change between steps. `places` is the largest number of images.
+
+    The steps reach as far as the window's ladder and the number of images make best (`pacing.Pace`).
+    """
+
+    def __init__(self, target: Target, grid: Grid, window: Window, places: int) -> None:
+        self.target, self.grid, self.window, self.places = target, grid, window, places
+        self.seats: list[Seat[K]] = []
+        self.steps = 0
+        self._store: WindowState | None = None  # room for `places` images
+        self._live: WindowState | None = None  # a view of the images that are there; None after they changed
+        self._lengths: list[int] = []  # committed entries of each of the target's rows in the cache
+        self._pace: Pace | None = None
+
+    @property
+    def free(self) -> int:
+        """How many more images may join."""
+        return self.places - len(self.seats)
+
+    @property
+    def keys(self) -> list[K]:
+        """The images in the order of their places."""
+        return [seat.key for seat in self.seats]
+
+    # --- joining and leaving ----------------------------------------------------------------------------------
+
+    def join(self, key: K, request: Request) -> list[Left[K]]:
+        """Read the prompt of one image and draw its first token; the image takes part in the next step.
+
+        An image of a single token is finished by that and leaves at once: it is returned.
+
+        Raises `HawkError` where the lane is full, the request has another grid than the lane or several images, or
+        the target gives the first token no distribution.
+        """
+        if not self.free or request.images != 1 or request.grid != self.grid:
+            raise HawkError(
+                f"a lane of {self.places} images of {self.grid.height}x{self.grid.width} tokens takes one such image "
+                f"at a time, and has room for {self.free}"
+            )
+        with torch.inference_mode():
+            alone = first_window(self.target, request, self.window)
+            if bool(alone.broken.any()):
+                raise not_finite(alone.cache.keys.dtype)
+            store, place = self._room_for(alone), len(self.seats)
+            rows = [len(self._lengths) + row for row in range(len(alone.cache.lengths))]
+            for row, length in enumerate(alone.cache.lengths):
+                copy_row(alone, row, store, rows[row], length)
+            self._lengths += alone.cache.lengths
+            for name in PLACED:
+                getattr(store, name)[place] = getattr(alone, name)[0]
+            store.noise.replace(place, request.seeds[0])
+        self.seats.append(Seat(key, request.params, rows))
+        self._changed()
+        if self.grid.size > 1:
+            return []
+        finished = Left(key, self._finished(place))
+        self.leave(key)
+        return [finished]
+
+    def leave(self, key: K) -> None:
+        """Remove an image, finished or not; the last images move to where it was."""
+        place = self.keys.index(key)
+        store, left = self._store, self.seats[place]
+        assert store is not None
+        with torch.inference_mode():
+            for hole in sorted(set(left.rows), reverse=True):
+                last = len(self._lengths) - 1
+                if hole != last:
+                    copy_row(store, last, store, hole, self._lengths[last])
+                    self._lengths[hole] = self._lengths[last]
+                    for seat in self.seats:
+                        seat.rows = [hole if row == last else row for row in seat.rows]
+                self._lengths.pop()
+            last_seat = self.seats.pop()
+            if last_seat is not left:
+                for name in PLACED:
+                    getattr(store, name)[place] = getattr(store, name)[len(self.seats)]
+                store.noise.move(len(self.seats), place)
+                self.seats[place] = last_seat
+        self._changed()
+
+    def _changed(self) -> None:
+        """Take note that the images of the lane are others."""
+        self._live = None
+        if not self.seats:
+            self._pace = None
+            return
+        ladder = self.window.for_images(len(self.seats)).ladder
+        if self._pace is None:
+            self._pace = pace_of(replace(self.window, ladder=ladder), self.grid)
+        else:
+            self._pace.change(ladder)
+
+    def _room_for(self, alone: WindowState) -> WindowState:
+        """The store, made or made larger for an image whose cache has the capacity that this image needs."""
+        store = self._store
+        if store is not None and store.cache.capacity >= alone.cache.capacity:
+            return store
+        rows = 2 * self.places
+        layers, _, heads, capacity, width = alone.cache.keys.shape
+        cache = KVCache.empty(layers, rows, heads, capacity, width, alone.cache.keys)
+        padding = alone.padding.new_zeros(rows)
+        if store is None:
+            placed: dict[str, Any] = {name: in_places(getattr(alone, name), self.places) for name in PLACED}
+            noise = GumbelNoise(
+                [0] * self.places, self.grid.size, self.target.vocab_size, alone.noise.held, alone.noise.ring
+            )
+            chain = alone.chain[:1].expand(self.places, -1, -1)
+            made = replace(alone, **placed, cache=cache, padding=padding, noise=noise, chain=chain)
+        else:
+            live, room = slice(len(self._lengths)), slice(store.cache.capacity)
+            cache.keys[:, live, :, room] = store.cache.keys[:, live]
+            cache.values[:, live, :, room] = store.cache.values[:, live]
+            padding[live] = store.padding[live]
+            made = replace(store, cache=cache, padding=padding)
+        self._store = made
+        return made
+
+    # --- steps ------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> WindowState:
+        """The state of the images that are there: a view of the store's first places."""
+        if self._live is None:
+            store, images, rows = self._store, len(self.seats), len(self._lengths)
+            assert store is not None
+            of = Rows(tuple(seat.rows[0] for seat in self.seats), tuple(seat.rows[-1] for seat in self.seats))
+            placed: dict[str, Any] = {name: getattr(store, name)[:images] for name in PLACED}
+            self._live = replace(
+                store,
+                **placed,
+                params=BatchParams.of([seat.params for seat in self.seats], store.noise.vocab, store.noise.held, of),
+                cache=KVCache(store.cache.keys[:, :rows], store.cache.values[:, :rows], self._lengths),
+                padding=store.padding[:rows],
+                chain=store.chain[:images],
+            )
+        return self._live
+
+    def step(self, on_step: Callable[[Progress[K]], None] | None = None) -> list[Left[K]]:
+        """One target forward for all images; images that are finished, or that broke, leave after `on_step`."""
+        with torch.inference_mode():
+            state, pace, size = self.state, self._pace, self.grid.size
+            assert pace is not None
+            before = state.committed.tolist()
+            reach = min(pace.reach, size - min(before))
+            hold(state, before)
+            advance(self.target, state, reach)
+            self.steps += 1
+            for seat in self.seats:
+                seat.reaches.append(reach)
+            after, broken = state.committed.tolist(), state.broken.tolist()
+            pace.learn(reach, [now - was for was, now in zip(before, after, strict=True) if size - was > reach])
+            ended = [
+                Left(seat.key, not_finite(state.cache.keys.dtype) if broken[place] else self._finished(place))
+                for place, seat in enumerate(self.seats)
+                if broken[place] or after[place] == size
+            ]
+            if on_step is not None and not any(broken):
+                on_step(self.progress())
+        for each in ended:
+            self.leave(each.key)
+        return ended
+
+    def progress(self) -> Progress[K]:
+        """What is committed of the images that are there."""
+        committed, images = self.state.committed.tolist(), len(self.seats)
+        forwards = sum(1 + len(seat.reaches) for seat in self.seats)
+        stats = Stats(images=images, nfe=round(forwards / images), committed=sum(committed))
+        return Progress(tuple(self.keys), shown(self.state, committed), stats, 1 + self.steps)
+
+    def _finished(self, place: int) -> Generation:
+        """The generation of an image whose tokens are all committed."""
+        state, seat, size = self.state, self.seats[place], self.grid.size
+        origins: Int[Tensor, "1 n"] = state.origins[place : place + 1, :size].clone()
+        history = state.history[place, : int(state.steps[place])].tolist()
+        stats = window_stats([[count] for count in history], origins.tolist(), seat.reaches, SOURCES)
+        assert self._pace is not None
+        stats.skill = self._pace.image.skill if self.window.ladder else None
+        names = SOURCES if self.window.reach else ()
+        return Generation(state.tokens[place : place + 1, :size].clone(), origins, names, stats)
+
+
+def copy_row(source: WindowState, row: int, state: WindowState, to: int, length: int) -> None:
+    """Copy the committed entries and the padding of one of the target's rows to a row of a state, perhaps the same."""
+    for mine, others in ((state.cache.keys, source.cache.keys), (state.cache.values, source.cache.values)):
+        mine[:, to, :, :length] = others[:, row, :, :length]
+    state.padding[to] = source.padding[row]
+
+
+def in_places(alone: Tensor, places: int) -> Tensor:
+    """Zeros with the shape of one image's tensor for each place."""
+    return alone.new_zeros(places, *alone.shape[1:])

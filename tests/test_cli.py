@@ -201,15 +201,15 @@ def test_a_full_disk_ends_with_one_line_and_nothing_half_written(saved_model, em
 
 
 def test_ctrl_c_keeps_the_finished_images(saved_model, empty_folder, monkeypatch):
-    draw, calls = HawkPipeline.__call__, []
+    with_pixels, calls = HawkPipeline._with_pixels, []
 
-    def interrupted(self, *args, **kwargs):
-        if calls:
+    def interrupted(self, ended, grid):
+        calls.extend(ended)
+        if len(calls) > 1:
             raise KeyboardInterrupt
-        calls.append(1)
-        return draw(self, *args, **kwargs)
+        return with_pixels(self, ended, grid)
 
-    monkeypatch.setattr(HawkPipeline, "__call__", interrupted)
+    monkeypatch.setattr(HawkPipeline, "_with_pixels", interrupted)
     result = hawk_command("generate", "a cat", "-n", 3, "--seed", 1, "-m", saved_model, code=130)
     assert files(empty_folder) == ["a-cat-1.png"] == [result.stdout.split()[0]]
     assert result.stderr == "hawk: interrupted\n"

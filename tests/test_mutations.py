@@ -7,7 +7,7 @@ import torch
 
 import hawk.decoding
 import test_mutations_of_parts
-from hawk.decoding import cache, recording, tree, trees, verify, window
+from hawk.decoding import cache, lane, recording, tree, trees, verify, window
 from hawk.decoding.generate import generate
 from hawk.decoding.grid import Grid
 from hawk.decoding.request import Request
@@ -17,6 +17,7 @@ from hawk.drafters import feature, jacobi, pool
 from hawk.drafters.jacobi import JacobiTree
 from hawk.errors import HawkError
 from hawk.models.llamagen.target import LlamaGen
+from hawk.proofs.lanes import check_schedules
 from hawk.proofs.losslessness import Check, check_all, check_law, check_tree_law, law_cases
 from hawk.proofs.tiny import tiny_drafters, tiny_prompt, tiny_target
 from hawk.proofs.tree_law import tree_cases
@@ -50,13 +51,18 @@ def windows():
     return checks
 
 
+def lanes():
+    """Images that join and leave between steps have the tokens that they have alone."""
+    return check_schedules(0, 4)
+
+
 def recordings():
     """Images with other seeds and settings, drawn in turns from one set of recordings, are those of plain AR."""
     target = tiny_target(0, grid=Grid(2, 4), dim=16)
     kept, checks = recording.Recordings("graph"), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recording, "captured", lambda call, device, pool: call)
-        for seed, temperature in ((1, 0.2), (2, 0.2), (1, 2.0), (2, 0.2)):
+        for seed, temperature in ((1, 0.2), (2, 0.2), (1, 2.0), (1, 0.0), (2, 0.2)):
             params = SamplingParams(temperature=temperature, cfg_scale=2.0)
             request = Request(tiny_prompt(target, 1, seed), target.grid, params, [seed])
             plain = generate(target, request, NoDrafter()).tokens
@@ -239,7 +245,7 @@ MUTANTS = {
     "keeps only the root for the unconditional rows": Mutant(
         trees,
         "keep",
-        "paths * (2 if state.params.guided else 1)",
+        "[paths[image] for image in state.params.image.tolist()]",
         "paths + [[0] if path else [] for path in paths]",
         (seed_exact,),
     ),
@@ -280,7 +286,27 @@ MUTANTS = {
         cache.FixedCache, "load", "mine[:, :, :, :filled] = others[:, :, :, :filled]", "pass", (recordings,)
     ),
     "takes the recording of other sampling parameters": Mutant(
-        recording.Recordings, "of", "state.grid, state.params, state.window", "state.grid, state.window", (recordings,)
+        window.WindowState, "tensors", ", *self.params.tensors.values()", "", (recordings,)
+    ),
+    "takes the recording of other formulas": Mutant(
+        recording.Recordings, "of", "state.params.formulas, ", "", (recordings,)
+    ),
+    # lanes
+    "leaves the noise of an image that moves": Mutant(
+        lane.Lane, "leave", "store.noise.move(len(self.seats), place)", "pass", (lanes,)
+    ),
+    "leaves the cache of a row that moves": Mutant(
+        lane.Lane, "leave", "copy_row(store, last, store, hole, self._lengths[last])", "pass", (lanes,)
+    ),
+    "copies one entry too few": Mutant(
+        lane,
+        "copy_row",
+        "mine[:, to, :, :length] = others[:, row, :, :length]",
+        "mine[:, to, :, 1:length] = others[:, row, :, 1:length]",
+        (lanes,),
+    ),
+    "gives every image the first one's parameters": Mutant(
+        lane.Lane, "state", "[seat.params for seat in self.seats]", "[self.seats[0].params] * images", (lanes,)
     ),
     # logits that are not finite
     "does not look at the logits of a window": Mutant(
@@ -314,6 +340,7 @@ FAST = (
     "counts one token too few in a fixed cache",
     "replays a recording with the noise of its last image",
     "takes the recording of other sampling parameters",
+    "leaves the noise of an image that moves",
     "does not look at the logits of a window",
     "does not look at the logits of a tree",
     "places nodes by their number, not by their depth",

@@ -511,6 +511,9 @@ MUTANTS = {
     "verifies drafts without their q": Mutant(
         request.Request, "check_drafts", "self.drafts_for not in lossless_with", "False", (verifiers,)
     ),
+    "does not ask what drafts carry": Mutant(
+        generate, "generate", "request.check_drafts(drafter.lossless_with)", "pass", (verifiers,)
+    ),
     # the guided forward
     "guides with the rows swapped": Mutant(
         forward, "guided_state", "params.uncond)", "params.cond)", (guided_forwards,)

@@ -411,12 +411,16 @@ def test_half_precision_draws(saved_model, dtype):
     assert target.dtype == (torch.bfloat16 if dtype == "bfloat16" else torch.float32)
 
 
-@pytest.mark.parametrize("units", [True, False])
-def test_auto_is_bfloat16_where_the_cpu_has_matrix_units(saved_model, monkeypatch, units):
+@pytest.mark.parametrize(
+    ("units", "packs", "dtype"),
+    [(True, True, "bfloat16"), (False, True, "float16"), (False, False, "float32")],
+)
+def test_auto_is_the_dtype_in_which_the_cpu_decodes_fastest(saved_model, monkeypatch, units, packs, dtype):
     monkeypatch.setattr("hawk.nn.packed.has_matrix_units", lambda: units)
+    monkeypatch.setattr("hawk.models.loading.can_pack_float16", lambda: packs)
     pipe = HawkPipeline.from_pretrained(saved_model, "cpu")
-    assert pipe.dtype == ("bfloat16" if units else "float32")
-    assert pipe.model.target.dtype == getattr(torch, pipe.dtype)
+    assert pipe.dtype == dtype
+    assert pipe.model.target.weight_dtype == getattr(torch, dtype)
     assert pipe("a cat", seed=1).tokens.shape == (1, 24)
 
 

@@ -24,6 +24,7 @@ from hawk.models.llamagen.target import LlamaGen
 from hawk.nn.layers import same_bits_in_windows
 from hawk.pipeline import HawkPipeline, PipelineOutput
 from hawk.processes import process_pool
+from hawk.proofs.lanes import check_schedules
 from hawk.proofs.losslessness import (
     EXACT_SETTINGS,
     JOINT_SETTINGS,
@@ -46,6 +47,8 @@ JOINT_IMAGES = list(range(250))
 
 MOST_PROCESSES = 8
 """Most processes that run proofs; each takes 0.6 GB for PyTorch and the images of a proof."""
+AT_ONCE = 3
+"""Images that are drawn at once where a check draws them beside others."""
 MOST_DIFFERING = 0.01
 """Largest share of the model's own images that may differ from plain AR's where the same tokens are promised."""
 
@@ -87,7 +90,8 @@ def proofs(target: LlamaGen | None = None) -> list[Proof]:
         for params in JOINT_SETTINGS
     ]
     exact = [partial(prove_exact, params, target) for params in EXACT_SETTINGS]
-    return [*exact, prove_definition, *joint, check_laws, check_tree_laws, check_drawing_laws, check_drifts]
+    laws = [check_laws, check_tree_laws, check_drawing_laws, check_drifts]
+    return [*exact, prove_definition, check_schedules, *joint, *laws]
 
 
 def run_in_processes(every: Sequence[Proof], processes: int) -> Iterator[list[Check]]:
@@ -133,6 +137,7 @@ def prove_on_model(pipe: HawkPipeline, prompts: Sequence[str]) -> list[Check]:
     images, (method, window) = len(prompts), window_of(pipe)
     settings = f"{pipe.model.name}, {pipe.dtype}, {pipe.device.type}"
     same, in_shape = identical_images(pipe, prompts), identical_in_shape(pipe, prompts, window)
+    beside = identical_beside_others(pipe, prompts)
     holds, holds_in_shape = (count >= (1 - MOST_DIFFERING) * images for count in (same, in_shape))
     shape = f"{settings}, window {window.reach}"
     return [
@@ -155,6 +160,14 @@ def prove_on_model(pipe: HawkPipeline, prompts: Sequence[str]) -> list[Check]:
             holds_in_shape,
             level=3,
             holds=holds_in_shape,
+        ),
+        Check(
+            "the model itself, beside other images",
+            "hawk",
+            "coupled",
+            f"{settings}, up to {AT_ONCE} images at once",
+            f"{beside} of {images} images identical to those drawn alone (measured, not promised)",
+            True,
         ),
     ]
 
@@ -180,6 +193,19 @@ def identical_images(pipe: HawkPipeline, prompts: Sequence[str]) -> int:
         assert isinstance(plain, PipelineOutput)
         assert isinstance(hawk, PipelineOutput)
         same += torch.equal(plain.tokens, hawk.tokens)
+    return same
+
+
+def identical_beside_others(pipe: HawkPipeline, prompts: Sequence[str]) -> int:
+    """Number of prompts that have the same tokens alone and beside other images; the seed of prompt i is i."""
+    seeds = list(range(len(prompts)))
+    together = pipe(prompts, seed=seeds, batch_size=AT_ONCE)
+    assert isinstance(together, PipelineOutput)
+    same = 0
+    for seed, prompt in enumerate(prompts):
+        alone = pipe(prompt, seed=seed)
+        assert isinstance(alone, PipelineOutput)
+        same += torch.equal(alone.tokens[0], together.tokens[seed])
     return same
 
 

@@ -340,6 +340,7 @@ FAST = (
     "counts one token too few in a fixed cache",
     "replays a recording with the noise of its last image",
     "takes the recording of other sampling parameters",
+    "takes the recording of other formulas",
     "leaves the noise of an image that moves",
     "does not look at the logits of a window",
     "does not look at the logits of a tree",

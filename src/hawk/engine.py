@@ -42,6 +42,13 @@ class Ended(Generic[K]):
     outcome: Generation | HawkError
     seconds: float
 
+    @property
+    def generation(self) -> Generation:
+        """The generation; raises the error that ended the image."""
+        if isinstance(self.outcome, HawkError):
+            raise self.outcome
+        return self.outcome
+
 
 @dataclass
 class Asked(Generic[K]):

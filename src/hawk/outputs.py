@@ -95,6 +95,23 @@ class StoppedError(RuntimeError):
         self.finished = finished
 
 
+OnStepEnd = Callable[[Any, int, int, dict[str, Any]], Any]
+"""Called after each target forward with (pipeline, forwards so far of the images that are drawn together, tokens
+committed so far in the whole call, {"canvas": Canvas, "stats": Stats, "images": list}).
+
+The list has the places in the call of the images on the canvas. Canvas and stats are copies, so that changes to them
+change no image; only `Canvas.states`, which is large, is the decoder's own and must not be changed. What the callback
+returns has no effect. To stop the call, it may raise an exception of its own, or set `pipeline._interrupt = True` as in
+diffusers: the call then raises `StoppedError`.
+"""
+
+OnImageEnd = Callable[[Any, int, PipelineOutput], Any]
+"""Called as soon as an image is finished with (pipeline, the image's place in the call, the output of this image).
+
+Images that are drawn together may be finished in another order than that of the call. What it returns has no effect.
+"""
+
+
 @dataclass(eq=False)
 class RunningCall:
     """A call of a pipeline that is under way; `interrupted` tells it to stop."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -48,6 +48,8 @@ from hawk.models.protocol import Model
 from hawk.outputs import (
     OUTPUT_TYPES,
     DrawnImage,
+    OnImageEnd,
+    OnStepEnd,
     PipelineOutput,
     Reports,
     RunningCalls,
@@ -71,22 +73,6 @@ __all__ = [
 ]
 
 LOGGER = logging.getLogger(__name__)
-
-OnStepEnd = Callable[["HawkPipeline", int, int, dict[str, Any]], Any]
-"""Called after each target forward with (pipeline, forwards so far of the images that are drawn together, tokens
-committed so far in the whole call, {"canvas": Canvas, "stats": Stats, "images": list}).
-
-The list has the places in the call of the images on the canvas. Canvas and stats are copies, so that changes to them
-change no image; only `Canvas.states`, which is large, is the decoder's own and must not be changed. What the callback
-returns has no effect. To stop the call, it may raise an exception of its own, or set `pipeline._interrupt = True` as in
-diffusers: the call then raises `StoppedError`.
-"""
-
-OnImageEnd = Callable[["HawkPipeline", int, PipelineOutput], Any]
-"""Called as soon as an image is finished with (pipeline, the image's place in the call, the output of this image).
-
-Images that are drawn together may be finished in another order than that of the call. What it returns has no effect.
-"""
 
 
 @dataclass(eq=False, repr=False)
@@ -411,13 +397,9 @@ class HawkPipeline:
 
     def _with_pixels(self, ended: Sequence[Ended[int]], grid: Grid) -> list[DrawnImage]:
         """Decode the images that the engine is done with; raises the error that ended one of them."""
-        generations = []
-        for each in ended:
-            if isinstance(each.outcome, HawkError):
-                raise each.outcome
-            generations.append(each.outcome)
-        if not generations:
+        if not ended:
             return []
+        generations = [each.generation for each in ended]
         started = time.perf_counter()
         tokens = torch.cat([generation.tokens for generation in generations])
         pixels = sound_pixels(self.model, tokens.unflatten(1, (grid.height, grid.width))).cpu()

@@ -19,8 +19,8 @@ from hawk.decoding.arguments import Number, boolean, check_function, name_of, pa
 from hawk.decoding.grid import Grid
 from hawk.decoding.planning import StepCosts
 from hawk.decoding.recording import Engine, Recordings
-from hawk.decoding.relaxed import LOSSY, Relaxation
-from hawk.decoding.request import Condition, Request, check_verifier
+from hawk.decoding.relaxed import Relaxation
+from hawk.decoding.request import Condition, Request
 from hawk.decoding.sampling import SamplingParams
 from hawk.decoding.tree import Window
 from hawk.decoding.trees import Drafter
@@ -32,7 +32,7 @@ from hawk.drafters.source import slow_drafts
 from hawk.engine import DrawingEngine, Ended
 from hawk.errors import CallersFunction, HawkError
 from hawk.machine import lacking_operations_refused
-from hawk.models.arguments import check_negatives, dtype_of, grid_of, image_seeds, paired_prompts, sampling_params
+from hawk.models.arguments import dtype_of, grid_of, image_seeds, paired_prompts, request_of, sampling_params
 from hawk.models.loading import (
     device_named,
     drafter_folder,
@@ -335,25 +335,28 @@ class HawkPipeline:
                 None if window is None else whole_number("window", window),
             )
             chosen = method_named(method)
-            prompts, negatives = paired_prompts(prompt, negative_prompt, num_images_per_prompt)
-            params = sampling_params(self.model, guidance_scale, temperature, top_k, top_p)
-            check_negatives(negatives, params)
-            grid = grid_of(self.model, height, width)
-            verifier = chosen.verifier if verifier is None else verifier
-            check_verifier(verifier)
-            request = Request(
-                self.model.condition(prompts, negatives, grid),
-                grid,
-                params,
-                image_seeds(len(prompts), seed, generator),
-                verifier,
-                self.relaxation if verifier in LOSSY else None,
+            request = request_of(
+                self.model,
+                prompt,
+                negative_prompt,
+                guidance_scale,
+                num_images_per_prompt,
+                seed,
+                generator,
+                temperature,
+                top_k,
+                top_p,
+                chosen.verifier if verifier is None else verifier,
+                height,
+                width,
+                lambda: self.relaxation,
             )
             # draw
+            grid, params = request.grid, request.params
             drawn: list[DrawnImage] = []
             tokens = request.images * grid.size
             with evaluation_mode(self.borrowed), tqdm(total=tokens, unit="token", disable=not progress) as bar:
-                drafter = self.skills.taught(self._drafter(chosen, limits.within(grid), verifier), params)
+                drafter = self.skills.taught(self.drafter_for(chosen, limits.within(grid), request.verifier), params)
                 reports = Reports(running, tell, bar)
                 try:
                     for image in self._draw(request, drafter, batch_size, reports):
@@ -374,7 +377,7 @@ class HawkPipeline:
             output = output_of(request, drawn, output_type)
             return output if return_dict else (output.images,)
 
-    def _drafter(self, method: Method, limits: TreeLimits, verifier: str) -> Drafter | Window:
+    def drafter_for(self, method: Method, limits: TreeLimits, verifier: str) -> Drafter | Window:
         """The drafter of a method for a verifier; `HawkError` where what it needs is not trained."""
         parts = self.priced if method.name == "hawk" else self.model.drafting
         return build_drafter(method, parts, self.model.target, limits, verifier)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch
 
 from hawk.decoding.arguments import Number, is_several, items_of, real_number, shown, texts_of, whole_number
 from hawk.decoding.grid import Grid
-from hawk.decoding.request import check_seeds
+from hawk.decoding.relaxed import LOSSY, Relaxation
+from hawk.decoding.request import Request, check_seeds, check_verifier
 from hawk.decoding.sampling import SamplingParams
 from hawk.errors import HawkError
 from hawk.models.protocol import Model
@@ -21,6 +22,41 @@ MOST_IMAGES = 10_000
 
 MOST_PIXELS = 2**20
 """The most pixels of a side of an image; no known model draws a hundredth of them."""
+
+
+def request_of(
+    model: Model,
+    prompt: str | Sequence[str],
+    negative_prompt: str | Sequence[str | None] | None = None,
+    guidance_scale: Number | None = None,
+    num_images_per_prompt: Number = 1,
+    seed: Number | Sequence[Number] | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    temperature: Number | None = None,
+    top_k: Number | None = None,
+    top_p: Number | None = None,
+    verifier: str = "coupled",
+    height: Number | None = None,
+    width: Number | None = None,
+    relaxation: Callable[[], Relaxation] | None = None,
+) -> Request:
+    """The images that a call asks a model for, with the arguments of `HawkPipeline.__call__`.
+
+    `relaxation` makes what the lossy verifier needs. Raises `HawkError`, which names it, for a wrong argument.
+    """
+    prompts, negatives = paired_prompts(prompt, negative_prompt, num_images_per_prompt)
+    params = sampling_params(model, guidance_scale, temperature, top_k, top_p)
+    check_negatives(negatives, params)
+    grid = grid_of(model, height, width)
+    check_verifier(verifier)
+    return Request(
+        model.condition(prompts, negatives, grid),
+        grid,
+        params,
+        image_seeds(len(prompts), seed, generator),
+        verifier,
+        relaxation() if relaxation is not None and verifier in LOSSY else None,
+    )
 
 
 def paired_prompts(

@@ -24,12 +24,12 @@ MAX_ROOMS = 20
 FLOORS = (
     ("__main__",),  # the command
     ("cli",),  # what a person types
-    ("server", "cluster"),  # reserved: they are built next, as are evaluation and engine
+    ("server", "cluster"),  # reserved: they are built next
     ("measure", "evaluation"),
-    ("wrapping", "training", "proofs", "engine"),
+    ("wrapping", "training", "proofs"),
     ("pipeline",),  # text in, images out
     ("outputs",),  # what a call gives back
-    ("models",),  # everything that can draw
+    ("models", "engine"),  # everything that can draw; many images at once
     ("drafters",),  # everything that proposes tokens
     ("decoding",),  # one step, and all that a step touches
     ("nn", "pictures"),

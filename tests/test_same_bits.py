@@ -233,7 +233,9 @@ def test_a_model_fails_only_where_a_level_that_is_promised_does_not_hold(
     passes: bool,
 ) -> None:
     checks = checks_of(saved_model, monkeypatch, device, same, in_shape)
-    assert [check.measured.split(" images")[0] for check in checks] == [f"{same} of 4", f"{in_shape} of 4"]
+    *levels, beside = checks
+    assert [check.measured.split(" images")[0] for check in levels] == [f"{same} of 4", f"{in_shape} of 4"]
+    assert beside.measured == "4 of 4 images identical to those drawn alone (no part of a level)"
     assert suite.level_held(checks) == level
     assert all(check.passed for check in checks) is passes
     table = io.StringIO()
@@ -285,4 +287,4 @@ def test_verify_loads_one_model_and_names_its_level(
     assert sentence == f"level 2: {suite.LEVELS[2]}"
     document = json.loads(last)
     assert (document["passed"], document["level"]) == (True, 2)
-    assert [check["level"] for check in document["checks"]] == [2, 3]
+    assert [check.get("level") for check in document["checks"]] == [2, 3, None]

@@ -351,11 +351,9 @@ class HawkPipeline:
                 width,
                 lambda: self.relaxation,
             )
-            # draw
             grid, params = request.grid, request.params
             drawn: list[DrawnImage] = []
-            tokens = request.images * grid.size
-            with evaluation_mode(self.borrowed), tqdm(total=tokens, unit="token", disable=not progress) as bar:
+            with evaluation_mode(self.borrowed), tqdm(total=request.tokens, unit="token", disable=not progress) as bar:
                 drafter = self.skills.taught(self.drafter_for(chosen, limits.within(grid), request.verifier), params)
                 reports = Reports(running, tell, bar)
                 try:

@@ -56,6 +56,11 @@ class Request:
         return len(self.seeds)
 
     @property
+    def tokens(self) -> int:
+        """How many tokens all images have."""
+        return self.images * self.grid.size
+
+    @property
     def drafts_for(self) -> str:
         """The lossless verifier whose drafts this verifier needs: relaxed verification needs what `residual` needs."""
         return "residual" if self.verifier in LOSSY else self.verifier

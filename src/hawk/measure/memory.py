@@ -96,10 +96,13 @@ def noise_bytes(shape: DecoderShape, drawing: Drawing, dtype: torch.dtype) -> in
 
 
 def state_bytes(drawing: Drawing) -> int:
-    """Bytes of the other tensors of a state: tokens, origins, counts and their history, padding."""
+    """Bytes of the other tensors of a state: tokens, origins, counts, their history, padding, sampling parameters."""
     tokens = 2 * drawing.images * (drawing.grid.size + drawing.nodes)
-    counts = drawing.images * (1 + drawing.grid.size + LAG + 2) + drawing.rows + 1
-    return torch.long.itemsize * (tokens + counts) + torch.bool.itemsize
+    counts = drawing.images * (2 + drawing.grid.size + LAG + 2) + drawing.rows
+    rows, top_k = 2 * drawing.images + drawing.rows, drawing.images
+    numbers, marks = 3 * drawing.images, 2 * drawing.images  # temperature, top-p, scale; broken, greedy
+    whole = torch.long.itemsize * (tokens + counts + rows + top_k)
+    return whole + torch.float32.itemsize * numbers + torch.bool.itemsize * marks
 
 
 def recording_bytes(shape: DecoderShape, drawing: Drawing, dtype: torch.dtype) -> int:

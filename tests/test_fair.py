@@ -222,7 +222,7 @@ def test_the_speedup_is_that_of_the_row_with_an_interval_over_the_same_images() 
 
 
 def row(method: str, nfe: float, seconds: float, span: tuple[float, float] | None = None) -> FairRow:
-    figures = asdict(summarise(method, [timed(1.0)], [timed(1.0)])) | {"nfe": nfe, "seconds_per_image": seconds}
+    figures = asdict(summarise(method, [timed(1.0)], [timed(1.0)])) | {"nfe": float(nfe), "seconds_per_image": seconds}
     interval = None if span is None else Interval(sum(span) / 2, *span)
     return FairRow("warm", 8, "window 9" if method == "scd" else "", "best", interval, MethodRow(**figures))
 

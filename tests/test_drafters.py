@@ -21,7 +21,7 @@ from hawk.decoding.verify import Verdict, Verified, sample
 from hawk.drafters.best_first import Candidates, grow_best_first
 from hawk.drafters.feature import FeatureConfig, FeatureDrafter
 from hawk.drafters.heads import DraftHeads, HeadsConfig, HorizontalSource, VerticalSource
-from hawk.drafters.jacobi import JacobiTree, coupled_draw, siblings
+from hawk.drafters.jacobi import JacobiMemory, JacobiTree, LiveDrafts, coupled_draw, siblings
 from hawk.drafters.left import LeftFactor
 from hawk.drafters.methods import METHODS, build_drafter, method_named
 from hawk.drafters.parts import DraftParts
@@ -490,7 +490,13 @@ def test_a_drafter_that_knows_p_is_always_right():
 @pytest.mark.parametrize("name", ["scd", "sjd"])
 def test_the_smaller_of_two_limits_holds(name):
     target = tiny_target(0)
-    limits = {(None, None): 17, (4, None): 5, (None, 32): 33, (4, 32): 5, (32, 4): 5}  # (drafts, window): nodes
+    limits = {
+        (None, None): METHODS[name].window + 1,
+        (4, None): 5,
+        (None, 32): 33,
+        (4, 32): 5,
+        (32, 4): 5,
+    }  # (drafts, window): nodes
     for (drafts, window), nodes in limits.items():
         assert build_drafter(METHODS[name], None, target, TreeLimits(drafts, window)).max_nodes == nodes
 
@@ -562,11 +568,29 @@ def test_where_the_targets_early_guesses_are_all_there_is_a_window_drafts():
     def built(name, **limits):
         return build_drafter(METHODS[name], None, target, TreeLimits(**limits))
 
-    assert built("scd") == Window(16, above=False)
+    assert built("scd") == Window(64, above=False)
     assert built("scd", window=5) == built("scd", num_draft_tokens=5) == Window(5, above=False)
     assert built("hawk") == Window(REFRESH)
     assert built("hawk", window=40) == Window(40)
     assert built("hawk", num_draft_tokens=9, window=40) == Window(9)
+
+
+def test_the_default_shapes_of_rivals_are_those_of_their_authors():
+    target = tiny_target(0)
+    nodes = {name: build_drafter(METHODS[name], None, target).max_nodes for name in ("sjd", "scd-maximal", "sjd-pac")}
+    assert nodes == {"sjd": 17, "scd-maximal": 65, "sjd-pac": 64}
+    assert build_drafter(METHODS["sjd-pac"], None, target, TreeLimits(window=21)).max_nodes == 32
+
+    canvas = Canvas.blank(Grid(8, 8), torch.zeros(1, 2))
+    canvas.commit(0, [1], [-1])
+    tree = build_drafter(METHODS["sjd-pac"], None, target)
+    flat = torch.full((target.vocab_size,), 1 / target.vocab_size)
+    live = LiveDrafts([offset % target.vocab_size for offset in range(53)], [flat] * 53)
+    randomness = Randomness.from_seeds([0], 64, target.vocab_size, torch.zeros(1))
+    drafted = tree.propose(JacobiMemory(randomness, [live]), canvas)
+    depths = drafted.ancestors()[0].sum(-1).sub(1).tolist()
+    # 3 children below the root, 9 below them, and a chain of 53 drafts in all
+    assert [depths.count(depth) for depth in range(54)] == [1, 3, 9] + [1] * 51
 
 
 def test_heads_are_saved_loaded_and_refused_for_another_target(tmp_path):

@@ -33,7 +33,7 @@ FLOORS = (
     ("drafters",),  # everything that proposes tokens
     ("decoding",),  # one step, and all that a step touches
     ("nn", "pictures"),
-    ("files", "machine", "processes"),
+    ("files", "machine", "processes", "intervals"),
     ("errors",),
 )
 # A room is a module or a package right under hawk. Rooms on one floor do not import each other.

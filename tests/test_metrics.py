@@ -12,7 +12,7 @@ import torch
 
 from hawk.errors import HawkError
 from hawk.evaluation import intervals, metrics
-from hawk.evaluation.intervals import FEWEST_IMAGES, Interval, bootstrap, warnings_for
+from hawk.evaluation.intervals import FEWEST_IMAGES, warnings_for
 from hawk.evaluation.metrics import (
     METRICS,
     classifier_test,
@@ -24,6 +24,7 @@ from hawk.evaluation.metrics import (
     prompt_diversities,
     vendi_score,
 )
+from hawk.intervals import Interval, bootstrap
 from mutant import Mutant
 
 

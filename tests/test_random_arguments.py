@@ -175,7 +175,7 @@ RIGHT = {
     "--suite": ["paper", "peers", "scaling", "steps"],
     "--prompts": ["1", "2", "mine.txt", "lines.jsonl"],
     "--kind": ["heads", "spatial", "heads,spatial", "feature"],
-    "--recipe": ["hawk", "paper", "recipe.yaml"],
+    "--recipe": ["hawk", "mixed", "paper", "recipe.yaml"],
     "--sources": ["horizontal", "stale", "horizontal,stale"],
     "--source": ["discs"],
     "--data": ["data"],

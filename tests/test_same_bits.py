@@ -210,7 +210,7 @@ def test_the_window_is_hawks_own_or_scds_where_hawk_drafts_trees(saved_model: An
     pipe.__dict__["priced"] = stale
     assert suite.window_of(pipe) == ("hawk", Window(5))
     pipe.__dict__["priced"] = trees
-    assert suite.window_of(pipe) == ("scd", Window(16, above=False))
+    assert suite.window_of(pipe) == ("scd", Window(64, above=False))
 
 
 @pytest.mark.parametrize(

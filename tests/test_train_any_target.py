@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
@@ -22,16 +23,23 @@ from fixtures.tiny_transformers import save, tiny
 from fixtures.train_together import fit_all
 from hawk.cli.app import app
 from hawk.decoding.grid import Grid
+from hawk.decoding.noise import GumbelNoise
 from hawk.decoding.request import Request
 from hawk.decoding.sampling import SamplingParams, log_probs
+from hawk.drafters.feature import FeatureDrafter
+from hawk.drafters.heads import DraftHeads, HeadsConfig
+from hawk.drafters.spatial import SpatialConfig, SpatialDrafter
 from hawk.errors import HawkError
 from hawk.pipeline import HawkPipeline
 from hawk.training.drafters import grids
+from hawk.training.drafters import pool as pooling
 from hawk.training.drafters import run as drafting
-from hawk.training.drafters.grids import Drawing, draw_on_policy, hidden_states, origin_of
+from hawk.training.drafters.feature import FeatureLoss, feature_shape
+from hawk.training.drafters.grids import Drawing, OnPolicy, SamplingRanges, draw_on_policy, hidden_states, origin_of
+from hawk.training.drafters.heads import HeadsLoss
 from hawk.training.drafters.recipe import KindRecipe, load_recipe
 from hawk.training.drafters.run import FrozenModel, Plan, train_drafter
-from hawk.training.drafters.spatial import SpatialLoss
+from hawk.training.drafters.spatial import SpatialLoss, window_noise
 from hawk.training.drafters.teacher import forced_hidden, guided_states, teacher_log_p
 from hawk.training.loop import FitConfig
 from hawk.training.texts import PromptFile
@@ -142,7 +150,6 @@ def test_a_drafter_for_any_target_survives_kills_and_is_lossless(
 def test_the_teacher_says_what_plain_ar_samples_from(targets: dict[str, Path], name: str) -> None:
     """argmax(log p + g) gives the image's tokens, for the teacher's log p and the image's noise g, with any head."""
     from hawk.decoding.generate import generate
-    from hawk.decoding.noise import GumbelNoise
     from hawk.decoding.trees import NoDrafter
 
     model = FrozenModel.load(targets[name], torch.device("cpu"), "float32").bare
@@ -215,6 +222,115 @@ def test_shards_of_other_settings_are_refused(tmp_path: Path) -> None:
             draw_on_policy(target, Drawing(tiny_prompts, TINY_GRID, params, 4, changed), 4, tmp_path)
 
 
+RANGES = SamplingRanges((0.3, 1.0), (1.0, 4.0))
+
+
+def test_grids_drawn_together_have_a_setting_of_their_own_that_a_resumed_run_repeats(tmp_path: Path) -> None:
+    target, params = tiny_target(), SamplingParams(temperature=0.7, top_k=9)
+    drawing = Drawing(tiny_prompts, TINY_GRID, params, 4, origin_of("t", params, TINY_GRID, "p", 4), ranges=RANGES)
+    tokens = draw_on_policy(target, drawing, 12, tmp_path)
+    settings = drawing.settings(12)
+    assert settings is not None
+    assert len({(one.temperature, one.cfg_scale) for one in settings}) == 3  # one for each shard
+    assert all(0.3 <= one.temperature <= 1 and 1 <= one.cfg_scale <= 4 and one.top_k == 9 for one in settings)
+    with safe_open(str(tmp_path / "tokens-000004.safetensors"), framework="pt") as file:
+        assert float(file.metadata()["temperature"]) == settings[4].temperature == settings[7].temperature
+        assert float(file.metadata()["cfg_scale"]) == settings[4].cfg_scale
+
+    (tmp_path / "tokens-000004.safetensors").unlink()
+    assert torch.equal(draw_on_policy(target, drawing, 12, tmp_path), tokens)
+    for other, complaint in (
+        (replace(drawing, ranges=replace(RANGES, temperatures=(0.2, 1.0))), "made with temperatures=0.3 to 1.0, not"),
+        (replace(drawing, ranges=None), "made with temperature=.*, not 0.7"),
+    ):
+        with pytest.raises(HawkError, match=complaint):
+            draw_on_policy(target, other, 12, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["llamagen", "janus"])
+def test_the_teacher_speaks_for_each_grid_at_the_setting_that_the_grid_was_drawn_with(
+    targets: dict[str, Path], name: str, tmp_path: Path
+) -> None:
+    """argmax(log p + g) gives each grid's tokens, for log p at the grid's own temperature and guidance scale."""
+    model = FrozenModel.load(targets[name], torch.device("cpu"), "float32").bare
+
+    def prompts(start: int, count: int) -> Any:
+        return model.condition(WORDS.drawn(start, count), [""] * count, model.grid)
+
+    drawing = Drawing(prompts, model.grid, model.defaults, 2, ranges=RANGES)
+    tokens = draw_on_policy(model.target, drawing, 4, tmp_path / "grids")
+    states = hidden_states(model.target, tokens, drawing, tmp_path / "states", 0.0)
+    data, mixed = OnPolicy(tokens, states, drawing.settings(4)), torch.tensor([3, 0, 2])
+    log_p = teacher_log_p(model.target, data.hidden(mixed), data.sampling(mixed))
+    noise = GumbelNoise(mixed.tolist(), model.grid.size, model.target.vocab_size, log_p)
+    chosen = (log_p + noise.rows(torch.arange(model.grid.size).expand(3, -1))).argmax(-1)
+    same = (chosen == tokens[mixed]).double().mean()
+    assert same > 0.9  # the states are rounded to bfloat16
+    assert len(data.hidden(mixed)) == (2 if name == "janus" else 1)
+
+
+def test_each_kind_learns_a_grid_at_the_setting_of_the_grid(tmp_path: Path) -> None:
+    """The loss of a batch of two settings is the mean of the losses of its images, each at its own setting."""
+    target = tiny_target()
+    drawing = Drawing(tiny_prompts, TINY_GRID, SamplingParams(), 1, ranges=RANGES)
+    tokens = draw_on_policy(target, drawing, 2, tmp_path / "grids")
+    data = OnPolicy(tokens, hidden_states(target, tokens, drawing, tmp_path / "states", 0.0), drawing.settings(2))
+    both, dim = torch.arange(2), target.hidden_size
+    shape = SpatialConfig(dim, **SPATIAL)
+    starts, noise = torch.tensor([5, 6]), window_noise([0, 1], shape.window, target.vocab_size, "cpu")
+    heads, feature = DraftHeads(HeadsConfig(dim, 2, 1)), FeatureDrafter(feature_shape(dim))
+    losses = {
+        "heads": (HeadsLoss(heads, target, TINY_GRID, SamplingParams()), lambda i: (data.hidden(i),)),
+        "feature": (FeatureLoss(feature, target, SamplingParams()), lambda i: (tokens[i], data.hidden(i), None)),
+        "spatial": (
+            SpatialLoss(SpatialDrafter(shape), target, TINY_GRID, SamplingParams()),
+            lambda i: (tokens[i], data.hidden(i), starts[i], noise[i]),
+        ),
+    }
+    for kind, (loss, inputs) in losses.items():
+        with torch.no_grad():
+            together, others = (float(loss(*inputs(both), own)["loss"]) for own in (data.sampling(both), None))
+            alone = [float(loss(*inputs(one), data.sampling(one))["loss"]) for one in both[:, None]]
+        assert together == pytest.approx(sum(alone) / 2, rel=1e-5), kind
+        assert together != pytest.approx(others, rel=1e-3), kind
+
+
+def test_a_drafter_is_trained_over_ranges_and_its_pool_is_fitted_on_them(
+    targets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen = FrozenModel.load(targets["llamagen"], torch.device("cpu"), "float32")
+    heads = {"heads": KINDS["heads"]}
+    plan = plan_for(frozen.bare, "llamagen", ranges=RANGES, kinds=heads, sources=("horizontal", "stale"))
+    seen: dict[str, set[float]] = {"record": set(), "cost": set()}
+    record, cost = pooling.record_drafts, pooling.measure_cost
+
+    def recorded(target: Any, pool: Any, prompt: Any, grid: Any, params: Any, *rest: Any) -> Any:
+        seen["record"].add(params.temperature)
+        return record(target, pool, prompt, grid, params, *rest)
+
+    def costed(target: Any, pool: Any, prompt: Any, grid: Any, params: Any, seeds: Any) -> Any:
+        seen["cost"] |= {one.temperature for one in params}
+        return cost(target, pool, prompt, grid, params, seeds)
+
+    monkeypatch.setattr(pooling, "record_drafts", recorded)
+    monkeypatch.setattr(pooling, "measure_cost", costed)
+    assert train_drafter(frozen, WORDS, plan, tmp_path) is not None
+    assert len(seen["record"]) == 3  # three runs of four images, which share a setting
+    assert len(seen["cost"]) == 4
+    assert "(CFG 1.0 to 4.0,\ntemperature 0.3 to 1.0," in (tmp_path / "drafter" / "README.md").read_text()
+
+
+def test_a_recipe_with_ranges_refuses_a_single_temperature_or_scale(tmp_path: Path) -> None:
+    train = ("train", "drafter", "--target", "none", "--out", tmp_path, "--prompts", "none", "--recipe", "mixed")
+    for option, complaint in (
+        ("--temperature", "recipe mixed draws from a range, 0.2 to 1.0: leave --temperature out"),
+        ("--cfg-scale", "recipe mixed draws from a range, 1.0 to 3.0: leave --cfg-scale out"),
+    ):
+        refused = command(*train, option, 1)
+        assert refused.exit_code == 2, refused.output
+        assert complaint in refused.stderr.splitlines()[-1]
+
+
 def test_a_prompt_file_is_read_and_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("\ufeff# mine\n\na cat  \n# no\nein Äpfel\n  a dog\n", encoding="utf-8")
@@ -238,11 +354,15 @@ def test_recipes_are_read_and_unknown_keys_refused(tmp_path: Path) -> None:
     assert (paper.images, fit.lr, fit.weight_decay, fit.betas) == (6000, 2e-5, 0.1, (0.9, 0.95))
     assert sum(paper.kind("heads").shape.values()) == 4
     assert load_recipe("hawk").kinds.keys() == {"heads", "spatial", "feature"}
+    assert load_recipe("hawk").ranges is None
+    mixed = load_recipe("mixed")
+    assert (mixed.kinds, mixed.draw_batch) == (load_recipe("hawk").kinds, 8)
+    assert mixed.ranges == SamplingRanges((0.2, 1.0), (1.0, 3.0))
     with pytest.raises(HawkError, match="has nothing on kind 'spatial', only on heads"):
         paper.kind("spatial")
     with pytest.raises(HawkError, match="unknown drafter kind 'lookup'"):
         paper.kind("lookup")
-    with pytest.raises(HawkError, match="no recipe 'nobody': give a YAML file, or one of hawk, paper"):
+    with pytest.raises(HawkError, match="no recipe 'nobody': give a YAML file, or one of hawk, mixed, paper"):
         load_recipe("nobody")
     for text, complaint in (
         ("heads: {steps: 3, batch_size: 2, speed: 4}", "heads: unknown key 'speed'"),
@@ -252,6 +372,13 @@ def test_recipes_are_read_and_unknown_keys_refused(tmp_path: Path) -> None:
         ("heads: {steps: 3}", "heads: batch_size: Field required"),
         ("heads: {steps: 3, batch_size: 2, horizontal: 0}", "horizontal must be a number above 0"),
         ("images: few\nheads: {steps: 3, batch_size: 2}", "images must be a number above 0"),
+        ("draw_batch: 0\nheads: {steps: 3, batch_size: 2}", "draw_batch must be a number above 0"),
+        ("temperatures: 0.5", "temperatures must be two numbers .low, high. from 1e-05 on, not 0.5"),
+        ("temperatures: [0, 1]", "temperatures must be two numbers"),
+        ("temperatures: [1, 0.2]", "temperatures must be two numbers"),
+        ("cfg_scales: [0.5, 3]", "cfg_scales must be two numbers .low, high. from 1.0 on"),
+        ("cfg_scales: [1, .inf]", "cfg_scales must be two numbers"),
+        ("cfg_scales: [1, 2, 3]", "cfg_scales must be two numbers"),
         ("- heads", "must be a mapping"),
         ("heads: [", "is not YAML"),
     ):

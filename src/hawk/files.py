@@ -163,6 +163,28 @@ def read_cache(path: Path) -> dict[str, Any]:
         return {}
 
 
+def claim_folder(folder: Path, job: dict[str, Any], holds: str) -> None:
+    """Make `folder` the folder of a job, or check that it is; `holds` says what such a folder holds.
+
+    `job` identifies the job by JSON values, which lie in `job.json`. Raises `HawkError` for the folder of another job,
+    with the first value that differs, and for a folder of other files.
+    """
+    path = folder / "job.json"
+    if path.exists():
+        there = read_json(path)
+        for name, value in job.items():
+            if there.get(name) != value:
+                raise HawkError(
+                    f"{folder} holds {holds} of another job ({name}: {there.get(name)} there, {value} asked for): name "
+                    "another --out"
+                )
+    elif folder.is_dir() and any(entry for entry in folder.iterdir() if not entry.name.startswith(_hidden(path))):
+        raise HawkError(f"{folder} holds other files: name a new folder for --out")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, job)
+
+
 def read_fields(kind: type[S], path: Path) -> S:
     """The JSON file at `path` as an instance of a schema of pydantic, or of a dataclass.
 

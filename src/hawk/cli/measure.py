@@ -84,15 +84,18 @@ OPTIONS_OF = {
     "scaling": OF_MODEL | {"plots"},
     "steps": OF_MODEL,
     "targets": frozenset({"suite", "json_out", "dtype", "threads", "plots"}),
+    "fair": OF_MODEL | {"plots", "out", "methods", "prompts", "seeds", "batch"},
 }
-"""The options of `hawk bench` that mean something for a suite that measures no methods."""
+"""The options of `hawk bench` that mean something for a suite, unless the suite is one of methods at one setting."""
+OF_FAIR = frozenset({"plots", "out"})
+"""The options that mean nothing for a suite of methods at one setting."""
 
 
 def _refuse_without_use(context: Context, suite: str) -> None:
     """Raise `HawkError` for an option on the command line that the suite would ignore."""
     for name in context.params:
         given = str(context.get_parameter_source(name)).endswith("COMMANDLINE")
-        if given and (name not in OPTIONS_OF[suite] if suite in OPTIONS_OF else name == "plots"):
+        if given and (name not in OPTIONS_OF[suite] if suite in OPTIONS_OF else name in OF_FAIR):
             raise HawkError(f"--{name.replace('_', '-')} means nothing for the suite {suite}: leave it out")
 
 
@@ -108,8 +111,9 @@ def bench(
         str,
         typer.Option(
             "--suite",
-            help="paper (its methods and hawk), peers (all methods), scaling (growth of cost), steps (step times) or "
-            "targets (large shapes with random weights, beside transformers).",
+            help="paper (its methods and hawk), peers (all methods), fair (all methods at several settings, each with "
+            "its authors' shape and its best one), scaling (growth of cost), steps (step times) or targets (large "
+            "shapes with random weights, beside transformers).",
         ),
     ] = "paper",
     prompts: Annotated[
@@ -118,7 +122,13 @@ def bench(
     seeds: Annotated[
         int, typer.Option("--seeds", min=1, max=100_000, help="Number of images of each prompt, with seeds 0, 1, ...")
     ] = 1,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Number of images decoded together.")] = 1,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            "--batch",
+            help="Number of images decoded together (default: 1); fair takes two with a comma (default: 1,8).",
+        ),
+    ] = None,
     model: ModelOption = "bundled",
     drafter: DrafterOption = None,
     cfg_scale: CfgScaleOption = None,
@@ -132,7 +142,15 @@ def bench(
     threads: ThreadsOption = None,
     engine: EngineOption = "auto",
     plots: Annotated[
-        Path | None, typer.Option("--plots", help="Folder for the plots of the suites scaling and targets.")
+        Path | None, typer.Option("--plots", help="Folder for the plots of the suites fair, scaling and targets.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            help="Folder that keeps the rounds of the suite fair: after a kill, the same command goes on from them.",
+        ),
     ] = None,
     json_out: Annotated[
         Path | None, typer.Option("--json-out", help="File to write the JSON document to as well.")
@@ -143,10 +161,13 @@ def bench(
     from hawk.models.arguments import OPTIONS, sampling_params
     from hawk.pictures.png import check_writable
 
-    of_methods = suite not in OPTIONS_OF
+    of_methods = suite not in OPTIONS_OF or suite == "fair"
     if of_methods:  # fail on a bad name before anything else
         bench_methods(suite, methods, None)
     _refuse_without_use(context, suite)
+    sizes = batch_sizes(batch, suite)
+    if suite == "fair" and out is None:
+        raise HawkError("the suite fair takes an hour and needs --out: the folder that keeps its rounds")
     if json_out is not None:
         if json_out.is_dir():
             raise HawkError(f"--json-out {json_out} is a folder: name a file")
@@ -172,10 +193,12 @@ def bench(
         names, left_out = bench_methods(suite, methods, pipe.model.drafting)
         for name, kind in left_out.items():
             print(f"left out: {name}, which needs `hawk train drafter --kind {kind}`", file=sys.stderr)
+        if out is not None:
+            return _hand_over(_fair(pipe, names, chosen, out, seeds, sizes), plots, json_out)
         sampling = {"guidance_scale": cfg_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         overrides = {**sampling, "num_draft_tokens": num_draft_tokens, "window": window}
         given = {name: value for name, value in overrides.items() if value is not None}
-        result = _methods(pipe, names, chosen, seeds, batch, given)
+        result = _methods(pipe, names, chosen, seeds, sizes[0], given)
     _hand_over(result, plots, json_out)
 
 
@@ -206,6 +229,42 @@ def _methods(
     with _measuring() as update:
         result = run_benchmark(pipe, names, prompts, seeds, batch, overrides, on_progress=show)
     Console().print(bench_table(result))
+    return result
+
+
+def batch_sizes(text: str | None, suite: str) -> list[int]:
+    """The numbers of images decoded together: one, or for the suite fair one or two; `HawkError` for anything else."""
+    if text is None:
+        return [1, 8] if suite == "fair" else [1]
+    most = 2 if suite == "fair" else 1
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) > most or not all(part.isdecimal() and 1 <= int(part) <= MOST_TOGETHER for part in parts):
+        several = "one or two whole numbers, with a comma between," if most == 2 else "a whole number"
+        raise HawkError(f"--batch takes {several} from 1 to {MOST_TOGETHER}, not {text!r}")
+    return [int(part) for part in parts]
+
+
+MOST_TOGETHER = 100_000
+"""The most images that can be decoded together."""
+
+
+def _fair(
+    pipe: HawkPipeline, names: list[str], prompts: list[str], out: Path, seeds: int, sizes: list[int]
+) -> Measured:
+    """Run the fair suite and print its tables and its summary."""
+    from hawk.cli.tables import fair_tables
+    from hawk.measure.fair import run_fair
+
+    def show(done: int, total: int, what: str) -> None:
+        update(completed=done, total=total, description=what)
+
+    with _measuring() as update:
+        result = run_fair(pipe, names, prompts, out, seeds, sizes, on_progress=show)
+    for table in fair_tables(result):
+        wide_console().print(table)
+    print("chosen by: authors, the method's default shape or another one of its authors; best, the fastest shape here")
+    for sentence in (*result.left_out, *result.summary):
+        print(sentence)
     return result
 
 
@@ -251,14 +310,18 @@ def _targets(dtype: str, threads: int | None) -> Measured:
 
 
 def _plot(result: Measured, folder: Path) -> None:
-    """Draw the plots of the scaling suite or of the targets suite."""
-    from hawk.measure import scaling, targets
+    """Draw the plots of the fair suite, the scaling suite or the targets suite."""
+    from hawk.measure import fair, scaling
 
-    if isinstance(result, targets.TargetsResult):
-        written = targets.draw_plots(result, folder)
-    else:
-        assert isinstance(result, scaling.ScalingResult)
+    if isinstance(result, fair.FairResult):
+        written = fair.draw_plots(result, folder)
+    elif isinstance(result, scaling.ScalingResult):
         written = scaling.draw_plots(result, folder)
+    else:
+        from hawk.measure import targets
+
+        assert isinstance(result, targets.TargetsResult)
+        written = targets.draw_plots(result, folder)
     for path in written:
         print(f"wrote {path}")
 

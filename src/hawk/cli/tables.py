@@ -22,6 +22,7 @@ from hawk.models.protocol import Model
 from hawk.pipeline import HawkPipeline, PipelineOutput, tokens_sha256
 
 if TYPE_CHECKING:
+    from hawk.measure.fair import FairResult
     from hawk.measure.scaling import ScalingResult
     from hawk.measure.steps import StepsResult
     from hawk.measure.targets import TargetsResult
@@ -157,6 +158,32 @@ def bench_table(result: BenchResult) -> Table:
             f"{row.ms_per_forward:.1f}",
         )
     return table
+
+
+def fair_tables(result: FairResult) -> list[Table]:
+    """The tables of the fair suite: one for each setting and batch size, and one of the forwards at equal nodes."""
+    tables: dict[tuple[str, int], Table] = {}
+    heads = ("method", "shape", "chosen by", "NFE", "accept length", "s per image", "speed-up", "95 %", "same as ar")
+    for one in result.rows:
+        key, row = (one.setting, one.batch), one.row
+        if key not in tables:
+            title = f"{one.setting}, {'one image' if one.batch == 1 else f'{one.batch} images'} at a time"
+            tables[key] = Table(title=title, title_justify="left", box=None)
+            for head in heads:
+                tables[key].add_column(head, justify="left" if head in heads[:3] else "right")
+        span = "-" if one.speedup is None else f"{one.speedup.low:.2f} - {one.speedup.high:.2f}"
+        figures = (f"{row.nfe:.1f}", f"{row.accept_length:.2f}", f"{row.seconds_per_image:.3f}")
+        fast = (f"{row.speedup_vs_ar:.2f}x", span)
+        tables[key].add_row(
+            method_named(row.method).label, one.shape or "-", one.chosen, *figures, *fast, same_as_ar(row)
+        )
+    equal = Table(title="forwards an image at equal nodes a step", title_justify="left", box=None)
+    for head in ("setting", "nodes", "hawk", "best lossless rival", "its forwards", "hawk needs"):
+        equal.add_column(head, justify="left" if head in ("setting", "best lossless rival") else "right")
+    for each in result.equal_nodes:
+        figures = (each.rival, f"{each.rival_nfe:.1f}", f"{each.fewer:.2f}x fewer")
+        equal.add_row(each.setting, str(each.nodes), f"{each.hawk:.1f}", *figures)
+    return [*tables.values(), *([equal] if result.equal_nodes else [])]
 
 
 def same_as_ar(row: MethodRow) -> str:

@@ -177,7 +177,7 @@ def train_drafter_command(
             "--kind", help="heads (horizontal and vertical), spatial, feature; or several of them with commas."
         ),
     ] = "heads",
-    recipe: Annotated[str, typer.Option("--recipe", help="hawk, paper, or a YAML file of your own.")] = "hawk",
+    recipe: Annotated[str, typer.Option("--recipe", help="hawk, paper, mixed, or a YAML file of your own.")] = "hawk",
     sources: Annotated[
         str | None, typer.Option("--sources", help="Sources of hawk's pool, with commas (default: the fastest).")
     ] = None,
@@ -196,7 +196,12 @@ def train_drafter_command(
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
-    draw_batch: Annotated[int, typer.Option("--draw-batch", min=1, help="Grids that a process draws together.")] = 32,
+    draw_batch: Annotated[
+        int | None,
+        typer.Option(
+            "--draw-batch", min=1, help="Grids that a process draws together (default: the recipe's number, else 32)."
+        ),
+    ] = None,
     cache_gb: Annotated[
         float,
         typer.Option("--cache-gb", min=0, help="Disk space for the target's states; what does not fit is recomputed."),
@@ -222,6 +227,13 @@ def train_drafter_command(
     if not math.isfinite(cache_gb):
         raise HawkError(f"--cache-gb must be a finite number, not {cache_gb}")
     chosen = load_recipe(recipe)
+    if chosen.ranges is not None:
+        for option, value, span in (
+            ("--temperature", temperature, chosen.ranges.temperatures),
+            ("--cfg-scale", cfg_scale, chosen.ranges.cfg_scales),
+        ):
+            if value is not None and span is not None:
+                raise HawkError(f"recipe {recipe} draws from a range, {span[0]} to {span[1]}: leave {option} out")
     kinds = {name: chosen.kind(name) for name in listed(kind)}
     kinds = {name: replace(how, fit=options.applied_to(how.fit)) for name, how in kinds.items()}
     world = World.join(options.device)
@@ -244,8 +256,9 @@ def train_drafter_command(
         params=sampling_params(frozen.bare, cfg_scale, temperature, top_k, top_p, OPTIONS),
         grid=grid_of(frozen.bare, height, width),
         sources=None if sources is None else tuple(listed(sources)),
-        draw_batch=draw_batch,
+        draw_batch=draw_batch or chosen.draw_batch or Plan.draw_batch,
         cache_gb=cache_gb,
+        ranges=chosen.ranges,
     )
     summary = train_drafter(frozen, texts, plan, out, folder / HEADS_FOLDER if data else None, world)
     world.leave()

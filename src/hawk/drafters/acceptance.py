@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from hawk.decoding.pacing import MOST_SKILL
 from hawk.decoding.planning import costs_file
@@ -69,6 +71,27 @@ class Skills:
         if not isinstance(entry, dict):
             return {}
         return {key: float(skill) for key, skill in entry.items() if is_estimate(skill)}
+
+
+class KeptSkills(Skills):
+    """Skills that are kept with the images of a measurement, and not in the user's cache."""
+
+    def learn(self, params: SamplingParams, generations: list[Generation]) -> None:
+        """Move the estimate half-way to what each of these drawings found."""
+        for generation in generations:
+            if generation.stats.skill is not None:
+                self.known[params] = (self.of(params) + generation.stats.skill) / 2
+
+
+@contextmanager
+def knowing(pipe: Any, params: SamplingParams, skill: float) -> Iterator[None]:
+    """In the body, the `HawkPipeline` knows so much of its drafts from earlier images and writes nothing down."""
+    before = pipe.skills
+    pipe.skills = KeptSkills(before.model, {params: skill}, {params: skill})
+    try:
+        yield
+    finally:
+        pipe.skills = before
 
 
 def is_estimate(value: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,18 @@ class DraftParts:
                 part.pack(dtype)
             else:
                 pack_linears(part, dtype)
+
+
+def drafters_mark(parts: DraftParts | None) -> str:
+    """The first 16 digits of the sha256 of all drafters' weights; "" for none."""
+    if parts is None:
+        return ""
+    digest = hashlib.sha256()
+    for module in parts.modules:
+        for name, tensor in module.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def load_parts(folder: Path, dim: int, vocab: int, fingerprint: str, dtype: torch.dtype) -> DraftParts:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from hawk.evaluation.features import FeatureExtractor
-from hawk.evaluation.intervals import Interval
 from hawk.evaluation.losslessness import (
     LEVEL,
     Law,
@@ -38,6 +37,7 @@ from hawk.evaluation.scoring import (
     reference_features,
 )
 from hawk.files import write_bytes, write_json
+from hawk.intervals import Interval
 from hawk.machine import machine_facts
 from hawk.pipeline import HawkPipeline
 from hawk.proofs.suite import promises_same_tokens

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,9 +25,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hawk.decoding.sampling import SamplingParams
-from hawk.drafters.acceptance import Skills
+from hawk.drafters.acceptance import knowing
 from hawk.drafters.methods import METHODS, Method, lacking, method_named
-from hawk.drafters.parts import DraftParts
+from hawk.drafters.parts import DraftParts, drafters_mark
 from hawk.errors import HawkError
 from hawk.evaluation.prompt_sets import PromptItem, PromptSet
 from hawk.files import read_json, save_tensors, write_json
@@ -156,18 +155,6 @@ def eval_job(
     return EvalJob(*marks, params or model.defaults, grid, prompts, images, batch, methods)
 
 
-def drafters_mark(parts: DraftParts | None) -> str:
-    """The first 16 digits of the sha256 of all drafters' weights; "" for none."""
-    if parts is None:
-        return ""
-    digest = hashlib.sha256()
-    for module in parts.modules:
-        for name, tensor in module.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def open_job(job: EvalJob, out: Path) -> None:
     """Make `out` the folder of the job, or check that it is; `HawkError` for the folder of another job."""
     check_writable(out)
@@ -213,27 +200,6 @@ def draw_all(pipe: HawkPipeline, job: EvalJob, out: Path, on_progress: OnProgres
                 done += len(pairs)
                 if on_progress is not None:
                     on_progress(done, total, method)
-
-
-@contextmanager
-def knowing(pipe: HawkPipeline, params: SamplingParams, skill: float) -> Iterator[None]:
-    """In the body, the pipeline knows so much about its drafts from earlier images, and writes nothing of it down."""
-    before = pipe.skills
-    pipe.skills = KeptSkills(before.model, {params: skill}, {params: skill})
-    try:
-        yield
-    finally:
-        pipe.skills = before
-
-
-class KeptSkills(Skills):
-    """Skills that are kept with the batches of an evaluation, and not in the user's cache."""
-
-    def learn(self, params: SamplingParams, generations: list[Any]) -> None:
-        """Move the estimate half-way to what each of these drawings found."""
-        for generation in generations:
-            if generation.stats.skill is not None:
-                self.known[params] = (self.of(params) + generation.stats.skill) / 2
 
 
 def draw_batch(pipe: HawkPipeline, job: EvalJob, method: str, pairs: Sequence[tuple[int, int]]) -> PipelineOutput:

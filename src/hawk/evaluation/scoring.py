@@ -21,9 +21,10 @@ from torch.nn.functional import interpolate
 from hawk.errors import HawkError
 from hawk.evaluation import metrics
 from hawk.evaluation.features import FeatureExtractor, read_picture
-from hawk.evaluation.intervals import Interval, bootstrap, warnings_for
+from hawk.evaluation.intervals import warnings_for
 from hawk.evaluation.run import CONTROL, Drawn, EvalJob
 from hawk.files import save_tensors
+from hawk.intervals import Interval, bootstrap
 
 TOGETHER = 32
 """Pictures whose features are computed together."""

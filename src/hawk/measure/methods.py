@@ -80,7 +80,11 @@ class BenchResult:
         return asdict(self)
 
 
-SUITES = {"paper": ("ar", "medusa", "hawk-vertical", "hawk-paper", "hawk"), "peers": tuple(METHODS)}
+SUITES = {
+    "paper": ("ar", "medusa", "hawk-vertical", "hawk-paper", "hawk"),
+    "peers": tuple(METHODS),
+    "fair": tuple(METHODS),
+}
 """The suites that compare methods, and their methods."""
 
 

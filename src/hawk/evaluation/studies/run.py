@@ -9,7 +9,7 @@ from typing import Any
 
 from hawk.decoding.arguments import name_of
 from hawk.decoding.sampling import SamplingParams
-from hawk.evaluation.run import knowing
+from hawk.drafters.acceptance import knowing
 from hawk.evaluation.studies.acceptance import ACCEPTANCE_MAP, ENTROPY
 from hawk.evaluation.studies.attention import ATTENTION
 from hawk.evaluation.studies.heads import DIVERGENCE, HEADS

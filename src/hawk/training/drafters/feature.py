@@ -14,7 +14,7 @@ from hawk.drafters.feature import FeatureConfig, FeatureDrafter
 from hawk.models.protocol import ImageTarget
 from hawk.nn.layers import additive_mask
 from hawk.training.drafters.grids import OnPolicy
-from hawk.training.drafters.teacher import TeacherLoss, draft_log_q, guided_states, teacher_log_p
+from hawk.training.drafters.teacher import Sampling, TeacherLoss, draft_log_q, guided_states, teacher_log_p
 from hawk.training.loop import FitConfig, Fitted, fit, weighted_means
 from hawk.training.world import World
 
@@ -40,12 +40,15 @@ class FeatureLoss(TeacherLoss):
         tokens: Int[Tensor, "b n"],
         hidden: Float[Tensor, "states b n d"],
         noise: Float[Tensor, "b n1 d"] | None = None,
+        params: Sampling | None = None,
     ) -> dict[str, Tensor]:
         """Means over all tokens but the last; `noise` is added to the states that the drafter reads.
 
-        `hidden[..., i, :]` is the state before token i.
+        `hidden[..., i, :]` is the state before token i. `params` are the settings of the images, where they differ from
+        those of the module.
         """
-        states = guided_states(hidden, self.params)
+        params = params or self.params
+        states = guided_states(hidden, params)
         before, after = states[:, :-1], states[:, 1:]
         noisy = before if noise is None else before + noise
         positions = torch.arange(before.shape[1], device=tokens.device)[None]
@@ -53,8 +56,8 @@ class FeatureLoss(TeacherLoss):
         predicted, _ = self.drafter(
             self.target.embed(tokens[:, :-1]), noisy, positions, None, additive_mask(visible, states.dtype)
         )
-        log_q = draft_log_q(self.target, predicted, self.params)
-        p = teacher_log_p(self.target, hidden[:, :, 1:], self.params).exp()
+        log_q = draft_log_q(self.target, predicted, params)
+        p = teacher_log_p(self.target, hidden[:, :, 1:], params).exp()
         nats, distance = -(p * log_q).sum(-1).mean(), F.smooth_l1_loss(predicted.float(), after.float())
         return {"loss": nats + distance, "nats": nats, "distance": distance}
 
@@ -81,11 +84,12 @@ def train_feature(
         seeds = torch.randint(1 << 62, (config.batch_size,), generator=generator)[own]
         tokens, hidden = tokens_and_states(images)
         noise = torch.stack([state_noise(int(seed), hidden.shape[2] - 1, hidden.shape[3]) for seed in seeds])
-        return runner(tokens, hidden, noise.to(config.device))
+        return runner(tokens, hidden, noise.to(config.device), data.sampling(images))
 
     def evaluate(runner: nn.Module, step: int) -> dict[str, float]:
         parts = data.held_out(32).split(config.batch_size)
-        return weighted_means([runner(*tokens_and_states(part)) for part in parts], [len(part) for part in parts])
+        losses = [runner(*tokens_and_states(part), None, data.sampling(part)) for part in parts]
+        return weighted_means(losses, [len(part) for part in parts])
 
     return drafter, fit(module, batch_loss, config, out, evaluate)
 

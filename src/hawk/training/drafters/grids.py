@@ -8,8 +8,8 @@ are needed; both are rounded to bfloat16.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,16 @@ class OnPolicy:
     """Grids that the target drew (on the CPU), and the hidden states before their tokens (`teacher.forced_hidden`).
 
     `hidden(images)` returns the states of the images with these numbers, on the device that trains drafters.
+    `settings` holds the sampling parameters of each image, None if all images were drawn with the same ones.
     """
 
     tokens: Int[Tensor, "images n"]
     hidden: Callable[[Int[Tensor, " b"]], Float[Tensor, "states b n d"]]
+    settings: Sequence[SamplingParams] | None = None
+
+    def sampling(self, images: Int[Tensor, " b"]) -> list[SamplingParams] | None:
+        """The sampling parameters of each of the images with these numbers; None if all images have the same ones."""
+        return None if self.settings is None else [self.settings[int(image)] for image in images]
 
     @property
     def kept(self) -> int:
@@ -58,10 +64,39 @@ class OnPolicy:
 
 
 @dataclass(frozen=True)
+class SamplingRanges:
+    """Ranges (low, high) of temperatures and guidance scales from which the setting of grids is drawn uniformly.
+
+    None leaves a parameter as it is.
+    """
+
+    temperatures: tuple[float, float] | None = None
+    cfg_scales: tuple[float, float] | None = None
+
+    def setting(self, params: SamplingParams, start: int) -> SamplingParams:
+        """The setting of the grids that are drawn together from number `start` on; it follows from `start` alone."""
+        generator = torch.Generator().manual_seed(start)
+        shares = torch.rand(2, dtype=torch.float64, generator=generator).tolist()
+        ranges = {"temperature": self.temperatures, "cfg_scale": self.cfg_scales}
+        drawn = {
+            name: span[0] + share * (span[1] - span[0])
+            for (name, span), share in zip(ranges.items(), shares, strict=True)
+            if span is not None
+        }
+        return replace(params, **drawn)
+
+    @property
+    def origin(self) -> Origin:
+        """The ranges by name, as shards store them."""
+        return {name: f"{span[0]} to {span[1]}" for name, span in asdict(self).items() if span is not None}
+
+
+@dataclass(frozen=True)
 class Drawing:
     """How grids are drawn: the prompts, the grid, the sampling, `batch` images in a shard, and the processes that draw.
 
-    `origin` holds the settings that every shard stores and that a shard found on disk must have.
+    `origin` holds the settings that every shard stores and that a shard found on disk must have. With `ranges` every
+    shard has a setting of its own, which it stores as well.
     """
 
     prompts: Prompts
@@ -70,6 +105,22 @@ class Drawing:
     batch: int = 32
     origin: Origin = field(default_factory=dict)
     world: World = field(default_factory=World)
+    ranges: SamplingRanges | None = None
+
+    def setting(self, image: int) -> SamplingParams:
+        """The sampling parameters of the image with this number: those of its shard."""
+        return self.params if self.ranges is None else self.ranges.setting(self.params, image - image % self.batch)
+
+    def settings(self, images: int) -> list[SamplingParams] | None:
+        """The sampling parameters of each of the first `images` images; None if all of them have the same ones."""
+        return None if self.ranges is None else [self.setting(image) for image in range(images)]
+
+    def origin_of_shard(self, start: int) -> Origin:
+        """What the shard that begins at image `start` stores."""
+        if self.ranges is None:
+            return self.origin
+        own = {name: str(value) for name, value in asdict(self.setting(start)).items()}
+        return self.ranges.origin | self.origin | own
 
 
 def origin_of(fingerprint: str, params: SamplingParams, grid: Grid, prompts: str, batch: int) -> Origin:
@@ -99,11 +150,13 @@ def draw_on_policy(
     out.mkdir(parents=True, exist_ok=True)
     shards = shards_of(out, "tokens", images, drawing.batch)
     for shard in own_shards(shards, "on-policy grids", drawing.world):
-        if shard.images(drawing.origin) < shard.count:
+        origin = drawing.origin_of_shard(shard.start)
+        if shard.images(origin) < shard.count:
             seeds = list(range(shard.start, shard.start + shard.count))
-            request = Request(drawing.prompts(shard.start, shard.count), drawing.grid, drawing.params, seeds)
+            prompts, params = drawing.prompts(shard.start, shard.count), drawing.setting(shard.start)
+            request = Request(prompts, drawing.grid, params, seeds)
             drawn = generate(target, request, Window(0), recordings=recordings).tokens
-            save_tensors(shard.path, {"tokens": drawn.to("cpu", torch.int32)}, drawing.origin)
+            save_tensors(shard.path, {"tokens": drawn.to("cpu", torch.int32)}, origin)
     drawing.world.wait()
     return torch.cat([load_file(shard.path)["tokens"][: shard.count].long() for shard in shards])
 
@@ -180,18 +233,19 @@ def hidden_states(
 
     Raises `HawkError` if `out` holds shards of another origin.
     """
-    grid, params, batch = drawing.grid, drawing.params, drawing.batch
+    grid, batch = drawing.grid, drawing.batch
 
     def compute(start: int, count: int) -> Tensor:
-        forced = tokens[start : start + count].to(target.device)
+        forced, params = tokens[start : start + count].to(target.device), drawing.setting(start)
         with teacher_autocast(target):
             return forced_hidden(target, forced, drawing.prompts(start, count), grid, params).bfloat16()
 
     shards = shards_of(out, "hidden", len(tokens), batch)
-    shards = shards[: int(budget // disk_needed(target, batch, grid, params))]
+    shards = shards[: int(budget // disk_needed(target, batch, grid, drawing.setting(0)))]
     for shard in own_shards(shards, "states", drawing.world):
-        if shard.images(drawing.origin) < shard.count:
-            save_tensors(shard.path, {"hidden": compute(shard.start, shard.count).cpu()}, drawing.origin)
+        origin = drawing.origin_of_shard(shard.start)
+        if shard.images(origin) < shard.count:
+            save_tensors(shard.path, {"hidden": compute(shard.start, shard.count).cpu()}, origin)
     drawing.world.wait()
     files = [safe_open(str(shard.path), framework="pt") for shard in shards]
     return HiddenStates(files, batch, compute, target.device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hawk.decoding.grid import Grid
@@ -16,7 +16,7 @@ from hawk.decoding.sampling import SamplingParams
 from hawk.drafters.heads import DraftHeads, HeadsConfig
 from hawk.models.protocol import ImageTarget
 from hawk.training.drafters.grids import OnPolicy
-from hawk.training.drafters.teacher import TeacherLoss, draft_log_q, guided_states, teacher_log_p
+from hawk.training.drafters.teacher import Sampling, TeacherLoss, draft_log_q, guided_states, teacher_log_p
 from hawk.training.loop import FitConfig, Fitted, fit, weighted_means
 from hawk.training.world import World
 
@@ -28,13 +28,17 @@ class HeadsLoss(TeacherLoss):
         super().__init__(target, params)
         self.heads, self.grid = heads, grid
 
-    def forward(self, hidden: Float[Tensor, "states b n d"]) -> dict[str, Tensor]:
-        """The mean cross-entropy of each head in nats, and the mean of all heads as `loss`."""
-        states = guided_states(hidden, self.params)
-        p = teacher_log_p(self.target, hidden, self.params).exp()
+    def forward(self, hidden: Float[Tensor, "states b n d"], params: Sampling | None = None) -> dict[str, Tensor]:
+        """The mean cross-entropy of each head in nats, and the mean of all heads as `loss`.
+
+        `params` are the settings of the images, where they differ from those of the module.
+        """
+        params = params or self.params
+        states = guided_states(hidden, params)
+        p = teacher_log_p(self.target, hidden, params).exp()
         losses = {}
         for name, block, sources, positions in head_pairs(self.heads, self.grid):
-            log_q = draft_log_q(self.target, self.heads.draft_state(block, states[:, sources]), self.params)
+            log_q = draft_log_q(self.target, self.heads.draft_state(block, states[:, sources]), params)
             losses[name] = -(p[:, positions] * log_q).sum(-1).mean()
         return {"loss": torch.stack(list(losses.values())).mean(), **losses}
 
@@ -68,12 +72,15 @@ def train_heads(
     module = HeadsLoss(heads, target, grid, params)
     own = World.join(config.device).own(config.batch_size)
 
+    def loss_on(runner: nn.Module, images: Int[Tensor, " b"]) -> dict[str, Tensor]:
+        return runner(data.hidden(images), data.sampling(images))
+
     def batch_loss(runner: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        return runner(data.hidden(torch.randint(data.kept, (config.batch_size,), generator=generator)[own]))
+        return loss_on(runner, torch.randint(data.kept, (config.batch_size,), generator=generator)[own])
 
     def evaluate(runner: nn.Module, step: int) -> dict[str, float]:
         parts = data.held_out(16).split(config.batch_size)
-        return weighted_means([runner(data.hidden(part)) for part in parts], [len(part) for part in parts])
+        return weighted_means([loss_on(runner, part) for part in parts], [len(part) for part in parts])
 
     return heads, fit(module, batch_loss, config, out, evaluate)
 
@@ -90,7 +97,7 @@ def copy_baselines(
     for image in data.held_out(images)[:, None]:
         hidden = data.hidden(image)
         tokens = data.tokens[image].to(hidden.device)
-        p = teacher_log_p(target, hidden, params).exp()
+        p = teacher_log_p(target, hidden, data.sampling(image) or params).exp()
         left.append(p[:, 1:].gather(-1, tokens[:, :-1, None]).mean())
         above.append(p[:, grid.width :].gather(-1, tokens[:, : -grid.width, None]).mean())
     return {"left": float(torch.stack(left).mean()), "above": float(torch.stack(above).mean())}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
@@ -33,6 +33,7 @@ from hawk.drafters.settings import FusedSettings, pattern_key
 from hawk.drafters.source import Draft
 from hawk.machine import machine_name
 from hawk.models.protocol import ImageTarget
+from hawk.training.drafters.grids import SamplingRanges
 from hawk.training.drafters.losses import overlap
 from hawk.training.drafters.teacher import Prompts, forced_hidden, teacher_log_p
 
@@ -41,6 +42,9 @@ REACHES = (1, 3, 7, 11, 15, 17, 19, 23, 27, 31, 47, 63)
 
 With the root, most of them fill whole tiles of a CPU's matrix units; 17 is a row of 16 cells and one more.
 """
+
+GROUP = 4
+"""Most images that a pool is fitted on with one setting, where the settings are drawn from ranges."""
 
 LIKELY_RANKS = 2
 """Most nodes of a draft tree are candidates of the first two ranks."""
@@ -148,6 +152,16 @@ def record_drafts(
             log_q[source, i, draft.first : draft.end] = draft.log_q
             present[source, i, draft.first : draft.end] = True
     return PoolData(log_q, present, log_p, left)
+
+
+def joined(parts: Sequence[PoolData]) -> PoolData:
+    """The samples of several recordings of the same pool, one after the other."""
+    return PoolData(
+        torch.cat([part.log_q for part in parts], dim=1),
+        torch.cat([part.present for part in parts], dim=1),
+        torch.cat([part.log_p for part in parts]),
+        torch.cat([part.left for part in parts]),
+    )
 
 
 def fit_weights(data: PoolData, steps: int = 60) -> Weights:
@@ -312,20 +326,29 @@ def fit_pool(
     first: int,
     images: int = 32,
     samples: int = 300,
+    ranges: SamplingRanges | None = None,
 ) -> FittedPool:
     """Fit the weights of a pool and measure its acceptance, its quality and its speed, on images from `first` on.
 
     The weights are fitted on one run of `images` images, acceptance is measured on a second run with those weights, and
     quality on a third. The pool's left factor is scaled on the first run and dropped if it keeps no more mass on the
-    second.
+    second. With `ranges` each run is made of groups of at most `GROUP` images, and every group has a setting of its
+    own, as has every image whose speed is measured.
     """
+    group = images if ranges is None else min(GROUP, images)
+
+    def setting(start: int) -> SamplingParams:
+        return params if ranges is None else ranges.setting(params, start)
 
     def recorded(part: int, settings: FusedSettings) -> PoolData:
-        start = first + part * images
-        seeds = list(range(start, start + images))
+        begin, window = first + part * images, settings.window
         drafting = FusedPool(pool.sources, pool.head, settings, pool.left)
-        window = settings.window
-        return record_drafts(target, drafting, prompts(start, images), grid, params, seeds, samples, window)
+        found = []
+        for start in range(begin, begin + images, group):
+            seeds = list(range(start, min(start + group, begin + images)))
+            prompt, share = prompts(start, len(seeds)), round(samples * len(seeds) / images)
+            found.append(record_drafts(target, drafting, prompt, grid, setting(start), seeds, share, window))
+        return joined(found)
 
     settings = pool.settings
     data = recorded(0, settings)
@@ -338,7 +361,8 @@ def fit_pool(
     quality = draft_quality(recorded(2, settings), pool.source_names, settings.weights, first, factor)
     pool = FusedPool(pool.sources, pool.head, settings, left)
     timed = min(6, images)
-    priced = measure_cost(target, pool, prompts(first, timed), grid, params, list(range(first, first + timed)))
+    seeds = list(range(first, first + timed))
+    priced = measure_cost(target, pool, prompts(first, timed), grid, [setting(seed) for seed in seeds], seeds)
     return FittedPool(replace(priced.settings, edges=edges, rate=rate), priced.seconds, left, quality)
 
 
@@ -351,12 +375,13 @@ class Priced:
 
 
 def measure_cost(
-    target: ImageTarget, pool: FusedPool, prompt: Any, grid: Grid, params: SamplingParams, seeds: list[int]
+    target: ImageTarget, pool: FusedPool, prompt: Any, grid: Grid, params: Sequence[SamplingParams], seeds: list[int]
 ) -> Priced:
     """The pool's settings with the cost of a node on this machine, the tokens that windows commit, and the best window.
 
-    One image per seed is decoded with every window of `REACHES` (in turn, without a tree), and whole steps are timed,
-    drafting and verifying included. A pool that does not refresh its window still does not refresh it afterwards.
+    One image per seed, with its setting in `params`, is decoded with every window of `REACHES` (in turn, without a
+    tree), and whole steps are timed, drafting and verifying included. A pool that does not refresh its window still
+    does not refresh it afterwards.
     """
     settings = pool.settings
     reaches = [reach for reach in REACHES if reach < grid.size]
@@ -367,7 +392,7 @@ def measure_cost(
             chain = replace(settings, max_nodes=1, refresh=reach)
             drafter = fused_drafter(pool.sources, pool.head, chain, pool.left)
             started = time.perf_counter()
-            stats = generate(target, Request(prompt.rows(slice(i, i + 1)), grid, params, [seed]), drafter).stats
+            stats = generate(target, Request(prompt.rows(slice(i, i + 1)), grid, params[i], [seed]), drafter).stats
             seconds[reach].append(time.perf_counter() - started)
             steps[reach].append(stats)
     nodes = [statistics.median(stats.nodes / stats.nfe for stats in steps[reach]) for reach in reaches]

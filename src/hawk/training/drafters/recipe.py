@@ -1,6 +1,9 @@
-"""Recipes of `hawk train drafter`: a YAML file that says how each kind of drafter is fitted. Two come with Hawk.
+"""Recipes of `hawk train drafter`: a YAML file that says how each kind of drafter is fitted. Three come with Hawk.
 
 images: 6000                # grids to draw; one per prompt if this line is missing
+draw_batch: 8               # grids drawn together; 32 if this line is missing
+temperatures: [0.2, 1.0]    # grids drawn together have a temperature in this range; the model's own if it is missing
+cfg_scales: [1, 3]          # and a guidance scale in this range
 heads:                      # a kind of drafter
   horizontal: 3             # its shape: any field of `HeadsConfig` (`SpatialConfig`, `FeatureConfig`) but `dim`
   steps: 1600               # its fit: any field of `FitConfig` but those that are command-line options
@@ -9,6 +12,7 @@ heads:                      # a kind of drafter
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,15 +21,21 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from hawk.decoding.sampling import GREEDY_BELOW, MOST_GUIDANCE
 from hawk.drafters.feature import FeatureConfig
 from hawk.drafters.heads import HeadsConfig
 from hawk.drafters.spatial import SpatialConfig
 from hawk.errors import HawkError, one_line
+from hawk.training.drafters.grids import SamplingRanges
 from hawk.training.loop import FitConfig
 
 RECIPES_FOLDER = Path(__file__).parent / "recipes"
 SHAPES = {"heads": HeadsConfig, "spatial": SpatialConfig, "feature": FeatureConfig}
 """The kinds of drafters and the class of each kind's shape."""
+COUNTS = ("images", "draw_batch")
+"""The keys of a recipe that hold a number of grids."""
+RANGES = {"temperatures": GREEDY_BELOW, "cfg_scales": 1.0}
+"""The keys of a recipe that hold a range [low, high], and the least value of each."""
 COMMAND_OPTIONS = ("seed", "device", "dtype", "compile")
 """The fields of `FitConfig` that the command line sets and a recipe cannot."""
 
@@ -40,11 +50,16 @@ class KindRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe with its name, its kinds of drafters, and the number of grids to draw (None: one per prompt)."""
+    """A recipe: its name, its kinds of drafters, the number of grids to draw (None: one per prompt), and how.
+
+    `draw_batch` grids are drawn together (None: the command's default). With `ranges` they have a setting of their own.
+    """
 
     name: str
     kinds: dict[str, KindRecipe]
     images: int | None = None
+    draw_batch: int | None = None
+    ranges: SamplingRanges | None = None
 
     def kind(self, name: str) -> KindRecipe:
         """How a kind is fitted; raises `HawkError` if the recipe does not say so."""
@@ -65,11 +80,23 @@ def load_recipe(name: str) -> Recipe:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise HawkError(f"{path} is not YAML ({one_line(error)})") from error
-    _check_keys(content, {"images", *SHAPES}, f"{path}")
-    images = content.pop("images", None)
-    if images is not None and (not isinstance(images, int) or images < 1):
-        raise HawkError(f"{path}: images must be a number above 0, not {images!r}")
-    return Recipe(name, {kind: _kind(kind, values, f"{path}: {kind}") for kind, values in content.items()}, images)
+    _check_keys(content, {*COUNTS, *RANGES, *SHAPES}, f"{path}")
+    counts, ranges = ({name: content.pop(name, None) for name in names} for names in (COUNTS, RANGES))
+    for key, value in counts.items():
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise HawkError(f"{path}: {key} must be a number above 0, not {value!r}")
+    spans = {key: _span(value, RANGES[key], f"{path}: {key}") for key, value in ranges.items() if value is not None}
+    kinds = {kind: _kind(kind, values, f"{path}: {kind}") for kind, values in content.items()}
+    return Recipe(name, kinds, **counts, ranges=SamplingRanges(**spans) if spans else None)
+
+
+def _span(value: Any, least: float, where: str) -> tuple[float, float]:
+    """A range of a recipe; `HawkError` unless it holds two finite numbers in order, from `least` on."""
+    numbers = value if isinstance(value, list) else []
+    known = [float(number) for number in numbers if isinstance(number, int | float) and math.isfinite(number)]
+    if len(known) != 2 or len(numbers) != 2 or not least <= known[0] <= known[1] <= MOST_GUIDANCE:
+        raise HawkError(f"{where} must be two numbers [low, high] from {least} on, not {value!r}")
+    return known[0], known[1]
 
 
 def _kind(kind: str, values: Any, where: str) -> KindRecipe:

@@ -28,7 +28,14 @@ from hawk.files import write_bytes, write_json
 from hawk.models.loading import DTYPES, engine_named, load_on, packed_copy
 from hawk.models.protocol import ImageTarget, Model
 from hawk.training.drafters.feature import feature_shape, train_feature
-from hawk.training.drafters.grids import Drawing, OnPolicy, draw_on_policy, hidden_states, origin_of
+from hawk.training.drafters.grids import (
+    Drawing,
+    OnPolicy,
+    SamplingRanges,
+    draw_on_policy,
+    hidden_states,
+    origin_of,
+)
 from hawk.training.drafters.heads import copy_baselines, train_heads
 from hawk.training.drafters.pool import FittedPool, fit_pool
 from hawk.training.drafters.recipe import KindRecipe
@@ -50,7 +57,8 @@ class Plan:
 
     `images` grids of the shape `grid` are drawn with `params`, `draw_batch` at a time. `cache_gb` (10^9 bytes) is the
     disk space that the target's hidden states on them may take. `sources` are the sources of `hawk`'s pool; None
-    stands for the fastest choice.
+    stands for the fastest choice. With `ranges` the grids that are drawn together have a temperature and a guidance
+    scale of their own, and so have the images that the pool is fitted on.
     """
 
     kinds: dict[str, KindRecipe]
@@ -60,6 +68,7 @@ class Plan:
     sources: tuple[str, ...] | None = None
     draw_batch: int = 32
     cache_gb: float = 20.0
+    ranges: SamplingRanges | None = None
 
 
 @dataclass(frozen=True)
@@ -124,12 +133,13 @@ def train_drafter(
         return model.condition(texts.unseen(start, count, images), [""] * count, grid)
 
     origin = origin_of(model.fingerprint, params, grid, texts.fingerprint, plan.draw_batch)
-    drawing = Drawing(prompts, grid, params, plan.draw_batch, origin, world)
+    drawing = Drawing(prompts, grid, params, plan.draw_batch, origin, world, plan.ranges)
     recordings = Recordings(frozen.engine)
     tokens = draw_on_policy(frozen.running, drawing, images, out / "grids", recordings)
     recordings.clear()  # a GPU needs the memory for training
     budget = plan.cache_gb * GIGABYTE
-    data = OnPolicy(tokens, hidden_states(model.target, tokens, drawing, out / "states", budget))
+    states = hidden_states(model.target, tokens, drawing, out / "states", budget)
+    data = OnPolicy(tokens, states, drawing.settings(images))
     fits: dict[str, Fitted] = {}
     for kind, recipe in plan.kinds.items():
         parts, fits[kind] = fitted_part(kind, recipe, parts, model.target, data, plan, out / kind)
@@ -211,7 +221,8 @@ def fitted_pool(frozen: FrozenModel, parts: DraftParts, plan: Plan, unseen: Prom
         named = [source_named(name, running, target) for name in sources]
         left = parts.left if "spatial" in sources else None  # it is trained with the spatial drafter
         unfitted = FusedPool(named, target.draft_head, FusedSettings.unfitted(sources), left)
-        return fit_pool(target, unfitted, unseen, plan.grid, plan.params, first=plan.images, images=images)
+        first, ranges = plan.images, plan.ranges
+        return fit_pool(target, unfitted, unseen, plan.grid, plan.params, first, images, ranges=ranges)
 
     trained = pool_sources(parts.heads.config if parts.heads else None, parts.spatial is not None)
     candidates = [plan.sources] if plan.sources else [JACOBI, trained]
@@ -244,7 +255,9 @@ def drafter_card(model: Model, plan: Plan, pool: FittedPool) -> str:
         f"| {offset} | {quality['mass']:.3f} | {quality['top1']:.3f} | {quality['top8']:.3f} |\n"
         for offset, quality in pool.quality["fused"].items()
     )
-    params = plan.params
+    params, ranges = plan.params, plan.ranges or SamplingRanges()
+    cfg_scale = between(ranges.cfg_scales, params.cfg_scale)
+    temperature = between(ranges.temperatures, params.temperature)
     return f"""---
 library_name: hawk
 base_model: {model.name}
@@ -263,8 +276,8 @@ image = pipe("a red apple").images[0]
 ```
 
 Kinds: {", ".join(plan.kinds)}; sources of `hawk`'s pool: {", ".join(pool.settings.sources)}. It was trained on
-{plan.images} grids of {plan.grid.height}x{plan.grid.width} tokens that the target drew itself (CFG {params.cfg_scale},
-temperature {params.temperature}, top-k {params.top_k}, top-p {params.top_p}). At other settings fewer drafts are
+{plan.images} grids of {plan.grid.height}x{plan.grid.width} tokens that the target drew itself (CFG {cfg_scale},
+temperature {temperature}, top-k {params.top_k}, top-p {params.top_p}). At other settings fewer drafts are
 accepted.
 
 The quality of the pool's drafts, measured while decoding, by the number of positions ahead of the frontier: the mass
@@ -275,3 +288,8 @@ that draft and target share, and how often the target's token is the first candi
 {rows}
 Everything measured is in `report.json`.
 """
+
+
+def between(span: tuple[float, float] | None, value: float) -> str:
+    """The words for a range, or for the single value where there is none."""
+    return f"{value}" if span is None else f"{span[0]} to {span[1]}"

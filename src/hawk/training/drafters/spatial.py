@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +19,7 @@ from hawk.drafters.spatial import SpatialConfig, SpatialDrafter, spatial_mask, w
 from hawk.models.protocol import ImageTarget
 from hawk.training.drafters.grids import OnPolicy
 from hawk.training.drafters.losses import coupled_nats, overlap
-from hawk.training.drafters.teacher import TeacherLoss, draft_log_q, guided_states, teacher_log_p
+from hawk.training.drafters.teacher import Sampling, TeacherLoss, draft_log_q, guided_states, teacher_log_p
 from hawk.training.loop import FitConfig, Fitted, fit, weighted_means
 from hawk.training.world import World
 
@@ -50,16 +51,19 @@ class SpatialLoss(TeacherLoss):
         hidden: Float[Tensor, "states b n d"],
         starts: Int[Tensor, " b"],
         noise: Float[Tensor, "b w vocab"],
+        params: Sampling | None = None,
     ) -> dict[str, Tensor]:
         """Means over the positions of the windows that follow the first `starts` tokens of each image.
 
         `hidden[..., i, :]` is the state before token i. `noise` is the Gumbel noise with which the target chooses.
+        `params` are the settings of the images, where they differ from those of the module.
         """
+        params = params or self.params
         grid, rows = self.grid, torch.arange(len(tokens), device=tokens.device)[:, None]
         _, wanted = window_positions(starts, grid, self.drafter.config)
         inside, coming = wanted < grid.size, wanted.clamp(max=grid.size - 1)
-        log_q = self.drafts(tokens, guided_states(hidden, self.params), starts)
-        log_p = teacher_log_p(self.target, hidden[:, rows, coming], self.params)
+        log_q = self.drafts(tokens, guided_states(hidden, params), starts, params)
+        log_p = teacher_log_p(self.target, hidden[:, rows, coming], params)
         has_left = (wanted % grid.width > 0) & (wanted > starts[:, None])
         with_left = log_q + self.left_term(tokens[rows, coming - 1]) * has_left[..., None]
         plain, informed = (self._lost(q, log_p, noise, inside) for q in (log_q, with_left.log_softmax(-1)))
@@ -70,7 +74,11 @@ class SpatialLoss(TeacherLoss):
         }
 
     def drafts(
-        self, tokens: Int[Tensor, "b n"], states: Float[Tensor, "b n d"], starts: Int[Tensor, " b"]
+        self,
+        tokens: Int[Tensor, "b n"],
+        states: Float[Tensor, "b n d"],
+        starts: Int[Tensor, " b"],
+        params: Sampling | None = None,
     ) -> Float[Tensor, "b w vocab"]:
         """log q of the windows, without top-k and top-p; positions past the image's end hold no meaningful values."""
         drafter, grid, config = self.drafter, self.grid, self.drafter.config
@@ -82,7 +90,7 @@ class SpatialLoss(TeacherLoss):
         keys, values = drafter.entries(features, drafter.angles(cells, grid))
         newest, mask = states[rows[:, 0], starts - 1], spatial_mask(wanted, near, grid, config)
         drafted = drafter.draft_states(newest, drafter.angles(wanted, grid), keys, values, mask)
-        return draft_log_q(self.target, drafted, self.params)
+        return draft_log_q(self.target, drafted, params or self.params)
 
     def left_term(self, left: Int[Tensor, "b w"]) -> Float[Tensor, "b w vocab"]:
         """The term that the left factor adds to log q where `left` holds the token of the left cell."""
@@ -147,9 +155,10 @@ def train_spatial(
     def roots(images: Int[Tensor, " b"], generator: torch.Generator) -> Int[Tensor, " b"]:
         return torch.multinomial(entropy[images, :-1] + 0.05, 1, generator=generator)[:, 0]
 
-    def windows(images: Int[Tensor, " b"], starts: Int[Tensor, " b"], seeds: Int[Tensor, " b"]) -> tuple[Tensor, ...]:
+    def windows(images: Int[Tensor, " b"], starts: Int[Tensor, " b"], seeds: Int[Tensor, " b"]) -> tuple[Any, ...]:
         noise = window_noise(seeds.tolist(), shape.window, target.vocab_size, config.device)
-        return data.tokens[images].to(config.device), data.hidden(images), starts.to(config.device), noise
+        tokens, hidden = data.tokens[images].to(config.device), data.hidden(images)
+        return tokens, hidden, starts.to(config.device), noise, data.sampling(images)
 
     def batch_loss(runner: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         images = torch.randint(data.kept, (config.batch_size,), generator=generator)
@@ -194,6 +203,7 @@ def token_entropy(
     entropies = torch.zeros(data.tokens.shape, device=target.device)
     mine = range(world.rank, len(entropies), world.size)
     for image in tqdm(mine, desc="entropy", unit="image", disable=not world.first):
-        p = teacher_log_p(target, data.hidden(torch.tensor([image])), params).exp()
+        this = torch.tensor([image])
+        p = teacher_log_p(target, data.hidden(this), data.sampling(this) or params).exp()
         entropies[image] = torch.special.entr(p).sum(-1)[0]
     return world.total(entropies).cpu()

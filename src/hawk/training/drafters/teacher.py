@@ -8,7 +8,7 @@ below). A drafter's q still comes from the guided state then, so its drafts fit 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,9 @@ from hawk.nn.packed import fast_dtype
 
 Prompts = Callable[[int, int], Any]
 """(start, count) -> the target's prompt of `count` rows; row i depends on `start + i` alone."""
+
+Sampling = SamplingParams | Sequence[SamplingParams]
+"""The sampling parameters of a batch: one setting for all of its images, or one setting for each image."""
 
 CHUNK = 256
 """Tokens in one teacher-forced forward. On the bundled model this is as fast as one forward of the whole image."""
@@ -77,28 +80,34 @@ def states_per_token(target: Target, params: SamplingParams) -> int:
     return 1 if target.linear_head or not params.guided else 2
 
 
-def guided_states(hidden: Float[Tensor, "states *b d"], params: SamplingParams) -> Float[Tensor, "*b d"]:
+def guided_states(hidden: Float[Tensor, "states *b d"], params: Sampling) -> Float[Tensor, "*b d"]:
     """The guided states, which drafters read."""
-    return hidden[0] if len(hidden) == 1 else guide(hidden[0], hidden[1], params.cfg_scale)
+    if len(hidden) == 1:
+        return hidden[0]
+    if not isinstance(params, SamplingParams):
+        return torch.cat([guided_states(hidden[:, i : i + 1], own) for i, own in enumerate(params)])
+    return guide(hidden[0], hidden[1], params.cfg_scale)
 
 
 def teacher_log_p(
-    target: ImageTarget, hidden: Float[Tensor, "states b n d"], params: SamplingParams
+    target: ImageTarget, hidden: Float[Tensor, "states b n d"], params: Sampling
 ) -> Float[Tensor, "b n vocab"]:
     """log p after guidance, temperature, top-k and top-p: the distribution from which plain AR samples."""
+    if not isinstance(params, SamplingParams):
+        return torch.cat([teacher_log_p(target, hidden[:, i : i + 1], own) for i, own in enumerate(params)])
     hidden = hidden.to(target.dtype)
     if len(hidden) == 1:
         return log_probs(target.head(hidden[0]), params)
     return log_probs(guide(target.head(hidden[0]), target.head(hidden[1]), params.cfg_scale), params)
 
 
-def draft_log_q(
-    target: ImageTarget, states: Float[Tensor, "*b d"], params: SamplingParams
-) -> Float[Tensor, "*b vocab"]:
+def draft_log_q(target: ImageTarget, states: Float[Tensor, "*b d"], params: Sampling) -> Float[Tensor, "*b vocab"]:
     """log q of draft states, at the temperature of p (at 1 for a greedy p) but without top-k and top-p.
 
     A filtered q would be 0 at tokens that p allows, and the losses would be infinite there.
     """
+    if not isinstance(params, SamplingParams):
+        return torch.cat([draft_log_q(target, states[i : i + 1], own) for i, own in enumerate(params)])
     return log_probs(
         target.draft_head(states.to(target.dtype)), SamplingParams(1.0 if params.greedy else params.temperature)
     )

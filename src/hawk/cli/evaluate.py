@@ -57,8 +57,8 @@ def evaluate(
         str | None,
         typer.Option(
             "--metrics",
-            help="frechet, precision, recall, density, coverage, vendi, diversity; and the levels of losslessness "
-            "tokens, laws, tests; with commas between (default: all).",
+            help="frechet, precision, recall, density, coverage, nearest, copied (both with --references), vendi, "
+            "diversity; and the levels of losslessness tokens, laws, tests; with commas between (default: all).",
         ),
     ] = None,
     references: Annotated[
@@ -93,16 +93,21 @@ def evaluate(
     at most one batch lost. OUT/report.html and OUT/report.json hold the result.
     """
     from hawk.evaluation.features import extractor_named
+    from hawk.evaluation.locking import sole_owner
     from hawk.evaluation.prompt_sets import reference_pictures
     from hawk.evaluation.report import Asked, References, needs_features
     from hawk.evaluation.report import evaluate as score
     from hawk.evaluation.run import draw_all, eval_job, eval_methods, first_items, open_job
-    from hawk.evaluation.scoring import metrics_named
+    from hawk.evaluation.scoring import OF_REFERENCES, metrics_named
     from hawk.models.arguments import OPTIONS, sampling_params
 
     check_printable(str(out))
     command = shlex.join(["hawk", *sys.argv[1:]])
     names = metrics_named(metrics)
+    if metrics is not None and references is None and {*names} & {*OF_REFERENCES}:
+        raise HawkError(
+            f"the metrics {' and '.join(OF_REFERENCES)} need --references: name the folder, or leave them out"
+        )
     whole = prompt_set(prompts, prompt_file)
     chosen = first_items(whole, limit)
     network = extractor_named(extractor) if needs_features(names) else None
@@ -114,9 +119,9 @@ def evaluate(
     pipe = load_pipeline(model, device, dtype, drafter, threads, engine)
     params = sampling_params(pipe.model, cfg_scale, temperature, top_k, top_p, OPTIONS)
     job = eval_job(pipe, eval_methods(methods, pipe.model.drafting), chosen, images, batch_size, params)
-    open_job(job, out)
+    open_job(job, out)  # a folder of other files is refused before a lock is put there
     asked = Asked(names, real, resamples, command, len(whole.items))
-    with image_bar() as bar:
+    with sole_owner(out), image_bar() as bar:
         task = bar.add_task("drawing", total=len(job.methods) * len(job.pairs))
 
         def drawn(done: int, total: int, method: str) -> None:

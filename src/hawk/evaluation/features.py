@@ -70,8 +70,7 @@ class EfficientNetLite0:
     @torch.inference_mode()
     def features(self, pictures: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1280"]:
         """Features of pictures of any one size, on the CPU."""
-        pixels = (resized(pictures.to(self.device), LITE0_SIDE) - 127) / 128  # as in training
-        channels = self.network.extract_features(pixels)  # type: ignore[operator]
+        channels = self.network.extract_features(lite0_input(pictures.to(self.device)))  # type: ignore[operator]
         return channels.mean(dim=(2, 3)).cpu()
 
 
@@ -156,6 +155,14 @@ def resized(pictures: UInt8[Tensor, "b 3 h w"], side: int) -> Float[Tensor, "b 3
     """Square pictures in [0, 255], resized with an antialiased bicubic filter; the aspect ratio is not kept."""
     size = (side, side)
     return F.interpolate(pictures.float(), size, mode="bicubic", antialias=True).clamp(0, 255)
+
+
+def lite0_input(pictures: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 side side"]:
+    """What EfficientNet-Lite0 takes: square pictures, scaled as in its training from [0, 255] to about [-1, 1].
+
+    With the mean and deviation of ImageNet, which other networks take, its classes are less certain.
+    """
+    return (resized(pictures, LITE0_SIDE) - 127) / 128
 
 
 def _batches(paths: Sequence[Path], batch: int) -> Iterator[list[int]]:

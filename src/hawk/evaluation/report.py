@@ -21,16 +21,19 @@ from hawk.evaluation.losslessness import (
     tokens_rows,
     verdicts,
 )
+from hawk.evaluation.nearest import NearestRow, nearest_rows
 from hawk.evaluation.prompt_sets import reference_pictures
 from hawk.evaluation.report_html import page
 from hawk.evaluation.run import CONTROL, SEED_RULE, Drawn, EvalJob, drawn_by, label_of, method_of
 from hawk.evaluation.scoring import (
     FEW_PROMPTS,
+    OF_REFERENCES,
     OWN_METRICS,
     PAIR_METRICS,
     ByPrompt,
     Figure,
     OnStep,
+    ReferenceSample,
     bands_of,
     features_of,
     figures,
@@ -86,6 +89,7 @@ class Report:
     facts: dict[str, Any]
     decoding: list[Decoding]
     figures: list[Figure]
+    nearest: list[NearestRow]
     tokens: list[TokensRow]
     laws: list[Law]
     tests: list[SampleTest]
@@ -110,6 +114,7 @@ class Report:
             "intervals": f"95%, from {self.asked.resamples} random halves of the prompts",
             "decoding": [asdict(row) for row in self.decoding],
             "figures": [asdict(row) for row in self.figures],
+            "nearest references": [asdict(row) for row in self.nearest],
             "losslessness": {
                 "tokens": [asdict(row) for row in self.tokens],
                 "laws": [asdict(row) for row in self.laws],
@@ -180,10 +185,11 @@ def warnings_of(job: EvalJob, found: Sequence[Figure], tests: Sequence[SampleTes
 
 def reference_sample(
     job: EvalJob, references: References, pixels: tuple[int, int], extractor: FeatureExtractor, out: Path
-) -> Any:
+) -> ReferenceSample:
     """The features of the reference pictures; `pixels` are height and width of a drawn image."""
     paths = reference_pictures(job.prompts, references.folder)
-    return reference_features(paths, extractor, out, pixels if references.crop else None)
+    found = reference_features(paths, extractor, out, pixels if references.crop else None)
+    return ReferenceSample(found, paired=all(item.id in job.prompts.references for item in job.prompts.items))
 
 
 def evaluate(
@@ -215,6 +221,7 @@ def evaluate(
                 on_step(f"features of {name}")
             features[name] = features_of(each, job, extractor, out)
     found, left_out = figures(asked.metrics, features, real, asked.resamples, on_step) if features else ([], [])
+    near = nearest_rows(features, real) if real is not None and {*asked.metrics} & {*OF_REFERENCES} else []
     promised = promises_same_tokens(pipe)
     tokens = tokens_rows(drawn, job.images, asked.resamples, promised) if "tokens" in asked.metrics else []
     laws = laws_of(job.methods, out, on_step) if "laws" in asked.metrics else []
@@ -227,6 +234,7 @@ def evaluate(
         facts | machine_facts(pipe.device, pipe.dtype),
         decoding_rows(drawn, job, asked.resamples),
         found,
+        near,
         tokens,
         laws,
         tests,

@@ -208,9 +208,24 @@ def fidelity(document: Mapping[str, Any]) -> str:
         own = [row for row in rows if row["metric"] == metric]
         plots.append(f"<h3>{escape(own[0]['title'])} <span class='soft'>({escape(own[0]['meaning'])})</span></h3>")
         plots.append(interval_plot(own, document["AR-AR intervals"].get(metric)))
+    plots.append(nearest(document["nearest references"]))
     return (
         f"<h2>Fidelity and diversity</h2><p>{beside[against]} Lines are intervals ({escape(document['intervals'])}), "
         f"features are those of {escape(document['extractor'])}. The AR–AR interval is shaded.</p>{''.join(plots)}"
+    )
+
+
+def nearest(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How far pictures are from the nearest reference, beside how far references are from each other."""
+    if not rows:
+        return ""
+    shown = [
+        [label_of(row["method"]) if row["method"] else "between references", *map(short, row["quantiles"].values())]
+        for row in rows
+    ]
+    return (
+        "<h3>Distances to the nearest reference</h3><p>Images that a model has memorised lie much closer to a "
+        "reference than references lie to each other.</p>" + table(["images", *rows[0]["quantiles"]], shown)
     )
 
 

@@ -86,8 +86,23 @@ PAIR_METRICS = {
         "higher",
         lambda real, drawn: metrics.density_coverage(real, drawn).coverage,
     ),
+    "nearest": PairMetric(
+        "Distance to the nearest reference",
+        "median, in medians of the distance between references; far below 1 where images are memorised",
+        "higher",
+        lambda real, drawn: metrics.nearest_real(real, drawn).ratio,
+        ABOVE_ZERO,
+    ),
+    "copied": PairMetric(
+        "As near as copies",
+        "share of drawn images as near to a reference as the nearest 1% of references to each other",
+        "lower",
+        lambda real, drawn: metrics.nearest_real(real, drawn).copied,
+    ),
 }
 """Metrics of a method's pictures beside the references, or beside those of plain AR."""
+OF_REFERENCES = ("nearest", "copied")
+"""The metrics that mean nothing without references."""
 OWN_METRICS = {
     "vendi": OwnMetric(
         "Vendi score", "effective number of different images", lambda x: metrics.vendi_score(x.flatten(0, 1))
@@ -142,6 +157,17 @@ class Figure:
     images: int
     inside: bool | None = None
     warning: str | None = None
+
+
+@dataclass(frozen=True)
+class ReferenceSample:
+    """The features of the reference pictures.
+
+    `paired` says that row i is the reference of prompt i: then a resample holds a prompt with its own reference.
+    """
+
+    features: Float[Tensor, "n d"]
+    paired: bool = False
 
 
 @dataclass(frozen=True)
@@ -255,7 +281,7 @@ def over_prompts(
 def figures(
     names: Sequence[str],
     drawn: Mapping[str, ByPrompt],
-    references: Float[Tensor, "n d"] | None,
+    references: ReferenceSample | None,
     resamples: int,
     on_step: OnStep | None = None,
 ) -> tuple[list[Figure], list[str]]:
@@ -266,7 +292,7 @@ def figures(
     found: list[Figure] = []
     left_out: list[str] = []
     for name in names:
-        if name in LEVELS:
+        if name in LEVELS or (name in OF_REFERENCES and references is None):
             continue
         rows = []
         for method, features in drawn.items():
@@ -293,7 +319,7 @@ def own_figure(name: str, method: str, features: ByPrompt, resamples: int) -> Fi
 
 
 def pair_figure(
-    name: str, method: str, features: ByPrompt, plain: ByPrompt, references: Tensor | None, resamples: int
+    name: str, method: str, features: ByPrompt, plain: ByPrompt, references: ReferenceSample | None, resamples: int
 ) -> Figure:
     """A metric of a method's pictures beside the references or plain AR's; `HawkError` where there are too few."""
     metric = PAIR_METRICS[name]
@@ -306,7 +332,15 @@ def pair_figure(
             metric.bounds,
         )
         return figure_of(name, metric, "ar", method, interval, features)
-    real = references
+    real = references.features
+    if references.paired:
+        interval = over_prompts(
+            lambda rows: metric.score(real[rows[:, 0]], features[rows[:, 0]].flatten(0, 1)),
+            torch.arange(len(real))[:, None],
+            resamples,
+            metric.bounds,
+        )
+        return figure_of(name, metric, "references", method, interval, features, len(real))
     value = metric.score(real, features.flatten(0, 1))
     try:
         interval = bootstrap(

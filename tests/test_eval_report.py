@@ -311,7 +311,7 @@ def test_a_crop_is_the_middle():
 def test_real_pictures_are_compared_with(pipe, job, folder, tmp_path):
     for number in range(8):
         picture(tmp_path / f"{number}.png", 48 + 8 * number, 32)
-    asked = Asked(("frechet", "nearest"), References(tmp_path, crop=True), 10)
+    asked = Asked(("frechet", "nearest"), References(tmp_path, crop=True), resamples=10)
     report = evaluate(pipe, job, folder, asked, coarse("coarse"))
     assert {row.against for row in report.figures} == {"references"}
     assert [row.method for row in report.nearest] == ["", *job.methods]

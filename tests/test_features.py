@@ -193,6 +193,12 @@ def test_inception_gets_checked_weights_and_pictures_as_they_are(fidelity, monke
     assert (found == 10).all()
 
 
+def test_inception_takes_its_weights_from_a_file(fidelity, tmp_path):
+    torch.save({"scale": torch.tensor(3.0)}, tmp_path / "inception.pth")
+    inception = extractor_named("inception", weights=tmp_path / "inception.pth")
+    assert (inception.features(torch.full((1, 3, 8, 8), 5, dtype=torch.uint8)) == 15).all()
+
+
 def test_weights_of_inception_that_cannot_be_fetched_are_named(fidelity, monkeypatch):
     def fails(url, **options):
         raise OSError("no\nroute")

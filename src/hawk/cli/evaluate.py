@@ -58,12 +58,17 @@ def evaluate(
         typer.Option(
             "--metrics",
             help="frechet, precision, recall, density, coverage, nearest, copied (both with --references), vendi, "
-            "diversity; and the levels of losslessness tokens, laws, tests; with commas between (default: all).",
+            "diversity, faithfulness (with --things); and the levels of losslessness tokens, laws, tests; with commas "
+            "between (default: all of these that can be had). By large networks: clip, hpsv2, imagereward, lpips.",
         ),
     ] = None,
     references: Annotated[
         Path | None,
         typer.Option("--references", help="Folder of real pictures to compare with (default: ar's)."),
+    ] = None,
+    things: Annotated[
+        Path | None,
+        typer.Option("--things", help="Folder that hawk data build wrote: the taught things of faithfulness."),
     ] = None,
     crop_references: Annotated[
         bool,
@@ -72,6 +77,14 @@ def evaluate(
     extractor: Annotated[
         str, typer.Option("--extractor", help="Network of the features: efficientnet or inception.")
     ] = "efficientnet",
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--weights",
+            help="NAME=PATH: file of weights of clip, hpsv2, imagereward, lpips or inception; may be given several "
+            "times (default: what the package fetched).",
+        ),
+    ] = None,
     resamples: Annotated[
         int, typer.Option("--resamples", min=10, help="Bootstrap resamples of each confidence interval.")
     ] = 200,
@@ -93,12 +106,13 @@ def evaluate(
     at most one batch lost. OUT/report.html and OUT/report.json hold the result.
     """
     from hawk.evaluation.features import extractor_named
+    from hawk.evaluation.learned import learned_scores, weights_named
     from hawk.evaluation.locking import sole_owner
     from hawk.evaluation.prompt_sets import reference_pictures
     from hawk.evaluation.report import Asked, References, needs_features
     from hawk.evaluation.report import evaluate as score
     from hawk.evaluation.run import draw_all, eval_job, eval_methods, first_items, open_job
-    from hawk.evaluation.scoring import OF_REFERENCES, metrics_named
+    from hawk.evaluation.scoring import FAITHFULNESS, OF_REFERENCES, metrics_named
     from hawk.models.arguments import OPTIONS, sampling_params
 
     check_printable(str(out))
@@ -108,9 +122,20 @@ def evaluate(
         raise HawkError(
             f"the metrics {' and '.join(OF_REFERENCES)} need --references: name the folder, or leave them out"
         )
+    if metrics is not None and things is None and FAITHFULNESS in names:
+        raise HawkError("the metric faithfulness needs --things: a folder that `hawk data build` wrote")
+    if things is not None and FAITHFULNESS not in names:
+        raise HawkError("--things means nothing without the metric faithfulness: leave it out")
     whole = prompt_set(prompts, prompt_file)
     chosen = first_items(whole, limit)
-    network = extractor_named(extractor) if needs_features(names) else None
+    files = weights_named(weights or [])
+    if "inception" in files and extractor != "inception":
+        raise HawkError("--weights inception=PATH means nothing without --extractor inception: leave it out")
+    network = None
+    if needs_features(names):
+        given = files.get("inception")
+        network = extractor_named(extractor) if given is None else extractor_named(extractor, weights=given)
+    learned = learned_scores(names, files)
     real = None if references is None else References(references, crop_references)
     if crop_references and real is None:
         raise HawkError("--crop-references means nothing without --references: name the folder, or leave it out")
@@ -120,7 +145,7 @@ def evaluate(
     params = sampling_params(pipe.model, cfg_scale, temperature, top_k, top_p, OPTIONS)
     job = eval_job(pipe, eval_methods(methods, pipe.model.drafting), chosen, images, batch_size, params)
     open_job(job, out)  # a folder of other files is refused before a lock is put there
-    asked = Asked(names, real, resamples, command, len(whole.items))
+    asked = Asked(names, real, things, learned, resamples, command, len(whole.items))
     with sole_owner(out), image_bar() as bar:
         task = bar.add_task("drawing", total=len(job.methods) * len(job.pairs))
 

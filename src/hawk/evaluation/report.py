@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from hawk.evaluation.faithfulness import Faithfulness, as_json, faithfulness
 from hawk.evaluation.features import FeatureExtractor
 from hawk.evaluation.intervals import Interval
+from hawk.evaluation.learned import LearnedScore, learned_figures
 from hawk.evaluation.losslessness import (
     LEVEL,
     Law,
@@ -26,6 +28,7 @@ from hawk.evaluation.prompt_sets import reference_pictures
 from hawk.evaluation.report_html import page
 from hawk.evaluation.run import CONTROL, SEED_RULE, Drawn, EvalJob, drawn_by, label_of, method_of
 from hawk.evaluation.scoring import (
+    FAITHFULNESS,
     FEW_PROMPTS,
     OF_REFERENCES,
     OWN_METRICS,
@@ -56,10 +59,16 @@ class References:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a report is to hold: its metrics, the feature extractor, and the resamples of each interval."""
+    """What a report is to hold: its metrics, the resamples of each interval, and what metrics need.
+
+    `things` is the data set of the metric `faithfulness`, which is left out without one; `learned` are the metrics by
+    large networks, loaded.
+    """
 
     metrics: tuple[str, ...]
     references: References | None = None
+    things: Path | None = None
+    learned: Mapping[str, LearnedScore] = field(default_factory=dict)
     resamples: int = 200
     command: str = ""
     of_prompts: int | None = None
@@ -90,6 +99,7 @@ class Report:
     decoding: list[Decoding]
     figures: list[Figure]
     nearest: list[NearestRow]
+    faithfulness: Faithfulness | None
     tokens: list[TokensRow]
     laws: list[Law]
     tests: list[SampleTest]
@@ -114,6 +124,7 @@ class Report:
             "intervals": f"95%, from {self.asked.resamples} random halves of the prompts",
             "decoding": [asdict(row) for row in self.decoding],
             "figures": [asdict(row) for row in self.figures],
+            "faithfulness": None if self.faithfulness is None else as_json(self.faithfulness),
             "nearest references": [asdict(row) for row in self.nearest],
             "losslessness": {
                 "tokens": [asdict(row) for row in self.tokens],
@@ -221,6 +232,11 @@ def evaluate(
                 on_step(f"features of {name}")
             features[name] = features_of(each, job, extractor, out)
     found, left_out = figures(asked.metrics, features, real, asked.resamples, on_step) if features else ([], [])
+    faithful = None
+    if extractor is not None and asked.things is not None and FAITHFULNESS in asked.metrics:
+        faithful = faithfulness(drawn, job, asked.things, extractor, out, asked.resamples, on_step)
+        found, left_out = found + faithful.figures, left_out + faithful.left_out
+    found = found + learned_figures(asked.learned, drawn, job, out, asked.resamples, on_step)
     near = nearest_rows(features, real) if real is not None and {*asked.metrics} & {*OF_REFERENCES} else []
     promised = promises_same_tokens(pipe)
     tokens = tokens_rows(drawn, job.images, asked.resamples, promised) if "tokens" in asked.metrics else []
@@ -235,6 +251,7 @@ def evaluate(
         decoding_rows(drawn, job, asked.resamples),
         found,
         near,
+        faithful,
         tokens,
         laws,
         tests,
@@ -247,7 +264,7 @@ def evaluate(
 
 def needs_features(names: Sequence[str]) -> bool:
     """Whether one of these metrics reads features of the pictures."""
-    return any(name in PAIR_METRICS or name in OWN_METRICS or name == "tests" for name in names)
+    return any(name in (*PAIR_METRICS, *OWN_METRICS, FAITHFULNESS, "tests") for name in names)
 
 
 def write_report(report: Report, drawn: Mapping[str, Drawn], out: Path) -> None:

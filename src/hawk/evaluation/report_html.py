@@ -207,12 +207,21 @@ def fidelity(document: Mapping[str, Any]) -> str:
     for metric in dict.fromkeys(row["metric"] for row in rows):
         own = [row for row in rows if row["metric"] == metric]
         plots.append(f"<h3>{escape(own[0]['title'])} <span class='soft'>({escape(own[0]['meaning'])})</span></h3>")
-        plots.append(interval_plot(own, document["AR-AR intervals"].get(metric)))
+        plots.append(interval_plot(own + limits(document, metric), document["AR-AR intervals"].get(metric)))
     plots.append(nearest(document["nearest references"]))
     return (
         f"<h2>Fidelity and diversity</h2><p>{beside[against]} Lines are intervals ({escape(document['intervals'])}), "
         f"features are those of {escape(document['extractor'])}. The AR–AR interval is shaded.</p>{''.join(plots)}"
     )
+
+
+def limits(document: Mapping[str, Any], metric: str) -> list[dict[str, Any]]:
+    """The ceiling and the floor of a figure of faithfulness, as further lines of its plot."""
+    found = (document["faithfulness"] or {"limits": {}})["limits"].get(metric)
+    if found is None:
+        return []
+    labels = {"ceiling": "taught pictures", "floor": "other prompts"}
+    return [{**found[key], "label": label, "inside": None} for key, label in labels.items()]
 
 
 def nearest(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -120,19 +120,25 @@ LEVELS = {
     "tests": "two-sample tests of the images",
 }
 """The levels of losslessness, which `--metrics` names like metrics."""
-NAMES = (*PAIR_METRICS, *OWN_METRICS, *LEVELS)
+FAITHFULNESS = "faithfulness"
+"""The metric that compares pictures with what their prompts ask for."""
+NAMES = (*PAIR_METRICS, *OWN_METRICS, FAITHFULNESS, *LEVELS)
+BY_LARGE_NETWORKS = ("clip", "hpsv2", "imagereward", "lpips")
+"""The metrics of `hawk.evaluation.learned`, which are computed only where they are asked for by name."""
 
 
 def metrics_named(names: str | None) -> tuple[str, ...]:
-    """The metrics of names with commas between them; None names all. `HawkError` for an unknown name."""
+    """The metrics of names with commas between them; None names all but
+    those by large networks. `HawkError` for an unknown name."""
     if names is None:
         return NAMES
+    known = (*NAMES, *BY_LARGE_NETWORKS)
     chosen = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     for name in chosen:
-        if name not in NAMES:
-            raise HawkError(f"unknown metric {name!r}: choose from {', '.join(NAMES)}")
+        if name not in known:
+            raise HawkError(f"unknown metric {name!r}: choose from {', '.join(known)}")
     if not chosen:
-        raise HawkError(f"no metric given: choose from {', '.join(NAMES)}")
+        raise HawkError(f"no metric given: choose from {', '.join(known)}")
     return chosen
 
 
@@ -292,7 +298,9 @@ def figures(
     found: list[Figure] = []
     left_out: list[str] = []
     for name in names:
-        if name in LEVELS or (name in OF_REFERENCES and references is None):
+        if name not in PAIR_METRICS and name not in OWN_METRICS:
+            continue
+        if name in OF_REFERENCES and references is None:
             continue
         rows = []
         for method, features in drawn.items():

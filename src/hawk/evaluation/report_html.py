@@ -64,6 +64,11 @@ def page(document: Mapping[str, Any], pictures: Sequence[tuple[str, Mapping[str,
         side_by_side(document, pictures),
         making(document),
     ]
+    return whole_page(title, body)
+
+
+def whole_page(title: str, body: Sequence[str]) -> str:
+    """A page with a title and the parts of its body, which are HTML; empty parts are left out."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

@@ -28,8 +28,11 @@ from hawk.cli.options import (
 from hawk.errors import HawkError
 
 if TYPE_CHECKING:
+    from hawk.evaluation.features import FeatureExtractor
     from hawk.evaluation.prompt_sets import PromptSet
-    from hawk.evaluation.report import Report
+    from hawk.evaluation.report import Asked, Report
+    from hawk.evaluation.run import EvalJob
+    from hawk.pipeline import HawkPipeline
 
 
 def evaluate(
@@ -110,10 +113,10 @@ def evaluate(
     from hawk.evaluation.locking import sole_owner
     from hawk.evaluation.prompt_sets import reference_pictures
     from hawk.evaluation.report import Asked, References, needs_features
-    from hawk.evaluation.report import evaluate as score
-    from hawk.evaluation.run import draw_all, eval_job, eval_methods, first_items, open_job
+    from hawk.evaluation.run import eval_job, eval_methods, first_items, open_job
     from hawk.evaluation.scoring import FAITHFULNESS, OF_REFERENCES, metrics_named
     from hawk.models.arguments import OPTIONS, sampling_params
+    from hawk.training.sprites.data import load_sprites
 
     check_printable(str(out))
     command = shlex.join(["hawk", *sys.argv[1:]])
@@ -129,8 +132,13 @@ def evaluate(
     whole = prompt_set(prompts, prompt_file)
     chosen = first_items(whole, limit)
     files = weights_named(weights or [])
-    if "inception" in files and extractor != "inception":
-        raise HawkError("--weights inception=PATH means nothing without --extractor inception: leave it out")
+    unused = [name for name in files if name not in (*names, extractor)]
+    if unused:
+        raise HawkError(f"--weights {unused[0]}=PATH means nothing, since {unused[0]} is not asked for: leave it out")
+    if "lpips" in names and images < 2:
+        raise HawkError("the metric lpips compares the images of a prompt: ask for 2 or more with --images")
+    if things is not None:
+        load_sprites(things, "train")  # a folder without a data set is refused before anything is drawn
     network = None
     if needs_features(names):
         given = files.get("inception")
@@ -146,7 +154,19 @@ def evaluate(
     job = eval_job(pipe, eval_methods(methods, pipe.model.drafting), chosen, images, batch_size, params)
     open_job(job, out)  # a folder of other files is refused before a lock is put there
     asked = Asked(names, real, things, learned, resamples, command, len(whole.items))
-    with sole_owner(out), image_bar() as bar:
+    with sole_owner(out):
+        report = drawn_and_scored(pipe, job, out, asked, network)
+    print_summary(report, out)
+
+
+def drawn_and_scored(
+    pipe: HawkPipeline, job: EvalJob, out: Path, asked: Asked, network: FeatureExtractor | None
+) -> Report:
+    """Draw what the folder lacks of the job, and write the report, with a progress bar for both."""
+    from hawk.evaluation.report import evaluate as score
+    from hawk.evaluation.run import draw_all
+
+    with image_bar() as bar:
         task = bar.add_task("drawing", total=len(job.methods) * len(job.pairs))
 
         def drawn(done: int, total: int, method: str) -> None:
@@ -154,8 +174,7 @@ def evaluate(
 
         draw_all(pipe, job, out, drawn)
         show = partial(bar.update, task, refresh=True)
-        report = score(pipe, job, out, asked, network, lambda what: show(description=what))
-    print_summary(report, out)
+        return score(pipe, job, out, asked, network, lambda what: show(description=what))
 
 
 def prompt_set(wanted: str, file: Path | None) -> PromptSet:

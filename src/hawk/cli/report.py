@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from hawk.evaluation.run import EvalJob
-    from hawk.evaluation.scoring import OnStep
     from hawk.pipeline import HawkPipeline
 
 
@@ -232,10 +231,9 @@ def eval_part(pipe: HawkPipeline, job: EvalJob, out: Path, resamples: int, comma
 
     Where the packages of the default features are missing, only tokens are compared, and the summary says so.
     """
+    from hawk.cli.evaluate import drawn_and_scored
     from hawk.evaluation.features import FeatureExtractor, extractor_named
     from hawk.evaluation.report import Asked
-    from hawk.evaluation.report import evaluate as score
-    from hawk.evaluation.run import draw_all
     from hawk.evaluation.scoring import LEVELS, NAMES
 
     network: FeatureExtractor | None = None
@@ -246,15 +244,7 @@ def eval_part(pipe: HawkPipeline, job: EvalJob, out: Path, resamples: int, comma
         lacking = f"; figures were left out, since {error}"
     wanted = tuple(name for name in NAMES if name not in LEVELS or name in ("tokens", "tests"))
     names = wanted if network is not None else ("tokens",)
-    with image_bar() as bar:
-        task = bar.add_task("drawing", total=len(job.methods) * len(job.pairs))
-
-        def drawn(done: int, total: int, method: str) -> None:
-            bar.update(task, completed=done, total=total, description=f"drew {method}", refresh=True)
-
-        draw_all(pipe, job, out, drawn)
-        show: OnStep = lambda what: bar.update(task, description=what, refresh=True)  # noqa: E731
-        result = score(pipe, job, out, Asked(names, resamples=resamples, command=command), network, show)
+    result = drawn_and_scored(pipe, job, out, Asked(names, resamples=resamples, command=command), network)
     agree = [verdict.label for verdict in result.verdicts if verdict.agrees]
     differ = [verdict.label for verdict in result.verdicts if not verdict.agrees]
     said = f"as plain AR: {', '.join(agree) or 'none'}" + (f"; not plain AR: {', '.join(differ)}" if differ else "")

@@ -2,7 +2,11 @@
 
 import errno
 import json
+import os
 import re
+import subprocess
+import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,14 +18,15 @@ from typer.testing import CliRunner
 
 from fixtures.coarse_features import CoarseFeatures, coarse
 from hawk import HawkError, HawkPipeline
-from hawk.cli.app import app
-from hawk.evaluation import features, run
+from hawk.cli.app import app, plain_usage
+from hawk.evaluation import features, run, scoring
 from hawk.evaluation.losslessness import Law, joint_laws, laws_of, sample_tests, upper_tail, verdicts, visible_variation
+from hawk.evaluation.nearest import nearest_rows
 from hawk.evaluation.prompt_sets import PromptItem, PromptSet
 from hawk.evaluation.report import Asked, References, evaluate
 from hawk.evaluation.report_pictures import MOST_BYTES, galleries
 from hawk.evaluation.run import CONTROL, draw_all, eval_job, eval_methods, method_of
-from hawk.evaluation.scoring import cropped, extracted, figures, metrics_named
+from hawk.evaluation.scoring import ReferenceSample, cropped, extracted, figures, metrics_named
 from hawk.proofs.losslessness import JOINT_SETTINGS
 
 PROMPTS = ("a cat", "red apple", "<script>alert(\"x\")</script> & 'on blue'", "green cat", "on red", "a blue apple")
@@ -124,12 +129,44 @@ def test_a_method_that_draws_other_images_is_found_outside():
 
 def test_references_replace_the_pictures_of_plain_ar():
     drawn = {"ar": by_prompt(0, 2), CONTROL: by_prompt(0, 3), "medusa": by_prompt(4, 4)}
-    found, _ = figures(("frechet",), drawn, by_prompt(0, 9).flatten(0, 1), 20)
+    found, _ = figures(("frechet",), drawn, ReferenceSample(by_prompt(0, 9).flatten(0, 1)), 20)
     assert [(row.method, row.against, row.inside) for row in found] == [
         ("ar", "references", None),
         (CONTROL, "references", None),
         ("medusa", "references", False),
     ]
+
+
+def test_a_prompt_is_resampled_with_its_reference(monkeypatch):
+    drawn = {"ar": torch.arange(6.0, dtype=torch.float64).view(6, 1, 1).expand(6, 2, 1)}
+    references = ReferenceSample(10 * torch.arange(6.0, dtype=torch.float64)[:, None], paired=True)
+    seen = []
+
+    def score(real: torch.Tensor, pictures: torch.Tensor) -> float:
+        seen.append((real[:, 0].tolist(), pictures[:, 0].tolist()))
+        return 0.0
+
+    monkeypatch.setitem(scoring.PAIR_METRICS, "frechet", replace(scoring.PAIR_METRICS["frechet"], score=score))
+    figures(("frechet",), drawn, references, 10)
+    assert len({tuple(real) for real, _ in seen}) > 5
+    for real, pictures in seen:
+        assert [x for x in real for _ in range(2)] == [10 * x for x in pictures]
+
+
+def test_memorised_pictures_are_seen():
+    real = by_prompt(0, 9, prompts=60).flatten(0, 1)
+    drawn = {"ar": by_prompt(0, 2, prompts=60), CONTROL: by_prompt(0, 3, prompts=60)}
+    drawn["medusa"] = (real + 1e-2).unflatten(0, (60, 6))
+    found, _ = figures(("nearest", "copied"), drawn, ReferenceSample(real), 10)
+    value = {(row.metric, row.method): row.value for row in found}
+    assert value["nearest", "ar"] == pytest.approx(1, abs=0.1)
+    assert value["nearest", "medusa"] < 0.05
+    assert value["copied", "ar"] < 0.05
+    assert value["copied", "medusa"] == 1
+    between, plain, *_, copied = nearest_rows(drawn, ReferenceSample(real))
+    assert (between.method, plain.method, copied.method) == ("", "ar", "medusa")
+    assert copied.quantiles["90%"] < between.quantiles["least"]
+    assert figures(("nearest", "copied"), drawn, None, 10) == ([], [])
 
 
 def test_too_few_images_are_a_warning():
@@ -274,9 +311,11 @@ def test_a_crop_is_the_middle():
 def test_real_pictures_are_compared_with(pipe, job, folder, tmp_path):
     for number in range(8):
         picture(tmp_path / f"{number}.png", 48 + 8 * number, 32)
-    asked = Asked(("frechet",), References(tmp_path, crop=True), 10)
+    asked = Asked(("frechet", "nearest"), References(tmp_path, crop=True), resamples=10)
     report = evaluate(pipe, job, folder, asked, coarse("coarse"))
     assert {row.against for row in report.figures} == {"references"}
+    assert [row.method for row in report.nearest] == ["", *job.methods]
+    assert "between references" in Page((folder / "report.html").read_text()).text
     assert {row.method for row in report.figures} == set(job.methods)
 
 
@@ -326,6 +365,15 @@ def test_the_command_draws_and_reports(command, tmp_path):
         (("--methods", "ar", "--references", "/no/such"), {}, "/no/such is no folder"),
         (("--methods", "ar", "--crop-references"), {}, "--crop-references means nothing without --references"),
         (("--methods", "ar", "--temperature", "-1"), {}, "--temperature"),
+        (("--methods", "ar", "--metrics", "nearest"), {}, "the metrics nearest and copied need --references"),
+        (("--methods", "ar", "--metrics", "faithfulness"), {}, "the metric faithfulness needs --things"),
+        (("--methods", "ar", "--metrics", "faithfulness", "--things", "/no/such"), {}, "/no/such holds no dataset"),
+        (("--methods", "ar", "--metrics", "vendi", "--things", "/no/such"), {}, "--things means nothing without"),
+        (("--methods", "ar", "--metrics", "clip", "--weights", "clip"), {}, "--weights must be NAME=PATH"),
+        (("--methods", "ar", "--weights", f"lpips={__file__}"), {}, "lpips is not asked for"),
+        (("--methods", "ar", "--metrics", "lpips", "--images", "1"), {}, "the metric lpips compares the images"),
+        (("--methods", "ar", "--images", "0"), {}, "--images must be 1 or more"),
+        (("--methods", "ar", "--resamples", "x"), {}, "--resamples must be a whole number"),
     ],
 )
 def test_wrong_input_ends_in_one_line(command, words, changes, line):
@@ -333,6 +381,33 @@ def test_wrong_input_ends_in_one_line(command, words, changes, line):
     assert line in errors
     assert errors.startswith("hawk: ")
     assert errors.count("\n") == 1
+
+
+def test_the_wording_of_another_library_is_replaced():
+    lines = {
+        "Invalid value for '--images' / '-n': Input should be greater than or equal to 1": "--images must be 1 or more",
+        "Invalid value for '--workers': Input should be less than or equal to 256": "--workers must be 256 or less",
+        "Invalid value for '--top-p': Input should be a valid number, unable to parse": "--top-p must be a number",
+        "No such option: --warp": "No such option: --warp",
+    }
+    assert {line: plain_usage(line) for line in lines} == lines
+
+
+def test_a_folder_in_use_is_refused_until_its_owner_ends(command, tmp_path):
+    """The owner is another process, which is killed: its lock is taken over."""
+    out = tmp_path / "out"
+    code = "import sys, time; from pathlib import Path; from hawk.evaluation.locking import sole_owner\n"
+    code += "with sole_owner(Path(sys.argv[1])):\n    print('mine', flush=True); time.sleep(60)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(run.__file__).parents[2])}
+    command("--methods", "ar", "--metrics", "tokens")
+    with subprocess.Popen([sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE, env=environment) as owner:
+        assert owner.stdout.readline() == b"mine\n"
+        errors = command("--methods", "ar", "--metrics", "tokens", code=2).stderr
+        owner.kill()
+    assert errors == (
+        f"hawk: {out} is in use by process {owner.pid}: wait until that process has ended, or name another --out\n"
+    )
+    command("--methods", "ar", "--metrics", "tokens")
 
 
 def test_a_missing_network_ends_in_one_line(command, monkeypatch):

@@ -80,6 +80,21 @@ def coverage_by_definition(real, drawn, k: int = 5) -> float:
     return sum(any(distance(x, y) <= radius for y in drawn) for x, radius in balls) / len(real)
 
 
+def nearest_by_definition(real, drawn) -> tuple[np.ndarray, np.ndarray]:
+    """The distances to the nearest real image: of drawn images, and of real ones to another."""
+    return np.array([min(distance(y, x) for x in real) for y in drawn]), np.array(radii(real, 1))
+
+
+def ratio_by_definition(real, drawn) -> float:
+    nearest, between = nearest_by_definition(real, drawn)
+    return float(np.median(nearest) / np.median(between))
+
+
+def copied_by_definition(real, drawn) -> float:
+    nearest, between = nearest_by_definition(real, drawn)
+    return float((nearest <= np.quantile(between, 0.01)).mean())
+
+
 def cosine(x, y) -> float:
     return float(np.dot(x, y) / np.linalg.norm(x) / np.linalg.norm(y))
 
@@ -121,6 +136,12 @@ def accuracy_by_definition(a, b) -> float:
     return 0.5 * (right[: len(a)].mean() + right[len(a) :].mean())
 
 
+def with_copies(real, drawn):
+    """Drawn images, of which the first three differ very little from real ones; tensors or arrays."""
+    join = torch.cat if isinstance(real, torch.Tensor) else np.concatenate
+    return join([real[:3] + 1e-3, drawn[3:]])
+
+
 def by_prompt(real, drawn) -> list:
     return [real[:3], real[3:], drawn]
 
@@ -133,6 +154,11 @@ COMPARED: dict[str, tuple[Compared, Compared]] = {
     "recall": (lambda r, d: metrics.precision_recall(r, d).recall, lambda r, d: precision_by_definition(d, r)),
     "density": (lambda r, d: metrics.density_coverage(r, d).density, density_by_definition),
     "coverage": (lambda r, d: metrics.density_coverage(r, d).coverage, coverage_by_definition),
+    "nearest": (lambda r, d: metrics.nearest_real(r, d).ratio, ratio_by_definition),
+    "copied": (
+        lambda r, d: metrics.nearest_real(r, with_copies(r, d)).copied,
+        lambda r, d: copied_by_definition(r, with_copies(r, d)),
+    ),
     "vendi": (lambda r, d: metrics.vendi_score(r), lambda r, d: vendi_by_definition(r)),
     "diversity": (
         lambda r, d: metrics.pairwise_diversity(by_prompt(r, d)),
@@ -177,6 +203,11 @@ MUTANTS = {
     ],
     "density": [Mutant(metrics, "density_coverage", "(k * len(drawn))", "(k * len(real))", ())],
     "coverage": [Mutant(metrics, "density_coverage", "held.any(dim=1)", "held.any(dim=0)", ())],
+    "nearest": [
+        Mutant(metrics, "nearest_real", "_radii(real, 1)", "_radii(real, 2)", ()),
+        Mutant(metrics, "nearest_real", "_distances(drawn, real)", "_distances(real, drawn)", ()),
+    ],
+    "copied": [Mutant(metrics, "nearest_real", "_distances(drawn, real)", "_distances(drawn, drawn)", ())],
     "vendi": [
         Mutant(metrics, "vendi_score", "kernel / n", "kernel / (n - 1)", ()),
         Mutant(metrics, "_unit", "features / lengths", "features", ()),

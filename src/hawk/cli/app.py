@@ -5,6 +5,7 @@ Each subcommand imports what it needs when it is called, so that `hawk --help` i
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from hawk.cli.interrupts import end_children, was_interrupted
 from hawk.cli.measure import bench, compare, verify
 from hawk.cli.options import unprintable
 from hawk.cli.output import Output, nowhere
+from hawk.cli.report import report
 from hawk.cli.show import show
 from hawk.cli.study import study
 from hawk.cli.train import train_app
@@ -103,11 +105,31 @@ def _show_warning(message: Warning | str, *where: Any, **options: Any) -> None:
     print("hawk: " + " ".join(str(message).split()), file=sys.stderr)
 
 
+_WRONG_VALUE = re.compile(r"Invalid value for '(?P<name>[^']+)'(?: / '[^']+')*: Input should be (?P<what>.+)")
+_WORDS = (
+    (re.compile(r"greater than or equal to (\S+)"), r"\1 or more"),
+    (re.compile(r"less than or equal to (\S+)"), r"\1 or less"),
+    (re.compile(r"a valid integer.*"), "a whole number"),
+    (re.compile(r"a valid number.*"), "a number"),
+)
+
+
+def plain_usage(message: str) -> str:
+    """What is wrong with the value of an option, without the wording of the library that checked it."""
+    found = _WRONG_VALUE.fullmatch(" ".join(message.split()))
+    if found is None:
+        return message
+    for pattern, words in _WORDS:
+        if pattern.fullmatch(found["what"]):
+            return f"{found['name']} must be {pattern.sub(words, found['what'])}"
+    return message
+
+
 def _usage(error: Any) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":  # a bare `hawk` or `hawk train`: the message is the help text
         print(error.format_message())
         return USAGE
-    return _fail(error.format_message())
+    return _fail(plain_usage(error.format_message()))
 
 
 def _os_line(error: OSError) -> str:
@@ -144,6 +166,6 @@ def root(
     """Draw images from text with autoregressive models: the same images as plain decoding, in fewer forwards."""
 
 
-for command in (generate, compare, bench, verify, info, show, study):
+for command in (generate, compare, bench, verify, info, show, study, report):
     app.command()(command)
 app.command("eval")(evaluate)

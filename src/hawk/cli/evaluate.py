@@ -28,8 +28,11 @@ from hawk.cli.options import (
 from hawk.errors import HawkError
 
 if TYPE_CHECKING:
+    from hawk.evaluation.features import FeatureExtractor
     from hawk.evaluation.prompt_sets import PromptSet
-    from hawk.evaluation.report import Report
+    from hawk.evaluation.report import Asked, Report
+    from hawk.evaluation.run import EvalJob
+    from hawk.pipeline import HawkPipeline
 
 
 def evaluate(
@@ -57,13 +60,18 @@ def evaluate(
         str | None,
         typer.Option(
             "--metrics",
-            help="frechet, precision, recall, density, coverage, vendi, diversity; and the levels of losslessness "
-            "tokens, laws, tests; with commas between (default: all).",
+            help="frechet, precision, recall, density, coverage, nearest, copied (both with --references), vendi, "
+            "diversity, faithfulness (with --things); and the levels of losslessness tokens, laws, tests; with commas "
+            "between (default: all of these that can be had). By large networks: clip, hpsv2, imagereward, lpips.",
         ),
     ] = None,
     references: Annotated[
         Path | None,
         typer.Option("--references", help="Folder of real pictures to compare with (default: ar's)."),
+    ] = None,
+    things: Annotated[
+        Path | None,
+        typer.Option("--things", help="Folder that hawk data build wrote: the taught things of faithfulness."),
     ] = None,
     crop_references: Annotated[
         bool,
@@ -72,6 +80,14 @@ def evaluate(
     extractor: Annotated[
         str, typer.Option("--extractor", help="Network of the features: efficientnet or inception.")
     ] = "efficientnet",
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--weights",
+            help="NAME=PATH: file of weights of clip, hpsv2, imagereward, lpips or inception; may be given several "
+            "times (default: what the package fetched).",
+        ),
+    ] = None,
     resamples: Annotated[
         int, typer.Option("--resamples", min=10, help="Bootstrap resamples of each confidence interval.")
     ] = 200,
@@ -93,19 +109,41 @@ def evaluate(
     at most one batch lost. OUT/report.html and OUT/report.json hold the result.
     """
     from hawk.evaluation.features import extractor_named
+    from hawk.evaluation.learned import learned_scores, weights_named
+    from hawk.evaluation.locking import sole_owner
     from hawk.evaluation.prompt_sets import reference_pictures
     from hawk.evaluation.report import Asked, References, needs_features
-    from hawk.evaluation.report import evaluate as score
-    from hawk.evaluation.run import draw_all, eval_job, eval_methods, first_items, open_job
-    from hawk.evaluation.scoring import metrics_named
+    from hawk.evaluation.run import eval_job, eval_methods, first_items, open_job
+    from hawk.evaluation.scoring import FAITHFULNESS, OF_REFERENCES, metrics_named
     from hawk.models.arguments import OPTIONS, sampling_params
+    from hawk.training.sprites.data import load_sprites
 
     check_printable(str(out))
     command = shlex.join(["hawk", *sys.argv[1:]])
     names = metrics_named(metrics)
+    if metrics is not None and references is None and {*names} & {*OF_REFERENCES}:
+        raise HawkError(
+            f"the metrics {' and '.join(OF_REFERENCES)} need --references: name the folder, or leave them out"
+        )
+    if metrics is not None and things is None and FAITHFULNESS in names:
+        raise HawkError("the metric faithfulness needs --things: a folder that `hawk data build` wrote")
+    if things is not None and FAITHFULNESS not in names:
+        raise HawkError("--things means nothing without the metric faithfulness: leave it out")
     whole = prompt_set(prompts, prompt_file)
     chosen = first_items(whole, limit)
-    network = extractor_named(extractor) if needs_features(names) else None
+    files = weights_named(weights or [])
+    unused = [name for name in files if name not in (*names, extractor)]
+    if unused:
+        raise HawkError(f"--weights {unused[0]}=PATH means nothing, since {unused[0]} is not asked for: leave it out")
+    if "lpips" in names and images < 2:
+        raise HawkError("the metric lpips compares the images of a prompt: ask for 2 or more with --images")
+    if things is not None:
+        load_sprites(things, "train")  # a folder without a data set is refused before anything is drawn
+    network = None
+    if needs_features(names):
+        given = files.get("inception")
+        network = extractor_named(extractor) if given is None else extractor_named(extractor, weights=given)
+    learned = learned_scores(names, files)
     real = None if references is None else References(references, crop_references)
     if crop_references and real is None:
         raise HawkError("--crop-references means nothing without --references: name the folder, or leave it out")
@@ -114,8 +152,20 @@ def evaluate(
     pipe = load_pipeline(model, device, dtype, drafter, threads, engine)
     params = sampling_params(pipe.model, cfg_scale, temperature, top_k, top_p, OPTIONS)
     job = eval_job(pipe, eval_methods(methods, pipe.model.drafting), chosen, images, batch_size, params)
-    open_job(job, out)
-    asked = Asked(names, real, resamples, command, len(whole.items))
+    open_job(job, out)  # a folder of other files is refused before a lock is put there
+    asked = Asked(names, real, things, learned, resamples, command, len(whole.items))
+    with sole_owner(out):
+        report = drawn_and_scored(pipe, job, out, asked, network)
+    print_summary(report, out)
+
+
+def drawn_and_scored(
+    pipe: HawkPipeline, job: EvalJob, out: Path, asked: Asked, network: FeatureExtractor | None
+) -> Report:
+    """Draw what the folder lacks of the job, and write the report, with a progress bar for both."""
+    from hawk.evaluation.report import evaluate as score
+    from hawk.evaluation.run import draw_all
+
     with image_bar() as bar:
         task = bar.add_task("drawing", total=len(job.methods) * len(job.pairs))
 
@@ -124,8 +174,7 @@ def evaluate(
 
         draw_all(pipe, job, out, drawn)
         show = partial(bar.update, task, refresh=True)
-        report = score(pipe, job, out, asked, network, lambda what: show(description=what))
-    print_summary(report, out)
+        return score(pipe, job, out, asked, network, lambda what: show(description=what))
 
 
 def prompt_set(wanted: str, file: Path | None) -> PromptSet:

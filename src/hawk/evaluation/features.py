@@ -70,8 +70,7 @@ class EfficientNetLite0:
     @torch.inference_mode()
     def features(self, pictures: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1280"]:
         """Features of pictures of any one size, on the CPU."""
-        pixels = (resized(pictures.to(self.device), LITE0_SIDE) - 127) / 128  # as in training
-        channels = self.network.extract_features(pixels)  # type: ignore[operator]
+        channels = self.network.extract_features(lite0_input(pictures.to(self.device)))  # type: ignore[operator]
         return channels.mean(dim=(2, 3)).cpu()
 
 
@@ -84,22 +83,28 @@ class Inception:
     name = "inception"
     width = 2048
 
-    def __init__(self, device: str = "cpu") -> None:
-        """Load the network. Raises `HawkError` if torch-fidelity is missing or the weights cannot be fetched."""
+    def __init__(self, device: str = "cpu", file: Path | None = None) -> None:
+        """Load the network, with the weights in `file` or fetched ones.
+
+        Raises `HawkError` if torch-fidelity is missing or the weights cannot be loaded.
+        """
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
         except ImportError as error:
             raise HawkError(f"the features 'inception' need torch-fidelity: {install('eval-full')}") from error
         try:
             # torch-fidelity unpickles whatever its file holds: it is given a file that Hawk wrote from checked tensors.
-            weights = torch.hub.load_state_dict_from_url(
-                URL_INCEPTION_V3, map_location="cpu", progress=False, check_hash=True, weights_only=True
-            )
+            if file is not None:
+                weights = torch.load(file, map_location="cpu", weights_only=True)
+            else:
+                weights = torch.hub.load_state_dict_from_url(
+                    URL_INCEPTION_V3, map_location="cpu", progress=False, check_hash=True, weights_only=True
+                )
         except Exception as error:  # a failed download, a damaged file and an unsafe one raise whatever they like
             folder = Path(torch.hub.get_dir()) / "checkpoints"
             raise HawkError(
                 f"the weights of 'inception' cannot be loaded ({one_line(error)}): "
-                f"fetch {URL_INCEPTION_V3} into {folder}"
+                f"fetch {URL_INCEPTION_V3} into {folder}, or pass --weights inception=PATH"
             ) from error
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / "inception.pth"
@@ -119,11 +124,14 @@ EXTRACTORS: dict[str, Callable[[str], FeatureExtractor]] = {"efficientnet": Effi
 """The extractors that can be named; each is called with a device."""
 
 
-def extractor_named(name: str, device: str = "cpu") -> FeatureExtractor:
-    """The extractor of that name, loaded. Raises `HawkError` if it is unknown, or lacks its package or weights."""
+def extractor_named(name: str, device: str = "cpu", weights: Path | None = None) -> FeatureExtractor:
+    """The extractor of that name, loaded; `weights` is a file for `inception`.
+
+    Raises `HawkError` if it is unknown, or lacks its package or weights.
+    """
     if name not in EXTRACTORS:
         raise HawkError(f"unknown features {name!r}: choose one of {', '.join(EXTRACTORS)}")
-    return EXTRACTORS[name](device)
+    return EXTRACTORS[name](device) if weights is None else Inception(device, weights)
 
 
 def picture_features(
@@ -156,6 +164,14 @@ def resized(pictures: UInt8[Tensor, "b 3 h w"], side: int) -> Float[Tensor, "b 3
     """Square pictures in [0, 255], resized with an antialiased bicubic filter; the aspect ratio is not kept."""
     size = (side, side)
     return F.interpolate(pictures.float(), size, mode="bicubic", antialias=True).clamp(0, 255)
+
+
+def lite0_input(pictures: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 side side"]:
+    """What EfficientNet-Lite0 takes: square pictures, scaled as in its training from [0, 255] to about [-1, 1].
+
+    With the mean and deviation of ImageNet, which other networks take, its classes are less certain.
+    """
+    return (resized(pictures, LITE0_SIDE) - 127) / 128
 
 
 def _batches(paths: Sequence[Path], batch: int) -> Iterator[list[int]]:

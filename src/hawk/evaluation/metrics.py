@@ -15,7 +15,19 @@ from torch import Tensor
 
 from hawk.errors import HawkError
 
-METRICS = ("frechet", "precision", "recall", "density", "coverage", "vendi", "diversity", "energy", "classifier")
+METRICS = (
+    "frechet",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "nearest",
+    "copied",
+    "vendi",
+    "diversity",
+    "energy",
+    "classifier",
+)
 """The names of the metrics in reports."""
 
 FOLDS = 5
@@ -23,6 +35,9 @@ FOLDS = 5
 
 RIDGE = 1.0
 """Penalty of the classifier's weights, beside a kernel whose mean diagonal entry is 1."""
+
+COPY_QUANTILE = 0.01
+"""A drawn image is as near as a copy if it lies closer to a real one than this share of real images to another."""
 
 BLOCK = 2048
 """Rows of a distance matrix that are held at a time."""
@@ -42,6 +57,30 @@ class DensityCoverage:
 
     density: float
     coverage: float
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """Distances to the nearest real image: of every drawn image, and of every real image to the nearest other one."""
+
+    drawn: Float[Tensor, " m"]
+    real: Float[Tensor, " n"]
+
+    @property
+    def ratio(self) -> float:
+        """The median of the drawn images over that of the real ones; far below 1 where images are memorised.
+
+        Raises `HawkError` where half of the real images have a copy among them.
+        """
+        middle = float(self.real.quantile(0.5))
+        if middle == 0:
+            raise HawkError("half of the real images or more have a copy among them: remove the copies")
+        return float(self.drawn.quantile(0.5)) / middle
+
+    @property
+    def copied(self) -> float:
+        """The share of drawn images as near to a real one as the nearest 1% of the real images to each other."""
+        return float((self.drawn <= self.real.quantile(COPY_QUANTILE)).double().mean())
 
 
 @dataclass(frozen=True)
@@ -92,6 +131,16 @@ def density_coverage(real: Float[Tensor, "n d"], drawn: Float[Tensor, "m e"], k:
         inside += int(held.sum())
         met += int(held.any(dim=1).sum())
     return DensityCoverage(inside / (k * len(drawn)), met / len(real))
+
+
+def nearest_real(real: Float[Tensor, "n d"], drawn: Float[Tensor, "m e"]) -> Nearest:
+    """The distance of every image to the nearest real image other than itself.
+
+    Raises `HawkError` for fewer than two images, other widths, or features that are not finite.
+    """
+    real, drawn = _pair("the nearest real image", real, drawn, least=2)
+    nearest = torch.cat([distances.min(dim=1).values for _, distances in _distances(drawn, real)])
+    return Nearest(nearest, _radii(real, 1))
 
 
 def vendi_score(features: Float[Tensor, "n d"]) -> float:

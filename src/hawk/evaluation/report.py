@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from hawk.evaluation.faithfulness import Faithfulness, as_json, faithfulness
 from hawk.evaluation.features import FeatureExtractor
+from hawk.evaluation.learned import LearnedScore, learned_figures
 from hawk.evaluation.losslessness import (
     LEVEL,
     Law,
@@ -20,16 +22,20 @@ from hawk.evaluation.losslessness import (
     tokens_rows,
     verdicts,
 )
+from hawk.evaluation.nearest import NearestRow, nearest_rows
 from hawk.evaluation.prompt_sets import reference_pictures
 from hawk.evaluation.report_html import page
 from hawk.evaluation.run import CONTROL, SEED_RULE, Drawn, EvalJob, drawn_by, label_of, method_of
 from hawk.evaluation.scoring import (
+    FAITHFULNESS,
     FEW_PROMPTS,
+    OF_REFERENCES,
     OWN_METRICS,
     PAIR_METRICS,
     ByPrompt,
     Figure,
     OnStep,
+    ReferenceSample,
     bands_of,
     features_of,
     figures,
@@ -53,10 +59,16 @@ class References:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a report is to hold: its metrics, the feature extractor, and the resamples of each interval."""
+    """What a report is to hold: its metrics, the resamples of each interval, and what metrics need.
+
+    `things` is the data set of the metric `faithfulness`, which is left out without one; `learned` are the metrics by
+    large networks, loaded.
+    """
 
     metrics: tuple[str, ...]
     references: References | None = None
+    things: Path | None = None
+    learned: Mapping[str, LearnedScore] = field(default_factory=dict)
     resamples: int = 200
     command: str = ""
     of_prompts: int | None = None
@@ -86,6 +98,8 @@ class Report:
     facts: dict[str, Any]
     decoding: list[Decoding]
     figures: list[Figure]
+    nearest: list[NearestRow]
+    faithfulness: Faithfulness | None
     tokens: list[TokensRow]
     laws: list[Law]
     tests: list[SampleTest]
@@ -110,6 +124,8 @@ class Report:
             "intervals": f"95%, from {self.asked.resamples} random halves of the prompts",
             "decoding": [asdict(row) for row in self.decoding],
             "figures": [asdict(row) for row in self.figures],
+            "faithfulness": None if self.faithfulness is None else as_json(self.faithfulness),
+            "nearest references": [asdict(row) for row in self.nearest],
             "losslessness": {
                 "tokens": [asdict(row) for row in self.tokens],
                 "laws": [asdict(row) for row in self.laws],
@@ -180,10 +196,11 @@ def warnings_of(job: EvalJob, found: Sequence[Figure], tests: Sequence[SampleTes
 
 def reference_sample(
     job: EvalJob, references: References, pixels: tuple[int, int], extractor: FeatureExtractor, out: Path
-) -> Any:
+) -> ReferenceSample:
     """The features of the reference pictures; `pixels` are height and width of a drawn image."""
     paths = reference_pictures(job.prompts, references.folder)
-    return reference_features(paths, extractor, out, pixels if references.crop else None)
+    found = reference_features(paths, extractor, out, pixels if references.crop else None)
+    return ReferenceSample(found, paired=all(item.id in job.prompts.references for item in job.prompts.items))
 
 
 def evaluate(
@@ -215,6 +232,12 @@ def evaluate(
                 on_step(f"features of {name}")
             features[name] = features_of(each, job, extractor, out)
     found, left_out = figures(asked.metrics, features, real, asked.resamples, on_step) if features else ([], [])
+    faithful = None
+    if extractor is not None and asked.things is not None and FAITHFULNESS in asked.metrics:
+        faithful = faithfulness(drawn, job, asked.things, extractor, out, asked.resamples, on_step)
+        found, left_out = found + faithful.figures, left_out + faithful.left_out
+    found = found + learned_figures(asked.learned, drawn, job, out, asked.resamples, on_step)
+    near = nearest_rows(features, real) if real is not None and {*asked.metrics} & {*OF_REFERENCES} else []
     promised = promises_same_tokens(pipe)
     tokens = tokens_rows(drawn, job.images, asked.resamples, promised) if "tokens" in asked.metrics else []
     laws = laws_of(job.methods, out, on_step) if "laws" in asked.metrics else []
@@ -227,6 +250,8 @@ def evaluate(
         facts | machine_facts(pipe.device, pipe.dtype),
         decoding_rows(drawn, job, asked.resamples),
         found,
+        near,
+        faithful,
         tokens,
         laws,
         tests,
@@ -239,7 +264,7 @@ def evaluate(
 
 def needs_features(names: Sequence[str]) -> bool:
     """Whether one of these metrics reads features of the pictures."""
-    return any(name in PAIR_METRICS or name in OWN_METRICS or name == "tests" for name in names)
+    return any(name in (*PAIR_METRICS, *OWN_METRICS, FAITHFULNESS, "tests") for name in names)
 
 
 def write_report(report: Report, drawn: Mapping[str, Drawn], out: Path) -> None:

@@ -64,6 +64,11 @@ def page(document: Mapping[str, Any], pictures: Sequence[tuple[str, Mapping[str,
         side_by_side(document, pictures),
         making(document),
     ]
+    return whole_page(title, body)
+
+
+def whole_page(title: str, body: Sequence[str]) -> str:
+    """A page with a title and the parts of its body, which are HTML; empty parts are left out."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -207,10 +212,34 @@ def fidelity(document: Mapping[str, Any]) -> str:
     for metric in dict.fromkeys(row["metric"] for row in rows):
         own = [row for row in rows if row["metric"] == metric]
         plots.append(f"<h3>{escape(own[0]['title'])} <span class='soft'>({escape(own[0]['meaning'])})</span></h3>")
-        plots.append(interval_plot(own, document["AR-AR intervals"].get(metric)))
+        plots.append(interval_plot(own + limits(document, metric), document["AR-AR intervals"].get(metric)))
+    plots.append(nearest(document["nearest references"]))
     return (
         f"<h2>Fidelity and diversity</h2><p>{beside[against]} Lines are intervals ({escape(document['intervals'])}), "
         f"features are those of {escape(document['extractor'])}. The AR–AR interval is shaded.</p>{''.join(plots)}"
+    )
+
+
+def limits(document: Mapping[str, Any], metric: str) -> list[dict[str, Any]]:
+    """The ceiling and the floor of a figure of faithfulness, as further lines of its plot."""
+    found = (document["faithfulness"] or {"limits": {}})["limits"].get(metric)
+    if found is None:
+        return []
+    labels = {"ceiling": "taught pictures", "floor": "other prompts"}
+    return [{**found[key], "label": label, "inside": None} for key, label in labels.items()]
+
+
+def nearest(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How far pictures are from the nearest reference, beside how far references are from each other."""
+    if not rows:
+        return ""
+    shown = [
+        [label_of(row["method"]) if row["method"] else "between references", *map(short, row["quantiles"].values())]
+        for row in rows
+    ]
+    return (
+        "<h3>Distances to the nearest reference</h3><p>Images that a model has memorised lie much closer to a "
+        "reference than references lie to each other.</p>" + table(["images", *rows[0]["quantiles"]], shown)
     )
 
 

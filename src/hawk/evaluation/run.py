@@ -29,6 +29,7 @@ from hawk.drafters.acceptance import knowing
 from hawk.drafters.methods import METHODS, Method, lacking, method_named
 from hawk.drafters.parts import DraftParts, drafters_mark
 from hawk.errors import HawkError
+from hawk.evaluation.locking import LOCK
 from hawk.evaluation.prompt_sets import PromptItem, PromptSet
 from hawk.files import read_json, save_tensors, write_json
 from hawk.pictures.png import check_writable, write_png
@@ -167,7 +168,9 @@ def open_job(job: EvalJob, out: Path) -> None:
                     f"{out} holds pictures of another job ({name}: {there.get(name)} there, {own[name]} asked for): "
                     "name another --out"
                 )
-    elif out.is_dir() and any(entry for entry in out.iterdir() if not entry.name.startswith(".job.json.")):
+    elif out.is_dir() and any(
+        entry for entry in out.iterdir() if entry.name != LOCK and not entry.name.startswith(".job.json.")
+    ):
         raise HawkError(f"{out} holds other files: name a new folder for --out")
     else:
         write_json(path, own)

@@ -87,8 +87,23 @@ PAIR_METRICS = {
         "higher",
         lambda real, drawn: metrics.density_coverage(real, drawn).coverage,
     ),
+    "nearest": PairMetric(
+        "Distance to the nearest reference",
+        "median, in medians of the distance between references; far below 1 where images are memorised",
+        "higher",
+        lambda real, drawn: metrics.nearest_real(real, drawn).ratio,
+        ABOVE_ZERO,
+    ),
+    "copied": PairMetric(
+        "As near as copies",
+        "share of drawn images as near to a reference as the nearest 1% of references to each other",
+        "lower",
+        lambda real, drawn: metrics.nearest_real(real, drawn).copied,
+    ),
 }
 """Metrics of a method's pictures beside the references, or beside those of plain AR."""
+OF_REFERENCES = ("nearest", "copied")
+"""The metrics that mean nothing without references."""
 OWN_METRICS = {
     "vendi": OwnMetric(
         "Vendi score", "effective number of different images", lambda x: metrics.vendi_score(x.flatten(0, 1))
@@ -106,19 +121,25 @@ LEVELS = {
     "tests": "two-sample tests of the images",
 }
 """The levels of losslessness, which `--metrics` names like metrics."""
-NAMES = (*PAIR_METRICS, *OWN_METRICS, *LEVELS)
+FAITHFULNESS = "faithfulness"
+"""The metric that compares pictures with what their prompts ask for."""
+NAMES = (*PAIR_METRICS, *OWN_METRICS, FAITHFULNESS, *LEVELS)
+BY_LARGE_NETWORKS = ("clip", "hpsv2", "imagereward", "lpips")
+"""The metrics of `hawk.evaluation.learned`, which are computed only where they are asked for by name."""
 
 
 def metrics_named(names: str | None) -> tuple[str, ...]:
-    """The metrics of names with commas between them; None names all. `HawkError` for an unknown name."""
+    """The metrics of names with commas between them; None names all but
+    those by large networks. `HawkError` for an unknown name."""
     if names is None:
         return NAMES
+    known = (*NAMES, *BY_LARGE_NETWORKS)
     chosen = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     for name in chosen:
-        if name not in NAMES:
-            raise HawkError(f"unknown metric {name!r}: choose from {', '.join(NAMES)}")
+        if name not in known:
+            raise HawkError(f"unknown metric {name!r}: choose from {', '.join(known)}")
     if not chosen:
-        raise HawkError(f"no metric given: choose from {', '.join(NAMES)}")
+        raise HawkError(f"no metric given: choose from {', '.join(known)}")
     return chosen
 
 
@@ -143,6 +164,17 @@ class Figure:
     images: int
     inside: bool | None = None
     warning: str | None = None
+
+
+@dataclass(frozen=True)
+class ReferenceSample:
+    """The features of the reference pictures.
+
+    `paired` says that row i is the reference of prompt i: then a resample holds a prompt with its own reference.
+    """
+
+    features: Float[Tensor, "n d"]
+    paired: bool = False
 
 
 @dataclass(frozen=True)
@@ -256,7 +288,7 @@ def over_prompts(
 def figures(
     names: Sequence[str],
     drawn: Mapping[str, ByPrompt],
-    references: Float[Tensor, "n d"] | None,
+    references: ReferenceSample | None,
     resamples: int,
     on_step: OnStep | None = None,
 ) -> tuple[list[Figure], list[str]]:
@@ -267,7 +299,9 @@ def figures(
     found: list[Figure] = []
     left_out: list[str] = []
     for name in names:
-        if name in LEVELS:
+        if name not in PAIR_METRICS and name not in OWN_METRICS:
+            continue
+        if name in OF_REFERENCES and references is None:
             continue
         rows = []
         for method, features in drawn.items():
@@ -294,7 +328,7 @@ def own_figure(name: str, method: str, features: ByPrompt, resamples: int) -> Fi
 
 
 def pair_figure(
-    name: str, method: str, features: ByPrompt, plain: ByPrompt, references: Tensor | None, resamples: int
+    name: str, method: str, features: ByPrompt, plain: ByPrompt, references: ReferenceSample | None, resamples: int
 ) -> Figure:
     """A metric of a method's pictures beside the references or plain AR's; `HawkError` where there are too few."""
     metric = PAIR_METRICS[name]
@@ -307,7 +341,15 @@ def pair_figure(
             metric.bounds,
         )
         return figure_of(name, metric, "ar", method, interval, features)
-    real = references
+    real = references.features
+    if references.paired:
+        interval = over_prompts(
+            lambda rows: metric.score(real[rows[:, 0]], features[rows[:, 0]].flatten(0, 1)),
+            torch.arange(len(real))[:, None],
+            resamples,
+            metric.bounds,
+        )
+        return figure_of(name, metric, "references", method, interval, features, len(real))
     value = metric.score(real, features.flatten(0, 1))
     try:
         interval = bootstrap(

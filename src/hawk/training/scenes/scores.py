@@ -5,7 +5,7 @@ No network judges: a picture is compared with scenes rendered in every kind and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from PIL import Image
 
 from hawk.training.scenes.backgrounds import Background
 from hawk.training.scenes.captions import PLACES
-from hawk.training.scenes.colours import COLOURS
+from hawk.training.scenes.colours import COLOURS, Rgb
 from hawk.training.scenes.kinds import KINDS
 from hawk.training.scenes.scene import Figure, Pairs, Scene, held_out_number, render, sample_scene
 
@@ -24,6 +24,8 @@ APART = 48
 """How far a pixel's colour is from the background's where it belongs to a figure (Euclidean, of 441)."""
 NEAR = 0.13
 """How far a figure's middle may lie from where it was asked for, in sides of the picture."""
+FEWEST_PIXELS = 40
+"""With fewer pixels that are not the background's, a picture shows no figure."""
 CROP = 24
 """Side of the cut-out that is compared, in pixels."""
 
@@ -60,18 +62,17 @@ def plain_caption(scene: Scene) -> str:
 
 def judge(picture: Picture, scene: Scene) -> Faithfulness:
     """Compare a picture with the scene that was asked for."""
-    border = np.concatenate([picture[:4].reshape(-1, 3), picture[:, :4].reshape(-1, 3), picture[:, -4:].reshape(-1, 3)])
-    behind = np.median(border, axis=0)
+    behind = border_colour(picture)
     background = nearest_colour(behind) == scene.background.colour
     mask = figure_mask(picture, behind)
-    if mask.sum() < 40:
+    if mask.sum() < FEWEST_PIXELS:
         return Faithfulness(0.0, 0.0, float(background), 0.0, 0.0)
     figure, seen = scene.figures[0], _cut_out(picture, mask)
     kinds = {name: _template(scene, replace(figure, kind=name)) for name in KINDS}
     colours = {name: _template(scene, replace(figure, colour=name, rgb=rgb)) for name, rgb in COLOURS.items()}
     kind, colour = _closest(seen, kinds) == figure.kind, _closest(seen, colours) == figure.colour
     rows, columns = np.nonzero(mask)
-    middle = np.array((_middle(columns), _middle(rows))) / len(picture)
+    middle = np.array((middle_of(columns), middle_of(rows))) / len(picture)
     place = bool(np.abs(middle - (figure.x, figure.y)).max() < NEAR)
     everything = kind and colour and background and place
     return Faithfulness(float(kind), float(colour), float(background), float(place), float(everything))
@@ -82,12 +83,20 @@ def mean_of(scores: Sequence[Faithfulness]) -> Faithfulness:
     return Faithfulness(*(float(np.mean([getattr(s, f.name) for s in scores])) for f in fields(Faithfulness)))
 
 
-def nearest_colour(rgb: Float[np.ndarray, " 3"]) -> str:
+def border_colour(picture: UInt8[np.ndarray, "height width 3"]) -> Float[np.ndarray, " 3"]:
+    """The median colour at the top, the left and the right edge."""
+    border = np.concatenate([picture[:4].reshape(-1, 3), picture[:, :4].reshape(-1, 3), picture[:, -4:].reshape(-1, 3)])
+    return np.median(border, axis=0)
+
+
+def nearest_colour(rgb: Float[np.ndarray, " 3"], palette: Mapping[str, Rgb] = COLOURS) -> str:
     """The palette's colour that is closest."""
-    return min(COLOURS, key=lambda name: float(np.square(rgb - np.array(COLOURS[name])).sum()))
+    return min(palette, key=lambda name: float(np.square(rgb - np.array(palette[name])).sum()))
 
 
-def figure_mask(picture: Picture, behind: Float[np.ndarray, " 3"]) -> Bool[np.ndarray, "side side"]:
+def figure_mask(
+    picture: UInt8[np.ndarray, "height width 3"], behind: Float[np.ndarray, " 3"]
+) -> Bool[np.ndarray, "height width"]:
     """Pixels that are not the background's."""
     return np.square(picture - behind).sum(-1) > APART**2
 
@@ -96,9 +105,16 @@ def _bare(figure: Figure) -> Figure:
     return replace(figure, face=None, hat=None, turn=0.0, rgb=COLOURS[figure.colour])
 
 
-def _middle(places: np.ndarray) -> float:
+def middle_of(places: np.ndarray) -> float:
+    """The middle of the rows, or of the columns, that a figure's pixels lie in; a few stray pixels do not move it."""
     low, high = np.quantile(places, (0.03, 0.97))
     return float(low + high) / 2
+
+
+def extent_of(places: np.ndarray) -> float:
+    """How many rows, or columns, a figure's pixels lie in, without the outermost few."""
+    low, high = np.quantile(places, (0.03, 0.97))
+    return float(high - low)
 
 
 def _template(scene: Scene, figure: Figure) -> Float[np.ndarray, " n"]:
@@ -111,8 +127,8 @@ def _cut_out(picture: Picture, mask: Bool[np.ndarray, "side side"]) -> Float[np.
     if not mask.any():
         return np.zeros(CROP * CROP * 3)
     rows, columns = np.nonzero(mask)
-    x, y = _middle(columns), _middle(rows)
-    reach = max(4.0, *(np.quantile(v, 0.97) - np.quantile(v, 0.03) for v in (rows, columns))) * 0.6
+    x, y = middle_of(columns), middle_of(rows)
+    reach = max(4.0, extent_of(rows), extent_of(columns)) * 0.6
     box = (x - reach, y - reach, x + reach, y + reach)
     cut = Image.fromarray(picture).transform((CROP, CROP), Image.Transform.EXTENT, box, Image.Resampling.BILINEAR)
     return np.asarray(cut, dtype=float).ravel()

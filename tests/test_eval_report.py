@@ -24,7 +24,7 @@ from hawk.evaluation.losslessness import Law, joint_laws, laws_of, sample_tests,
 from hawk.evaluation.nearest import nearest_rows
 from hawk.evaluation.prompt_sets import PromptItem, PromptSet
 from hawk.evaluation.report import Asked, References, evaluate
-from hawk.evaluation.report_pictures import MOST_BYTES, galleries
+from hawk.evaluation.report_pictures import MOST_BYTES, galleries, with_interval
 from hawk.evaluation.run import CONTROL, draw_all, eval_job, eval_methods, method_of
 from hawk.evaluation.scoring import ReferenceSample, cropped, extracted, figures, metrics_named
 from hawk.proofs.losslessness import JOINT_SETTINGS
@@ -167,6 +167,14 @@ def test_memorised_pictures_are_seen():
     assert (between.method, plain.method, copied.method) == ("", "ar", "medusa")
     assert copied.quantiles["90%"] < between.quantiles["least"]
     assert figures(("nearest", "copied"), drawn, None, 10) == ([], [])
+
+
+def test_nothing_is_judged_where_there_is_no_interval():
+    """One prompt gives no interval: plain AR's own pictures would lie outside what chance does."""
+    drawn = {"ar": by_prompt(0, 2, 1, 6), CONTROL: by_prompt(0, 3, 1, 6), "hawk": by_prompt(0, 2, 1, 6)}
+    found, _ = figures(("precision",), drawn, None, 10)
+    assert {row.method: row.inside for row in found if not np.isfinite(row.low)} == {CONTROL: None, "hawk": None}
+    assert with_interval({"value": 1.0, "low": None, "high": None}) == "1"
 
 
 def test_too_few_images_are_a_warning():

@@ -227,7 +227,7 @@ def evaluate(
         pixels = (job.grid[0] * pipe.model.cell, job.grid[1] * pipe.model.cell)
         if asked.references is not None:
             real = reference_sample(job, asked.references, pixels, extractor, out)
-        for name, each in drawn.items():
+        for name, each in drawn.items() if needs_features(asked.metrics, whole=True) else ():
             if on_step is not None:
                 on_step(f"features of {name}")
             features[name] = features_of(each, job, extractor, out)
@@ -237,11 +237,11 @@ def evaluate(
         faithful = faithfulness(drawn, job, asked.things, extractor, out, asked.resamples, on_step)
         found, left_out = found + faithful.figures, left_out + faithful.left_out
     found = found + learned_figures(asked.learned, drawn, job, out, asked.resamples, on_step)
-    near = nearest_rows(features, real) if real is not None and {*asked.metrics} & {*OF_REFERENCES} else []
+    near = nearest_rows(features, real) if features and real is not None and {*asked.metrics} & {*OF_REFERENCES} else []
     promised = promises_same_tokens(pipe)
     tokens = tokens_rows(drawn, job.images, asked.resamples, promised) if "tokens" in asked.metrics else []
     laws = laws_of(job.methods, out, on_step) if "laws" in asked.metrics else []
-    tests, without_test = sample_tests(features, on_step) if "tests" in asked.metrics else ([], [])
+    tests, without_test = sample_tests(features, on_step) if features and "tests" in asked.metrics else ([], [])
     facts = {"model": job.model, "target_parameters": pipe.model.target.parameter_count}
     report = Report(
         job,
@@ -262,9 +262,10 @@ def evaluate(
     return report
 
 
-def needs_features(names: Sequence[str]) -> bool:
-    """Whether one of these metrics reads features of the pictures."""
-    return any(name in (*PAIR_METRICS, *OWN_METRICS, FAITHFULNESS, "tests") for name in names)
+def needs_features(names: Sequence[str], whole: bool = False) -> bool:
+    """Whether one of these metrics reads features of the pictures, or, with `whole`, features of whole pictures."""
+    of_objects = () if whole else (FAITHFULNESS,)
+    return any(name in (*PAIR_METRICS, *OWN_METRICS, *of_objects, "tests") for name in names)
 
 
 def write_report(report: Report, drawn: Mapping[str, Drawn], out: Path) -> None:

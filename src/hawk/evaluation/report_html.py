@@ -42,7 +42,7 @@ figcaption { font-size: .8rem; color: var(--soft); }
 .outside .name, .outside .number { color: var(--bad); }
 .plain .whisker { stroke: var(--plain); } .plain circle { fill: var(--plain); }
 summary { cursor: pointer; color: var(--good); margin: .5rem 0; }
-@media (max-width: 40rem) { table { min-width: 34rem; }
+@media (max-width: 40rem) { table { min-width: 24rem; font-size: .8rem; } th, td { padding-right: .5rem; }
   .line { grid-template-columns: 1fr auto; margin: .5rem 0; gap: .1rem .6rem; }
   .line svg { grid-column: 1 / -1; grid-row: 2; } }
 """

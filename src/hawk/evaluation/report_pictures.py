@@ -137,9 +137,9 @@ def _line(row: Mapping[str, Any], scale: Scale, band: Sequence[float | None] | N
 
 
 def with_interval(row: Mapping[str, Any]) -> str:
-    """A value and its interval as text, such as "0.51 [0.48, 0.55]"."""
+    """A value and its interval as text, such as "0.51 [0.48, 0.55]"; the value alone where there is no interval."""
     value, low, high = (short(row[key]) for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    return f"{value} [{low}, {high}]" if row["low"] is not None and row["high"] is not None else value
 
 
 def short(number: float | None) -> str:

@@ -385,7 +385,7 @@ def figure_of(
 
 
 def band_of(rows: Sequence[Figure]) -> Band | None:
-    """The AR-AR interval of a metric, from the figures of `ar` and `ar~`; None where one of them is missing.
+    """The AR-AR interval of a metric, from the figures of `ar` and `ar~`; None without one of them or its interval.
 
     Beside plain AR's own pictures it begins at the control's interval and is open towards closer values; else it is
     the smallest interval that holds the intervals of both.
@@ -393,6 +393,8 @@ def band_of(rows: Sequence[Figure]) -> Band | None:
     by = {row.method: row for row in rows}
     control, plain = by.get(CONTROL), by.get("ar")
     if control is None:
+        return None
+    if not all(isfinite(row.low) and isfinite(row.high) for row in (control, plain) if row is not None):
         return None
     if control.against == "ar":
         if PAIR_METRICS[control.metric].closer == "lower":

@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-import hawk.pipeline
 from fixtures import offline_hawk
 from fixtures.long_commands import disc_job
 from hawk import HawkError, HawkPipeline
 from hawk.cli.app import app
 from hawk.drafters.methods import METHODS
+from hawk.engine import DrawingEngine
 from hawk.outputs import OUTPUT_TYPES
 from hawk.training.sprites.data import write_shards
 
@@ -80,20 +80,20 @@ def bounded() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def begun_only() -> Iterator[Budget]:
     """What takes long ends soon after it has begun: drawing when its budget is spent, fits and measurements at once."""
-    draw, budget = hawk.pipeline.generate, Budget()
+    step, budget = DrawingEngine.step, Budget()
 
-    def begin(target, request, drafter, on_step=None, recordings=None):
-        def counted(canvas, stats):
+    def begin(engine, on_step=None):
+        def counted(progress):
             budget.steps -= 1
             if budget.steps < 0:
                 enough()
             if on_step is not None:
-                on_step(canvas, stats)
+                on_step(progress)
 
-        return draw(target, request, drafter, counted, recordings)
+        return step(engine, counted)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hawk.pipeline, "generate", begin)
+        patch.setattr(DrawingEngine, "step", begin)
         patch.setattr("hawk.training.drafters.grids.generate", enough)
         for module in ("sprites.tokenizer", "sprites.target", "drafters.heads", "drafters.spatial", "drafters.feature"):
             patch.setattr(f"hawk.training.{module}.fit", enough)

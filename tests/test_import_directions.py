@@ -24,12 +24,12 @@ MAX_ROOMS = 20
 FLOORS = (
     ("__main__",),  # the command
     ("cli",),  # what a person types
-    ("server", "cluster"),  # reserved: they are built next, as are evaluation and engine
+    ("server", "cluster"),  # reserved: they are built next
     ("measure", "evaluation"),
-    ("wrapping", "training", "proofs", "engine"),
+    ("wrapping", "training", "proofs"),
     ("pipeline",),  # text in, images out
     ("outputs",),  # what a call gives back
-    ("models",),  # everything that can draw
+    ("models", "engine"),  # everything that can draw; many images at once
     ("drafters",),  # everything that proposes tokens
     ("decoding",),  # one step, and all that a step touches
     ("nn", "pictures"),
@@ -48,10 +48,27 @@ CLI_MAY_LOAD_AT_ONCE = frozenset({"errors"})
 LOADED_BY_COMMANDS = frozenset({"cli/drawing.py", "cli/tables.py", "cli/wanted.py"})
 
 HEAVY = frozenset(
-    {"transformers", "ray", "fastapi", "torchmetrics", "webdataset", "resvg_py", "tensorboard", "diffusers"}
+    {
+        "transformers",
+        "ray",
+        "fastapi",
+        "starlette",
+        "uvicorn",
+        "prometheus_client",
+        "torchmetrics",
+        "webdataset",
+        "resvg_py",
+        "tensorboard",
+        "diffusers",
+    }
+)
+ROUTES = frozenset(
+    f"server/{name}.py" for name in ("answers", "app", "guard", "health", "openai_api", "sdapi", "service")
 )
 # Where one module is too few: the modules that may share a heavy package.
 HOMES = {
+    "fastapi": ROUTES,
+    "starlette": ROUTES | {"server/running.py"},
     "transformers": frozenset(
         {
             "measure/published.py",

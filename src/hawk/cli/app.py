@@ -23,6 +23,7 @@ from hawk.cli.interrupts import end_children, was_interrupted
 from hawk.cli.measure import bench, compare, verify
 from hawk.cli.options import unprintable
 from hawk.cli.output import Output, nowhere
+from hawk.cli.serve import serve
 from hawk.cli.show import show
 from hawk.cli.study import study
 from hawk.cli.train import train_app
@@ -144,6 +145,6 @@ def root(
     """Draw images from text with autoregressive models: the same images as plain decoding, in fewer forwards."""
 
 
-for command in (generate, compare, bench, verify, info, show, study):
+for command in (generate, serve, compare, bench, verify, info, show, study):
     app.command()(command)
 app.command("eval")(evaluate)

@@ -44,22 +44,30 @@ class Wish:
 
 @dataclass(frozen=True)
 class Accepted:
-    """The request is sound and waits; `ahead` images of other requests wait or are being drawn before it."""
+    """The request is sound and waits; `ahead` images of other requests wait or are being drawn before it.
+
+    `hint` says which words of the prompts the model was never taught ("": none, or the model cannot tell).
+    """
 
     ahead: int
     seeds: tuple[int, ...]
     grid: Grid
     params: SamplingParams
+    hint: str = ""
 
 
 @dataclass(frozen=True)
 class Stepped:
-    """A step committed tokens of an image: `committed` of `size` so far, in `nfe` forwards."""
+    """A step committed tokens of an image: `committed` of `size` so far, in `nfe` forwards.
+
+    `seconds` is the image's share of the time of its steps so far.
+    """
 
     place: int
     committed: int
     size: int
     nfe: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -117,11 +125,15 @@ Event = Accepted | Stepped | Partial | Drawn | Finished | Failed
 
 @dataclass(frozen=True)
 class Reading:
-    """A wish that was read by the model: the request, its drafter, and the text of the images' PNG files."""
+    """A wish that was read by the model: the request, its drafter, and the text of the images' PNG files.
+
+    `hint`: see `Accepted`.
+    """
 
     request: Request
     drafter: Drafter | Window
     texts: Sequence[dict[str, str]]
+    hint: str = ""
 
 
 @dataclass(eq=False)
@@ -150,7 +162,10 @@ class Job:
 
 @dataclass(eq=False)
 class JobImage:
-    """An image of a job: its place in it, how many of its `size` tokens are committed, and the partials sent so far."""
+    """An image of a job: its place in it, how many of its `size` tokens are committed, and the partials sent so far.
+
+    `seconds` is its share of the time of its steps so far.
+    """
 
     job: Job
     place: int
@@ -160,6 +175,8 @@ class JobImage:
     committed: int = 0
     crossed: int = 0
     partials: int = 0
+    seconds: float = 0.0
+    nfe: int = 1  # the prefill
 
     @property
     def request(self) -> Request:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
@@ -56,27 +58,30 @@ class Studio:
         """Read a wish: prompts are encoded, settings checked. Raises `HawkError` for a wrong one."""
         model, method = self.pipe.model, method_named(wish.method)
         grid = self.check_size(wish.height, wish.width)
-        request = request_of(
-            model,
-            wish.prompt,
-            wish.negative_prompt or None,
-            wish.guidance_scale,
-            wish.images,
-            wish.seed,
-            None,
-            wish.temperature,
-            wish.top_k,
-            wish.top_p,
-            method.verifier,
-            wish.height,
-            wish.width,
-        )
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            request = request_of(
+                model,
+                wish.prompt,
+                wish.negative_prompt or None,
+                wish.guidance_scale,
+                wish.images,
+                wish.seed,
+                None,
+                wish.temperature,
+                wish.top_k,
+                wish.top_p,
+                method.verifier,
+                wish.height,
+                wish.width,
+            )
         settings = image_settings(request.params, grid, model.cell, request.verifier, self.pipe.dtype)
         texts = [
             image_metadata(wish.prompt, wish.negative_prompt, seed, model.name, method.name, settings)
             for seed in request.seeds
         ]
-        return Reading(request, self.drafter(wish.method, grid), texts)
+        hint = str(told[0].message) if told else ""
+        return Reading(request, self.drafter(wish.method, grid), texts, hint)
 
     def picture(self, tokens: Int[Tensor, " n"], grid: Grid, committed: int | None = None) -> Image.Image:
         """The picture of an image's tokens; with `committed`, the cells from that position on are grey."""

@@ -70,6 +70,7 @@ class Worker:
         self._suspects: deque[JobImage] = deque()  # images of a step that failed: each is drawn alone
         self._pace = 0.0  # seconds from one finished image to the next, while there is work
         self._finished_at = 0.0
+        self._began = 0.0  # when the running step began
         self._thread = threading.Thread(target=self._run, name="hawk-worker", daemon=True)
 
     # --- for any thread ---------------------------------------------------------------------------------------
@@ -194,7 +195,7 @@ class Worker:
         job.images = [JobImage(job, place, request.grid.size, now) for place in range(request.images)]
         for image in job.images:
             self._waiting.push(image)
-        self._tell(job, Accepted(ahead, tuple(request.seeds), request.grid, request.params))
+        self._tell(job, Accepted(ahead, tuple(request.seeds), request.grid, request.params, job.reading.hint))
 
     def _drop_ended(self) -> None:
         """End the jobs that were cancelled or whose time is over; their places are free for the next step."""
@@ -244,6 +245,7 @@ class Worker:
         """One step of the engine, and the pictures of the images that it finished."""
         live, before = len(self._live), sum(image.committed for image in self._live)
         images, started = list(self._live), time.perf_counter()
+        self._began = started
         try:
             with lacking_operations_refused(self.studio.pipe.device):
                 ended = self._engine.step(self._on_step)
@@ -264,18 +266,22 @@ class Worker:
 
     def _on_step(self, progress: Progress[JobImage]) -> None:
         """Take note of what a step committed, and send what clients asked to see of it."""
-        canvas = progress.canvas
+        canvas, now = progress.canvas, time.perf_counter()
+        share, self._began = (now - self._began) / len(progress.keys), now
+        for image in progress.keys:
+            image.seconds, image.nfe = image.seconds + share, image.nfe + 1
         for row, (image, committed) in enumerate(zip(progress.keys, canvas.committed, strict=True)):
             grew, image.committed = committed > image.committed, committed
             wish = image.job.wish
             if not grew or image.job.over or committed >= image.size:
                 continue
             if wish.watched:
-                self._tell(image.job, Stepped(image.place, committed, image.size, progress.steps))
+                self._tell(image.job, Stepped(image.place, committed, image.size, image.nfe, round(image.seconds, 4)))
             crossed = committed * (wish.partials + 1) // image.size
             if crossed > image.crossed:
                 image.crossed = crossed
                 self._send_partial(image, canvas.tokens[row], canvas.origins[row])
+        self._began = time.perf_counter()  # pictures of unfinished images take no part in an image's time
         if not self._engine.lanes:  # a group: this step ends only with its images
             self._take_calls()
             self._drop_ended()

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -46,8 +47,12 @@ class HawkServer(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle signals in the body; unlike in uvicorn's own server, they are not raised again after it."""
-        before = {each: signal.signal(each, self.handle_exit) for each in SIGNALS}
+        """Handle signals in the body; unlike in uvicorn's own server, they are not raised again after it.
+
+        Only the main thread of a process can; a server in another thread ends once its worker has ended.
+        """
+        handled = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+        before = {each: signal.signal(each, self.handle_exit) for each in handled}
         try:
             yield
         finally:

@@ -112,7 +112,7 @@ def serving(folder, limits: Limits | None = None, pause: float = 0.0, **settings
             served.studio.pause, served.studio.before = 0.0, None
             served.http.close()
             worker.stop()
-            assert worker.join(20)
+            assert worker.join(20.0)
             server.should_exit = server.force_exit = True
             thread.join(20)
             assert not thread.is_alive()

@@ -44,7 +44,7 @@ def working(folder, places=4, waiting=20, pause=0.0):
     yield worker
     studio.before = None
     worker.stop()
-    assert worker.join(20)
+    assert worker.join(20.0)
 
 
 def drawn(events) -> dict[int, str]:
@@ -183,7 +183,7 @@ def test_a_drained_worker_finishes_what_it_took(saved_model):
         with pytest.raises(DrainingError):
             client.submit()
         assert drawn(client.end()) == {seed: alone(saved_model, PROMPT, seed) for seed in (7, 8)}
-        assert worker.join(10)
+        assert worker.join(10.0)
 
 
 def test_a_stopped_worker_tells_its_clients(saved_model):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import threading
@@ -71,9 +72,10 @@ def listening(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=512)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise HawkError(f"cannot listen on {host} port {port}: {reason}") from error
+    except socket.gaierror as error:
+        raise HawkError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+    except OSError as error:
+        raise HawkError(f"cannot listen on {host} port {port}: {os.strerror(error.errno or 0)}") from error
 
 
 def server_of(app: ASGIApp, worker: Worker, config: ServerConfig) -> HawkServer:

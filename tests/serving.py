@@ -46,7 +46,8 @@ class PacedStudio(Studio):
 
 @cache
 def tiny_pipe(folder) -> HawkPipeline:
-    return HawkPipeline.from_pretrained(folder, "cpu", "float64")
+    """The pipeline of a tiny model in float64; that of another model in float32."""
+    return HawkPipeline.from_pretrained(folder, "cpu", "float32" if folder == "bundled" else "float64")
 
 
 @cache

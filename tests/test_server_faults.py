@@ -145,6 +145,29 @@ def test_a_failed_step_is_500_with_a_reference_and_the_others_finish(saved_model
         assert served.get("/readyz").status_code == 200
 
 
+def test_a_fault_of_a_route_is_500_with_the_reference_of_the_log(served, saved_model, caplog, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no picture")
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
+        patch.setattr("hawk.server.openai_api.encoded", broken)
+        answer = served.post({"prompt": PROMPT, "method": "scd"})
+        reference = answer.headers["x-request-id"]
+        served.wait(lambda: f"error {reference}" in caplog.text)
+    assert answer.status_code == 500
+    assert reference in answer.json()["error"]["message"]
+    assert shas(served.post({"prompt": PROMPT, "seed": 1, "method": "ar"})) == [alone(saved_model, PROMPT, 1)]
+
+
+def test_a_worker_that_hangs_is_504(saved_model, monkeypatch):
+    monkeypatch.setattr("hawk.server.service.LATE", 0.2)
+    with serving(saved_model, Limits(timeout=0.2)) as served:
+        served.studio.pause = 2.0
+        started = time.monotonic()
+        assert served.post({"prompt": PROMPT, "method": "ar"}).status_code == 504
+        assert time.monotonic() - started < 1.5
+
+
 def test_a_draining_server_refuses_new_requests_and_finishes_the_others(saved_model):
     with serving(saved_model, pause=0.02) as served, ThreadPoolExecutor(1) as pool:
         first = pool.submit(served.post, {"prompt": PROMPT, "seed": 6, "method": "ar"})

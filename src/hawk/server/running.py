@@ -85,6 +85,8 @@ def server_of(app: ASGIApp, worker: Worker, config: ServerConfig) -> HawkServer:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=config.behind_proxy,
+        forwarded_allow_ips="127.0.0.1,::1",
         lifespan="off",
         ws="none",
         limit_concurrency=config.limits.connections,

@@ -5,6 +5,7 @@ import io
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import openai
@@ -165,3 +166,8 @@ def test_concurrent_requests_share_the_steps(served, saved_model):
     figures = served.get("/metrics").text
     assert 'hawk_jobs_total{outcome="finished"}' in figures
     assert 'hawk_accepted_drafts_total{source="stale"}' in figures
+
+
+def test_the_page_on_serving_names_every_route(served):
+    page = (Path(__file__).parents[1] / "docs" / "serve.md").read_text(encoding="utf-8")
+    assert [path for path in served.get("/openapi.json").json()["paths"] if path not in page] == []

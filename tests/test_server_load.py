@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hawk.server.config import Limits
 from serving import alone, serving
 
 pytestmark = pytest.mark.slow

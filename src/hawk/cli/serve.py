@@ -36,6 +36,10 @@ def serve(
             "--cors", metavar="ORIGIN", help="Web origin whose pages may use the API, as https://example.org."
         ),
     ] = None,
+    behind_proxy: Annotated[
+        bool,
+        typer.Option("--behind-proxy", help="Take clients' addresses from X-Forwarded-For of a proxy on this machine."),
+    ] = False,
     max_batch: Annotated[int, typer.Option("--max-batch", min=1, max=256, help="Images drawn at once.")] = 4,
     max_queue: Annotated[int, typer.Option("--max-queue", min=0, max=10_000, help="Images that may wait.")] = 64,
     per_client: Annotated[
@@ -65,7 +69,7 @@ def serve(
         check_origin(origin)
     limits = Limits(queue=max_queue, per_client=per_client, timeout=timeout)
     hosts = tuple(name.lower().rstrip(".") for name in allowed_host or [])
-    config = ServerConfig(max_batch, limits, keys, tuple(cors or ()), hosts, log_prompts)
+    config = ServerConfig(max_batch, limits, keys, tuple(cors or ()), hosts, log_prompts, behind_proxy)
 
     from hawk.server.app import make_app, make_worker
     from hawk.server.metrics import ServerMetrics

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from hawk import __version__
 from hawk.pipeline import HawkPipeline
-from hawk.server.answers import ApiError
+from hawk.server.answers import ApiError, internal
 from hawk.server.config import ServerConfig
 from hawk.server.guard import Guard
 from hawk.server.health import health_routes
@@ -57,6 +57,7 @@ def fastapi_app(config: ServerConfig, worker: Worker, metrics: ServerMetrics) ->
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(ClientGoneError, gone)
+    app.add_exception_handler(Exception, failed)
     routers = (openai_routes(service), live_routes(service), sdapi_routes(service), health_routes(service, metrics))
     for router in routers:
         app.include_router(router)
@@ -124,6 +125,11 @@ async def http_error(request: Request, error: Exception) -> JSONResponse:
     return ApiError(error.status_code, str(error.detail), code=codes.get(error.status_code), headers=headers).response(
         request.url.path
     )
+
+
+async def failed(request: Request, error: Exception) -> JSONResponse:
+    """The answer to a request at which a route failed; the guard logs the error under the same reference."""
+    return internal(request.scope["state"]["hawk_reference"]).response(request.url.path)
 
 
 async def gone(request: Request, error: Exception) -> Response:

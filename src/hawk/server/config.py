@@ -41,7 +41,8 @@ class ServerConfig:
 
     `keys` are the API keys that are accepted (none: everybody is), `origins` the web origins that may use the API from
     a browser, `hosts` the host names besides `localhost` and IP addresses under which the server is reached. `places`
-    is the largest number of images that are drawn together.
+    is the largest number of images that are drawn together. `behind_proxy` takes a client's address from the header
+    X-Forwarded-For of a proxy on this machine.
     """
 
     places: int = 4
@@ -50,6 +51,7 @@ class ServerConfig:
     origins: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     log_prompts: bool = False
+    behind_proxy: bool = False
 
     @property
     def most_images(self) -> int:

@@ -51,6 +51,7 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
             return
         started, reference, answered = time.perf_counter(), uuid.uuid4().hex[:12], Answered()
+        scope.setdefault("state", {})["hawk_reference"] = reference
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         more = [*HEADERS.items(), ("x-request-id", reference), *self.door.cors(headers.get("origin"))]
 
@@ -85,7 +86,7 @@ class Guard:
             allowed = bool(self.door.cors(headers.get("origin")))
             await Response(status_code=204 if allowed else 405)(scope, receive, send)
             return
-        scope.setdefault("state", {})["hawk_client"] = client
+        scope["state"]["hawk_client"] = client
         try:
             body = await asyncio.wait_for(self._body(receive, headers), self.config.limits.body_seconds)
         except TimeoutError as error:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -46,8 +48,12 @@ class HawkServer(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle signals in the body; unlike in uvicorn's own server, they are not raised again after it."""
-        before = {each: signal.signal(each, self.handle_exit) for each in SIGNALS}
+        """Handle signals in the body; unlike in uvicorn's own server, they are not raised again after it.
+
+        Only the main thread of a process can; a server in another thread ends once its worker has ended.
+        """
+        handled = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+        before = {each: signal.signal(each, self.handle_exit) for each in handled}
         try:
             yield
         finally:
@@ -66,9 +72,10 @@ def listening(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=512)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise HawkError(f"cannot listen on {host} port {port}: {reason}") from error
+    except socket.gaierror as error:
+        raise HawkError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+    except OSError as error:
+        raise HawkError(f"cannot listen on {host} port {port}: {os.strerror(error.errno or 0)}") from error
 
 
 def server_of(app: ASGIApp, worker: Worker, config: ServerConfig) -> HawkServer:
@@ -78,6 +85,8 @@ def server_of(app: ASGIApp, worker: Worker, config: ServerConfig) -> HawkServer:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=config.behind_proxy,
+        forwarded_allow_ips="127.0.0.1,::1",
         lifespan="off",
         ws="none",
         limit_concurrency=config.limits.connections,

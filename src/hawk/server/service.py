@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -31,6 +32,10 @@ PARAMS = {
     "pixels": "size",
 }
 """Words of Hawk's error messages, and the parameter of the API that each of them means."""
+
+
+LATE = 30.0
+"""Seconds after its deadline at which a job is given up whose worker does not answer, as in a step that never ends."""
 
 
 class ClientGoneError(Exception):
@@ -88,11 +93,15 @@ class Drawing:
             ClientGoneError: the client closed its connection.
         """
         getter = asyncio.ensure_future(self.events.get())
+        left_over = max(0.0, self.job.deadline + LATE - time.monotonic())
+        timeout = left_over if patience is None else min(patience, left_over)
         try:
-            await asyncio.wait({getter, self._gone}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({getter, self._gone}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if not getter.done():
                 if self._gone.done():
                     raise ClientGoneError
+                if timeout == left_over:
+                    raise error_of(Failed("timeout", "the time of the request is over"))
                 return None
             event = getter.result()
         finally:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
@@ -21,6 +20,7 @@ from hawk.server.guard import Guard
 from hawk.server.health import health_routes
 from hawk.server.metrics import ServerMetrics
 from hawk.server.openai_api import openai_routes
+from hawk.server.page import page_routes
 from hawk.server.sdapi import sdapi_routes
 from hawk.server.service import ClientGoneError, ModelCard, Service
 from hawk.server.studio import Studio
@@ -59,13 +59,7 @@ def fastapi_app(config: ServerConfig, worker: Worker, metrics: ServerMetrics) ->
     app.add_exception_handler(Exception, failed)
     for router in (openai_routes(service), sdapi_routes(service), health_routes(service, metrics)):
         app.include_router(router)
-    page = files("hawk.server").joinpath("static/index.html").read_text(encoding="utf-8")
-
-    @app.get("/", include_in_schema=False)
-    async def index() -> HTMLResponse:
-        """The page."""
-        return HTMLResponse(page)
-
+    app.include_router(page_routes())
     return app
 
 

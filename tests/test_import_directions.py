@@ -63,7 +63,7 @@ HEAVY = frozenset(
     }
 )
 ROUTES = frozenset(
-    f"server/{name}.py" for name in ("answers", "app", "guard", "health", "openai_api", "sdapi", "service")
+    f"server/{name}.py" for name in ("answers", "app", "guard", "health", "openai_api", "page", "sdapi", "service")
 )
 # Where one module is too few: the modules that may share a heavy package.
 HOMES = {

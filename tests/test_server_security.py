@@ -81,6 +81,12 @@ def test_no_path_reaches_the_file_system(served, path):
     assert b" 404 " in answer.split(b"\r\n")[0]
 
 
+def test_the_page_and_its_files(served):
+    assert served.get("/").headers["content-type"] == "text/html; charset=utf-8"
+    assert served.get("/static/index.html").content == served.get("/").content
+    assert served.get("/static/app.py").status_code == 404
+
+
 def test_an_unknown_path_has_the_shape_of_an_error(served):
     assert served.get("/v1/nothing").json()["error"]["code"] == "not_found"
     assert served.get("/v1/images/generations").status_code == 405

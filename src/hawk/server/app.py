@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from importlib.resources import files
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -22,6 +21,7 @@ from hawk.server.health import health_routes
 from hawk.server.live_api import live_routes
 from hawk.server.metrics import ServerMetrics
 from hawk.server.openai_api import openai_routes
+from hawk.server.page import page_routes
 from hawk.server.sdapi import sdapi_routes
 from hawk.server.service import ClientGoneError, ModelCard, Service
 from hawk.server.studio import Studio
@@ -39,7 +39,7 @@ def make_worker(pipe: HawkPipeline, config: ServerConfig, metrics: ServerMetrics
 def make_app(config: ServerConfig, worker: Worker, metrics: ServerMetrics) -> ASGIApp:
     """The application of a server."""
     app = fastapi_app(config, worker, metrics)
-    routes = frozenset(app.openapi()["paths"]) | {"/", "/openapi.json", "/static/{name}"}
+    routes = frozenset(app.openapi()["paths"]) | {"/", "/openapi.json"}
     return Guard(app, config, metrics, routes)
 
 
@@ -61,31 +61,8 @@ def fastapi_app(config: ServerConfig, worker: Worker, metrics: ServerMetrics) ->
     routers = (openai_routes(service), live_routes(service), sdapi_routes(service), health_routes(service, metrics))
     for router in routers:
         app.include_router(router)
-    static = {each.name: each.read_bytes() for each in files("hawk.server").joinpath("static").iterdir()}
-
-    @app.get("/", include_in_schema=False)
-    async def index() -> Response:
-        """The page."""
-        return page_file("index.html", static)
-
-    @app.get("/static/{name}", include_in_schema=False)
-    async def file(name: str) -> Response:
-        """A file of the page: one of those that were read at the start."""
-        return page_file(name, static)
-
+    app.include_router(page_routes())
     return app
-
-
-MEDIA = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-"""The media types of the page's files."""
-
-
-def page_file(name: str, static: Mapping[str, bytes]) -> Response:
-    """A file of the page; `ApiError` for a name that is none."""
-    if name not in static:
-        raise ApiError(404, "there is no such file", code="not_found")
-    media = MEDIA[name[name.rindex(".") :]]
-    return Response(static[name], media_type=media, headers={"cache-control": "no-cache"})
 
 
 async def api_error(request: Request, error: Exception) -> JSONResponse:

@@ -12,6 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
 # Stamps say which installs are done; they are out of date once the pins change.
 MADE := $(VENV)/.made
 CORE := $(VENV)/.installed-core
+SERVE := $(VENV)/.installed-serve
 DEV := $(VENV)/.installed-dev
 DOCS := $(VENV)/.installed-docs
 PINS := pyproject.toml constraints.txt
@@ -19,13 +20,16 @@ PINS := pyproject.toml constraints.txt
 export PROMPT
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test proofs coverage slow lint format types docs wheel-check check hooks clean
+.PHONY: help demo serve test proofs coverage slow lint format types docs wheel-check check hooks clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1 \t\2/' | expand -t 22
 
 demo: $(CORE) ## draw PROMPT by plain decoding and by Hawk from one seed, side by side, into ./demo/
 	$(BIN)/hawk compare "$$PROMPT" -o demo/
+
+serve: $(SERVE) ## serve images at http://127.0.0.1:8000 (more options of `hawk serve` in ARGS)
+	$(BIN)/hawk serve $(ARGS)
 
 test: $(DEV) ## fast tests (more pytest options in ARGS)
 	$(PYTEST) $(ARGS)
@@ -79,10 +83,14 @@ $(CORE): $(PINS) | $(MADE)
 	$(PIP) install $(QUIET) -c constraints.txt -e .
 	@touch $@
 
+$(SERVE): $(PINS) | $(MADE)
+	$(PIP) install $(QUIET) -c constraints.txt -e '.[serve]'
+	@touch $(CORE) $@
+
 $(DEV): $(PINS) | $(MADE)
 	$(PIP) install $(QUIET) -c constraints.txt -e '.[dev,train]'
-	@touch $(CORE) $@
+	@touch $(CORE) $(SERVE) $@
 
 $(DOCS): $(PINS) | $(MADE)
 	$(PIP) install $(QUIET) -c constraints.txt -e '.[dev,train,docs]'
-	@touch $(CORE) $(DEV) $@
+	@touch $(CORE) $(SERVE) $(DEV) $@

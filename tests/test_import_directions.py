@@ -48,10 +48,27 @@ CLI_MAY_LOAD_AT_ONCE = frozenset({"errors"})
 LOADED_BY_COMMANDS = frozenset({"cli/drawing.py", "cli/tables.py", "cli/wanted.py"})
 
 HEAVY = frozenset(
-    {"transformers", "ray", "fastapi", "torchmetrics", "webdataset", "resvg_py", "tensorboard", "diffusers"}
+    {
+        "transformers",
+        "ray",
+        "fastapi",
+        "starlette",
+        "uvicorn",
+        "prometheus_client",
+        "torchmetrics",
+        "webdataset",
+        "resvg_py",
+        "tensorboard",
+        "diffusers",
+    }
+)
+ROUTES = frozenset(
+    f"server/{name}.py" for name in ("answers", "app", "guard", "health", "openai_api", "page", "sdapi", "service")
 )
 # Where one module is too few: the modules that may share a heavy package.
 HOMES = {
+    "fastapi": ROUTES,
+    "starlette": ROUTES | {"server/running.py"},
     "transformers": frozenset(
         {
             "measure/published.py",

@@ -165,9 +165,18 @@ class DrawingEngine(Generic[K]):
         shared = self.lanes.pop(at)
         self.lanes[at] = shared  # the next turn is the next lane's
         lane, keys = shared.lane, tuple(shared.lane.keys)
+        watched = 0.0  # the caller's callback takes no part in an image's time
+
+        def tell(progress: Progress[K]) -> None:
+            nonlocal watched
+            began = time.perf_counter()
+            assert told is not None
+            told(progress)
+            watched += time.perf_counter() - began
+
         started = time.perf_counter()
-        left: list[Left[K]] = lane.step(told)
-        taken = (time.perf_counter() - started) / len(keys)
+        left: list[Left[K]] = lane.step(None if told is None else tell)
+        taken = (time.perf_counter() - started - watched) / len(keys)
         for key in keys:
             shared.seconds[key] += taken
         ended = [Ended(each.key, each.outcome, shared.seconds.pop(each.key)) for each in left]

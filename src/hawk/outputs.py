@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from threading import Lock
 from typing import Any
 
@@ -15,6 +16,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from hawk import __version__
 from hawk.decoding.grid import Grid
 from hawk.decoding.lane import Progress
 from hawk.decoding.request import Request
@@ -231,6 +233,34 @@ def output_of(request: Request, drawn: Sequence[DrawnImage], output_type: str) -
 def tokens_sha256(tokens: Int[Tensor, " n"]) -> str:
     """A fingerprint of an image's tokens: sha256 of the tokens as little-endian int32."""
     return hashlib.sha256(tokens.cpu().numpy().astype("<i4").tobytes()).hexdigest()
+
+
+def image_settings(params: SamplingParams, grid: Grid, cell: int, verifier: str, dtype: str) -> dict[str, Any]:
+    """The settings that an image depends on, besides prompt, seed, model and method; `cell` is a token's side."""
+    size = {"height": grid.height * cell, "width": grid.width * cell}
+    return {**asdict(params), **size, "verifier": verifier, "lossless": verifier in LOSSLESS, "dtype": dtype}
+
+
+def image_metadata(
+    prompt: str, negative: str, seed: int, model: str, method: str, settings: Mapping[str, Any]
+) -> dict[str, str]:
+    """Text metadata for the PNG of an image, without what is known only after it is drawn.
+
+    Equal calls give equal text, so it holds no time and no path.
+    """
+    return {
+        "prompt": prompt,
+        **({"negative_prompt": negative} if negative else {}),
+        "seed": str(seed),
+        "model": model,
+        "method": method,
+        "settings": json.dumps(settings),
+    }
+
+
+def drawn_metadata(tokens: Int[Tensor, " n"]) -> dict[str, str]:
+    """What the PNG of an image says besides: the image's tokens, and the version of Hawk."""
+    return {"tokens_sha256": tokens_sha256(tokens), "Software": f"hawk {__version__}"}
 
 
 def as_output(pixels: Float[Tensor, "n 3 h w"], output_type: str) -> Any:

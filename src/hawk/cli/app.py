@@ -25,6 +25,7 @@ from hawk.cli.measure import bench, compare, verify
 from hawk.cli.options import unprintable
 from hawk.cli.output import Output, nowhere
 from hawk.cli.report import report
+from hawk.cli.serve import serve
 from hawk.cli.show import show
 from hawk.cli.study import study
 from hawk.cli.train import train_app
@@ -166,6 +167,6 @@ def root(
     """Draw images from text with autoregressive models: the same images as plain decoding, in fewer forwards."""
 
 
-for command in (generate, compare, bench, verify, info, show, study, report):
+for command in (generate, serve, compare, bench, verify, info, show, study, report):
     app.command()(command)
 app.command("eval")(evaluate)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hawk.cli.options import token_bar
-from hawk.cli.tables import drawn_metadata, image_report
+from hawk.cli.tables import image_report
 from hawk.cli.wanted import Wanted
+from hawk.outputs import drawn_metadata
 from hawk.pictures.png import save_png
 from hawk.pipeline import HawkPipeline, PipelineOutput
 
@@ -60,7 +61,7 @@ def draw(
 
             def on_image(pipe: HawkPipeline, place: int, output: PipelineOutput, chunk: Sequence[Job] = chunk) -> None:
                 job = chunk[place]
-                path = save_png(output.images[0], job.path, job.metadata | drawn_metadata(output, 0))
+                path = save_png(output.images[0], job.path, job.metadata | drawn_metadata(output.tokens[0]))
                 report = image_report(pipe, output, 0, job.wanted.prompt, call["method"], path)
                 on_drawn(Drawn(report, _summary(path, output, 0)))
 

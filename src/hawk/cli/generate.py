@@ -150,16 +150,17 @@ def paths_of(wanted: list[Wanted], out: str | None) -> list[Path]:
 def jobs_of(pipe: HawkPipeline, wanted: list[Wanted], paths: list[Path], options: Options) -> list[Job]:
     """The pictures to draw, each with its path and the text for its file; `HawkError` for a wrong option."""
     from hawk.cli.drawing import Job
-    from hawk.cli.tables import image_metadata, image_settings
     from hawk.models.arguments import OPTIONS, check_negatives
+    from hawk.outputs import image_metadata, image_settings
     from hawk.pipeline import grid_of, sampling_params
 
     sampling = (options.cfg_scale, options.temperature, options.top_k, options.top_p)
     params = sampling_params(pipe.model, *sampling, OPTIONS)
     check_negatives([each.negative for each in wanted], params, OPTIONS)
     grid = grid_of(pipe.model, options.height, options.width)
-    settings = image_settings(pipe, params, grid, options.verified)
-    texts = [image_metadata(pipe, each, options.chosen.name, settings) for each in wanted]
+    settings = image_settings(params, grid, pipe.model.cell, options.verified, pipe.dtype)
+    method, name = options.chosen.name, pipe.model.name
+    texts = [image_metadata(each.prompt, each.negative, each.seed, name, method, settings) for each in wanted]
     return [Job(each, path, text) for each, path, text in zip(wanted, paths, texts, strict=True)]
 
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from hawk import __version__
-from hawk.cli.wanted import Wanted
-from hawk.decoding.grid import Grid
-from hawk.decoding.sampling import SamplingParams
-from hawk.decoding.verify import LOSSLESS
 from hawk.drafters.methods import method_named
 from hawk.drafters.parts import DraftParts
 from hawk.measure.compare import Comparison, origin_counts
 from hawk.measure.methods import DEPTHS, BenchResult, MethodRow
 from hawk.models.protocol import Model
+from hawk.outputs import image_settings
 from hawk.pipeline import HawkPipeline, PipelineOutput, tokens_sha256
 
 if TYPE_CHECKING:
@@ -27,34 +22,6 @@ if TYPE_CHECKING:
     from hawk.measure.steps import StepsResult
     from hawk.measure.targets import TargetsResult
     from hawk.proofs.losslessness import Check
-
-
-def image_settings(pipe: HawkPipeline, params: SamplingParams, grid: Grid, verifier: str) -> dict[str, Any]:
-    """The settings that an image depends on, besides prompt, seed, model and method."""
-    cell = pipe.model.cell
-    size = {"height": grid.height * cell, "width": grid.width * cell}
-    verified = {"verifier": verifier, "lossless": verifier in LOSSLESS}
-    return {**asdict(params), **size, **verified, "dtype": pipe.dtype}
-
-
-def image_metadata(pipe: HawkPipeline, wanted: Wanted, method: str, settings: dict[str, Any]) -> dict[str, str]:
-    """Text metadata for the PNG of an image, without what is known only after it is drawn.
-
-    Equal calls give equal text, so it holds no time and no path.
-    """
-    return {
-        "prompt": wanted.prompt,
-        **({"negative_prompt": wanted.negative} if wanted.negative else {}),
-        "seed": str(wanted.seed),
-        "model": pipe.model.name,
-        "method": method,
-        "settings": json.dumps(settings),
-    }
-
-
-def drawn_metadata(output: PipelineOutput, index: int) -> dict[str, str]:
-    """What a PNG says besides: the tokens of image `index`, and the version of Hawk."""
-    return {"tokens_sha256": tokens_sha256(output.tokens[index]), "Software": f"hawk {__version__}"}
 
 
 def image_report(
@@ -73,7 +40,7 @@ def image_report(
         "prompt": prompt,
         "model": pipe.model.name,
         "device": pipe.device.type,
-        **image_settings(pipe, output.params, output.grid, output.verifier),
+        **image_settings(output.params, output.grid, pipe.model.cell, output.verifier, pipe.dtype),
         "acceptance_rate": stats.acceptance_rate,
         "accepted_by_source": stats.accepted_by_source,
     }

@@ -59,7 +59,7 @@ def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str]) -> Pat
 
     If another file is at `path`, `-2`, `-3`, ... is added to the name. A file with the same content is kept.
     """
-    content = _png(image, metadata)
+    content = png_bytes(image, metadata)
     for candidate in _numbered(path):
         if write_new(candidate, content) or (candidate.is_file() and candidate.read_bytes() == content):
             return candidate
@@ -95,11 +95,12 @@ def saved_before(path: Path, metadata: Mapping[str, str]) -> Path | None:
 
 def write_png(image: Image.Image, path: Path, metadata: Mapping[str, str] | None = None) -> Path:
     """Write a PNG, with text metadata or without, atomically, overwriting an earlier file; return its path."""
-    write_bytes(path, _png(image, metadata or {}))
+    write_bytes(path, png_bytes(image, metadata or {}))
     return path
 
 
-def _png(image: Image.Image, metadata: Mapping[str, str]) -> bytes:
+def png_bytes(image: Image.Image, metadata: Mapping[str, str]) -> bytes:
+    """The content of a PNG file with text metadata."""
     info = PngInfo()
     for key, value in metadata.items():
         info.add_text(key, value)  # PIL writes UTF-8 where Latin-1 is not enough

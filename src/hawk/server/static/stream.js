@@ -1,0 +1,40 @@
+// Server-sent events over fetch: EventSource can neither post nor send a key.
+
+/** Post the JSON text `body` to `path` and call `on[name](data)` for each event; throws an Error with the server's message. */
+export async function follow(path, body, headers, signal, on) {
+  const answer = await fetch(path, {
+    method: "POST",
+    headers: { "content-type": "application/json", ...headers },
+    body,
+    signal,
+  });
+  if (!answer.ok) throw await refusal(answer);
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const parts = (rest + value).split("\n\n");
+    rest = parts.pop();
+    for (const part of parts) {
+      const event = /^event: (.*)\ndata: (.*)$/.exec(part);
+      if (!event) continue; // a comment that keeps the connection
+      const data = JSON.parse(event[2]);
+      if (event[1] === "error") throw new Error(data.error.message);
+      on[event[1]]?.(data);
+    }
+  }
+}
+
+/** The error of an answer that is no success. */
+export async function refusal(answer) {
+  let message = `the server answered ${answer.status}`;
+  try {
+    message = (await answer.json()).error.message;
+  } catch {
+    // the answer is no JSON document: the status says all that is known
+  }
+  const error = new Error(message);
+  error.status = answer.status;
+  return error;
+}

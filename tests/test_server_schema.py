@@ -1,0 +1,53 @@
+"""Requests made from the OpenAPI document, right and wrong ones: none of them is answered by 500."""
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+
+from hawk.server.config import Limits
+from serving import serving
+
+
+@pytest.fixture(scope="module")
+def served(saved_model):
+    with serving(saved_model, Limits(per_client=1000, area=1.0, timeout=10.0)) as running:
+        yield running
+
+
+def answered(served, cases: int) -> int:
+    """Send so many cases to each operation; returns how many were sent."""
+    document = schemathesis.openapi.from_dict(served.get("/openapi.json").json())
+    sent = 0
+    for result in document.get_all_operations():
+        operation = result.ok()
+        for mode in schemathesis.GenerationMode:
+            if mode == schemathesis.GenerationMode.NEGATIVE and not operation.body:
+                continue  # nothing of it can be wrong
+
+            @settings(
+                max_examples=cases if operation.body else max(1, cases // 10),
+                phases=[Phase.generate],
+                suppress_health_check=list(HealthCheck),
+            )
+            @given(case=operation.as_strategy(generation_mode=mode))
+            def send(case):
+                nonlocal sent
+                sent += 1
+                answer = case.call(base_url=served.url, timeout=30)
+                assert answer.status_code < 500, answer.text
+                if answer.status_code >= 400:
+                    assert answer.json()["error"]
+
+            send()
+    return sent
+
+
+def test_no_case_of_the_document_is_answered_by_500(served):
+    assert answered(served, 30) >= 100
+    assert 'outcome="error"' not in served.get("/metrics").text
+
+
+@pytest.mark.slow
+def test_no_case_of_2000_is_answered_by_500(served):
+    assert answered(served, 340) >= 2000
+    assert 'outcome="error"' not in served.get("/metrics").text

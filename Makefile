@@ -28,8 +28,8 @@ help: ## list the targets
 demo: $(CORE) ## draw PROMPT by plain decoding and by Hawk from one seed, side by side, into ./demo/
 	$(BIN)/hawk compare "$$PROMPT" -o demo/
 
-serve: $(SERVE) ## serve images at http://127.0.0.1:8000 (more options of `hawk serve` in ARGS)
-	$(BIN)/hawk serve $(ARGS)
+serve: $(SERVE) ## open a page to draw on, and serve images at http://127.0.0.1:8000 (more options in ARGS)
+	$(BIN)/hawk serve --open $(ARGS)
 
 test: $(DEV) ## fast tests (more pytest options in ARGS)
 	$(PYTEST) $(ARGS)

@@ -126,7 +126,7 @@ def test_without_json_the_paths_are_printed(saved_model, empty_folder):
 BAD_CALLS = {
     "no prompt": ((), "no prompt given"),
     "prompts twice": (("a cat", "--prompts", "taken"), "not both"),
-    "too many images": (("a cat", "-n", "100000000000"), "--count"),
+    "too many images": (("a cat", "-n", "100000000000"), "-n must be 100000 or less"),
     "no file of prompts": (("--prompts", "nowhere.txt"), "cannot read prompts from nowhere.txt"),
     "like no picture": (("--like", "taken"), "taken is no PNG picture"),
     "empty prompt": (("",), "no word in it"),
@@ -138,7 +138,7 @@ BAD_CALLS = {
     "unfit verifier": (("a cat", "--verifier", "residual"), "need the verifier coupled"),
     "not a number": (("a cat", "--seed", "x"), "--seed"),
     "negative seed": (("a cat", "--seed=-1"), "seed must be between"),
-    "no images": (("a cat", "-n", "0"), "--count"),
+    "no images": (("a cat", "-n", "0"), "-n must be 1 or more"),
     "temperature": (("a cat", "--temperature=-1"), "--temperature must be"),
     "top-p": (("a cat", "--top-p", "2"), "--top-p must be"),
     "top-k": (("a cat", "--top-k=-1"), "--top-k must be"),

@@ -112,6 +112,7 @@ def without_date(result: fair.FairResult) -> dict[str, Any]:
     return document
 
 
+@pytest.mark.proofs
 def test_a_run_that_was_killed_ends_as_one_that_was_not(
     pipe: HawkPipeline, tmp_path: Path, one_setting: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +146,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(
     assert without_date(again) == without_date(whole)
 
 
+@pytest.mark.proofs
 def test_the_rows_of_a_run(pipe: HawkPipeline, tmp_path: Path, one_setting: None) -> None:
     result = run_fair(pipe, ["sjd", "medusa"], PROMPTS, tmp_path, 1, (1,))
     for row in result.rows:

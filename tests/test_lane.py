@@ -31,7 +31,7 @@ def request_for(album):
     return lambda prompt, setting, seed: album.request(Scheduled(0, prompt, setting, seed))
 
 
-@pytest.mark.parametrize("first", [0, 4])
+@pytest.mark.parametrize("first", [0, pytest.param(4, marks=pytest.mark.proofs)])
 def test_images_that_join_and_leave_have_the_tokens_that_they_have_alone(first):
     (check,) = check_schedules(first, 4)
     assert check.passed, check.measured
@@ -127,3 +127,11 @@ def test_a_lane_refuses_what_it_cannot_hold(target, request_for):
     lane.join(0, request)
     with pytest.raises(HawkError, match="has room for 0"):
         lane.join(1, request)
+
+
+def test_a_lane_has_memory_for_about_as_many_images_as_join(target, request_for):
+    lane: Lane[int] = Lane(target, target.grid, Window(2), 1000)
+    for number, places in enumerate((1, 2, 4, 4, 8)):
+        lane.join(number, request_for(0, 1, number))
+        assert len(lane.state.tokens) == number + 1
+        assert len(lane._store.tokens) == places

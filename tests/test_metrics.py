@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from hawk.errors import HawkError
-from hawk.evaluation import intervals, metrics
+from hawk import intervals
+from hawk.evaluation import metrics
 from hawk.evaluation.intervals import FEWEST_IMAGES, warnings_for
 from hawk.evaluation.metrics import (
     METRICS,

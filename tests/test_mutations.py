@@ -293,7 +293,7 @@ MUTANTS = {
     ),
     # lanes
     "leaves the noise of an image that moves": Mutant(
-        lane.Lane, "leave", "store.noise.move(len(self.seats), place)", "pass", (lanes,)
+        lane.Lane, "leave", "store.noise.take(place, store.noise, len(self.seats))", "pass", (lanes,)
     ),
     "leaves the cache of a row that moves": Mutant(
         lane.Lane, "leave", "copy_row(store, last, store, hole, self._lengths[last])", "pass", (lanes,)

@@ -172,7 +172,7 @@ def test_estimates_are_kept_by_model_and_parameters(monkeypatch, tmp_path, saved
     monkeypatch.setenv("HAWK_CACHE", str(tmp_path))
     pipe = HawkPipeline.from_pretrained(saved_model, "cpu", "float64")
     ladder = tuple(Rung(reach, 1 + 0.1 * reach, 1.0 + reach) for reach in (0, 1, 3, 7))
-    monkeypatch.setattr(pipe, "_drafter", lambda *args: Window(7, ladder=ladder))
+    monkeypatch.setattr(pipe, "drafter_for", lambda *args: Window(7, ladder=ladder))
     plain = pipe("a cat", seed=1, method="ar")
     drawn = pipe("a cat", seed=1, method="hawk", temperature=3.0)
     assert not torch.equal(plain.tokens, drawn.tokens)

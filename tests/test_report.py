@@ -56,6 +56,7 @@ def command(saved_model, tmp_path, made):
     return call
 
 
+@pytest.mark.proofs
 def test_a_report_holds_all_parts_and_continues_where_it_was_stopped(command, made, tmp_path, monkeypatch):
     out = tmp_path / "out"
     evaluated = module.eval_part
@@ -86,6 +87,7 @@ def test_a_report_holds_all_parts_and_continues_where_it_was_stopped(command, ma
     assert "another job (images of a prompt: 2 there, 3 asked for)" in command("--images", "3", code=2).stderr
 
 
+@pytest.mark.proofs
 def test_a_failed_proof_ends_with_code_1(command, made, tmp_path, monkeypatch):
     broken = Check("exact law", "medusa", "residual", "settings", "9 of 9", False)
     monkeypatch.setattr(suite, "proofs", lambda: [lambda: [broken]])

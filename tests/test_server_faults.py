@@ -111,6 +111,7 @@ def test_100_open_connections(served, saved_model):
             connection.close()
 
 
+@pytest.mark.proofs
 def test_a_slow_reader_keeps_nobody_waiting(saved_model):
     with serving(saved_model, Limits(write_seconds=0.5, per_client=1000)) as served:
         with socket.socket() as slow:
@@ -192,6 +193,7 @@ def command(folder, *options: str) -> subprocess.Popen:
     return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.proofs
 def test_a_signal_under_load_loses_no_image(saved_model):
     process = command(saved_model, "--port", "0", "--max-batch", "2", "--timeout", "60")
     try:

@@ -42,6 +42,7 @@ def answered(served, cases: int) -> int:
     return sent
 
 
+@pytest.mark.proofs
 def test_no_case_of_the_document_is_answered_by_500(served):
     assert answered(served, 30) >= 100
     assert 'outcome="error"' not in served.get("/metrics").text

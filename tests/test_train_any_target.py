@@ -295,6 +295,7 @@ def test_each_kind_learns_a_grid_at_the_setting_of_the_grid(tmp_path: Path) -> N
         assert together != pytest.approx(others, rel=1e-3), kind
 
 
+@pytest.mark.proofs
 def test_a_drafter_is_trained_over_ranges_and_its_pool_is_fitted_on_them(
     targets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -357,7 +357,7 @@ class HawkPipeline:
                 drafter = self.skills.taught(self.drafter_for(chosen, limits.within(grid), request.verifier), params)
                 reports = Reports(running, tell, bar)
                 try:
-                    for image in self._draw(request, drafter, batch_size, reports):
+                    for image in self._draw(request, drafter, min(batch_size, request.images), reports):
                         drawn.append(image)
                         if callback_on_image_end is not None:
                             callback_on_image_end(self, image.place, output_of(request, [image], output_type))
@@ -380,11 +380,9 @@ class HawkPipeline:
         parts = self.priced if method.name == "hawk" else self.model.drafting
         return build_drafter(method, parts, self.model.target, limits, verifier)
 
-    def _draw(
-        self, request: Request, drafter: Drafter | Window, batch_size: int, reports: Reports
-    ) -> Iterator[DrawnImage]:
+    def _draw(self, request: Request, drafter: Drafter | Window, places: int, reports: Reports) -> Iterator[DrawnImage]:
         """The images of a request, each as soon as it is finished; `StopDrawingError` where the call is interrupted."""
-        engine: DrawingEngine[int] = DrawingEngine(self.model.target, batch_size, self._valid_recordings())
+        engine: DrawingEngine[int] = DrawingEngine(self.model.target, places, self.recordings)
         engine.submit(range(request.images), request, drafter)
         while engine.busy:
             reports.call.stop_if_interrupted()

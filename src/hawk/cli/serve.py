@@ -53,6 +53,7 @@ def serve(
     threads: ThreadsOption = None,
     engine: EngineOption = "auto",
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log.")] = False,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
     """Serve images over HTTP: OpenAI's images API, and the part of the A1111 API that chat programs use.
 
@@ -86,9 +87,21 @@ def serve(
         print(f"serving {pipe.model.name} at http://{at}:{sock.getsockname()[1]}", flush=True)
         if no_auth and not keys and not is_loopback(host):
             print("WARNING: --no-auth: everybody who reaches this address can draw images", flush=True)
+        if open_page:
+            show_page(sock.getsockname()[1])
         finished = run(server, sock)
     if not finished:
         raise typer.Exit(INTERRUPTED)
+
+
+def show_page(port: int) -> None:
+    """Open the page in a browser, where this machine has a screen."""
+    import os
+    import sys
+    import webbrowser
+
+    if sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+        webbrowser.open(f"http://127.0.0.1:{port}/")
 
 
 def check_installed() -> None:

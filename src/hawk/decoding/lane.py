@@ -79,7 +79,7 @@ class Lane(Generic[K]):
         self.target, self.grid, self.window, self.places = target, grid, window, places
         self.seats: list[Seat[K]] = []
         self.steps = 0
-        self._store: WindowState | None = None  # room for `places` images
+        self._store: WindowState | None = None  # room for some images, at most `places`
         self._live: WindowState | None = None  # a view of the images that are there; None after they changed
         self._lengths: list[int] = []  # committed entries of each of the target's rows in the cache
         self._pace: Pace | None = None
@@ -147,7 +147,7 @@ class Lane(Generic[K]):
             if last_seat is not left:
                 for name in PLACED:
                     getattr(store, name)[place] = getattr(store, name)[len(self.seats)]
-                store.noise.move(len(self.seats), place)
+                store.noise.take(place, store.noise, len(self.seats))
                 self.seats[place] = last_seat
         self._changed()
 
@@ -164,27 +164,23 @@ class Lane(Generic[K]):
             self._pace.change(ladder)
 
     def _room_for(self, alone: WindowState) -> WindowState:
-        """The store, made or made larger for an image whose cache has the capacity that this image needs."""
-        store = self._store
-        if store is not None and store.cache.capacity >= alone.cache.capacity:
+        """The store with room for one more image like this one; a larger one has twice as many places."""
+        store, images = self._store, len(self.seats)
+        has_place = store is not None and images < len(store.tokens)
+        if store is not None and has_place and store.cache.capacity >= alone.cache.capacity:
             return store
-        rows = 2 * self.places
-        layers, _, heads, capacity, width = alone.cache.keys.shape
-        cache = KVCache.empty(layers, rows, heads, capacity, width, alone.cache.keys)
-        padding = alone.padding.new_zeros(rows)
-        if store is None:
-            placed: dict[str, Any] = {name: in_places(getattr(alone, name), self.places) for name in PLACED}
-            noise = GumbelNoise(
-                [0] * self.places, self.grid.size, self.target.vocab_size, alone.noise.held, alone.noise.ring
-            )
-            chain = alone.chain[:1].expand(self.places, -1, -1)
-            made = replace(alone, **placed, cache=cache, padding=padding, noise=noise, chain=chain)
-        else:
-            live, room = slice(len(self._lengths)), slice(store.cache.capacity)
-            cache.keys[:, live, :, room] = store.cache.keys[:, live]
-            cache.values[:, live, :, room] = store.cache.values[:, live]
-            padding[live] = store.padding[live]
-            made = replace(store, cache=cache, padding=padding)
+        places = min(self.places, len(store.tokens) if store is not None and has_place else max(1, 2 * images))
+        capacity = max(alone.cache.capacity, 0 if store is None else store.cache.capacity)
+        made = empty_store(alone, places, capacity, self.grid.size)
+        if store is not None:
+            rows = slice(len(self._lengths))
+            for name in PLACED:
+                getattr(made, name)[:images] = getattr(store, name)[:images]
+            for mine, others in ((made.cache.keys, store.cache.keys), (made.cache.values, store.cache.values)):
+                mine[:, rows, :, : store.cache.capacity] = others[:, rows]
+            made.padding[rows] = store.padding[rows]
+            for place in range(images):
+                made.noise.take(place, store.noise, place)
         self._store = made
         return made
 
@@ -259,6 +255,18 @@ def copy_row(source: WindowState, row: int, state: WindowState, to: int, length:
     state.padding[to] = source.padding[row]
 
 
-def in_places(alone: Tensor, places: int) -> Tensor:
-    """Zeros with the shape of one image's tensor for each place."""
-    return alone.new_zeros(places, *alone.shape[1:])
+def empty_store(alone: WindowState, places: int, capacity: int, size: int) -> WindowState:
+    """A state with room for so many images of `size` tokens like the one of `alone`, with two rows for each."""
+    placed: dict[str, Any] = {
+        name: (held := getattr(alone, name)).new_zeros(places, *held.shape[1:]) for name in PLACED
+    }
+    layers, _, heads, _, width = alone.cache.keys.shape
+    held = alone.noise.held
+    return replace(
+        alone,
+        **placed,
+        cache=KVCache.empty(layers, 2 * places, heads, capacity, width, alone.cache.keys),
+        padding=alone.padding.new_zeros(2 * places),
+        noise=GumbelNoise([0] * places, size, alone.noise.vocab, held, alone.noise.ring),
+        chain=alone.chain[:1].expand(places, -1, -1),
+    )

@@ -116,11 +116,11 @@ class GumbelNoise:
         """Give a row another seed; its noise is drawn when first needed."""
         self.seeds[row], self._from[row], self._until[row] = seed, 0, 0
 
-    def move(self, source: int, row: int) -> None:
-        """Copy the seed and the noise of one row to another."""
-        self.held[row] = self.held[source]
-        for values in (self.seeds, self._from, self._until):
-            values[row] = values[source]
+    def take(self, row: int, other: GumbelNoise, source: int) -> None:
+        """Give a row the seed and the noise of a row of another noise with as large a ring, or of this one."""
+        self.held[row] = other.held[source]
+        for name in ("seeds", "_from", "_until"):
+            getattr(self, name)[row] = getattr(other, name)[source]
 
     def restart(self, seeds: list[int]) -> None:
         """Drop all noise and hold that of other seeds, in the same memory."""

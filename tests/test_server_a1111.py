@@ -11,6 +11,8 @@ from PIL import Image
 from hawk.outputs import tokens_sha256
 from serving import PROMPT, alone, serving, tiny_pipe
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # checks of signatures would take most of the time
+
 KEY = "a-key-of-enough-letters"
 
 

@@ -19,6 +19,8 @@ import pytest
 from hawk.server.config import Limits
 from serving import PROMPT, alone, serving
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # checks of signatures would take most of the time
+
 SOURCE = Path(__file__).parents[1] / "src"
 
 

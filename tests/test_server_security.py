@@ -13,6 +13,8 @@ from hawk.server.config import ServerConfig, read_keys
 from hawk.server.security import Doorkeeper
 from serving import PROMPT, serving
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # checks of signatures would take most of the time
+
 KEY = "a-key-of-enough-letters"
 
 

@@ -11,6 +11,8 @@ from hawk.server.jobs import Accepted, Drawn, Failed, Finished, Job, JobImage, P
 from hawk.server.worker import DrainingError, FullError, Worker
 from serving import PROMPT, PacedStudio, alone, tiny_pipe
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # checks of signatures would take most of the time
+
 
 class Client:
     """A client of a worker: its events are collected."""
@@ -206,3 +208,16 @@ def test_a_client_that_cannot_be_told_is_given_up(saved_model):
         client = Client(worker)
         client.submit(seed=6)
         assert drawn(client.end()) == {6: alone(saved_model, PROMPT, 6)}
+
+
+def test_a_model_that_cannot_be_used_ends_the_worker(saved_model):
+    class Broken(PacedStudio):
+        def warm(self):
+            raise RuntimeError("no kernel")
+
+    worker = Worker(Broken(tiny_pipe(saved_model)), 1, 1)
+    worker.start()
+    assert worker.join(10.0)
+    assert (worker.broken, worker.ready.is_set()) == (True, False)
+    with pytest.raises(DrainingError):
+        Client(worker).submit()

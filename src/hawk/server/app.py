@@ -62,7 +62,22 @@ def fastapi_app(config: ServerConfig, worker: Worker, metrics: ServerMetrics) ->
     for router in routers:
         app.include_router(router)
     app.include_router(page_routes())
+    describe(app, keys=bool(config.keys))
     return app
+
+
+def describe(app: FastAPI, keys: bool) -> None:
+    """Correct the OpenAPI document: a body that does not match is answered by 400, and keys are bearer tokens."""
+    document = app.openapi()
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+    components = document.setdefault("components", {})
+    for name in ("HTTPValidationError", "ValidationError"):
+        components.get("schemas", {}).pop(name, None)
+    if keys:
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}]
 
 
 async def api_error(request: Request, error: Exception) -> JSONResponse:

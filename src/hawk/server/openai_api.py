@@ -54,7 +54,12 @@ def openai_routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["openai"], responses=ERRORS)
     card = service.model
 
-    @router.post("/images/generations", response_model=ImagesResponse, summary="Draw images")
+    @router.post(
+        "/images/generations",
+        response_model=ImagesResponse,
+        responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+        summary="Draw images",
+    )
     async def generations(body: ImageRequest, request: Request) -> Response:
         """Draw `n` images of a prompt; with `stream`, their pictures are sent as server-sent events."""
         wish = wish_of(body, card)

@@ -97,11 +97,17 @@ def server_of(app: ASGIApp, worker: Worker, config: ServerConfig) -> HawkServer:
 
 
 def run(server: HawkServer, sock: socket.socket) -> bool:
-    """Serve until a signal; returns whether all accepted images were drawn."""
+    """Serve until a signal; returns whether all accepted images were drawn.
+
+    Raises:
+        HawkError: an error ended the worker.
+    """
     server.worker.start()
     try:
         asyncio.run(server.serve(sockets=[sock]))
     finally:
         server.worker.stop()
         server.worker.join(LAST_STEP)
+    if server.worker.broken:
+        raise HawkError("the model cannot be used: the log shows the error")
     return not server.stopped

@@ -59,6 +59,7 @@ class Worker:
         self.studio, self.places, self.capacity, self.log_prompts = studio, places, places + queue, log_prompts
         self.observer = observer or Observer()
         self.ready, self.ended = threading.Event(), threading.Event()
+        self.broken = False  # whether an error ended the thread
         self._calls: SimpleQueue[Job | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._open: set[Job] = set()  # jobs that are not over; guarded by the lock, as the next three
@@ -152,6 +153,7 @@ class Worker:
                     self._fail(self._started(), error, "the worker")
                     self._renew()
         except Exception:
+            self.broken = True
             LOGGER.exception("the worker ends: the model cannot be used")
         finally:
             self.ended.set()

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from hawk.errors import HawkError
 from hawk import intervals
+from hawk.errors import HawkError
 from hawk.evaluation import metrics
 from hawk.evaluation.intervals import FEWEST_IMAGES, warnings_for
 from hawk.evaluation.metrics import (

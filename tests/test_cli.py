@@ -497,3 +497,11 @@ def test_the_help_of_generate_names_every_method():
     names, lossy = option.help.split(" or ")
     assert lossy.startswith("lantern (LOSSY")
     assert {*re.findall(r"[a-z-]+", names), "lantern"} == set(METHODS)
+
+
+def test_training_takes_the_device_auto():
+    from hawk.cli.train import FitOptions
+    from hawk.training.loop import FitConfig
+
+    made = FitOptions(device="auto").applied_to(FitConfig(steps=1, batch_size=1, lr=0.1))
+    assert torch.device(made.device).type in ("cpu", "cuda")

@@ -34,7 +34,7 @@ SECONDS = 10
 """Seconds of processor time that a set of arguments may take."""
 ROOM = 2 << 30
 """Bytes that it may take beyond what was taken before."""
-STEPS = 100
+STEPS = 25
 """Steps of decoding after which a set counts as one that draws."""
 
 

@@ -45,17 +45,21 @@ class FitOptions:
     ] = None
     lr: Annotated[float | None, typer.Option("--lr", min=0.0, help="Peak learning rate.")] = None
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of weights, batches and dropout.")] = 0
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda or mps.")] = "cpu"
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "cpu"
     dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16 (autocast).")] = "bfloat16"
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Compile the training step with torch.compile.")
     ] = False
 
-    def applied_to(self, recipe: FitConfig) -> FitConfig:
-        """The recipe with these options; raises `HawkError` for an unknown dtype or device, or an infinite rate."""
+    @property
+    def on(self) -> str:
+        """The device by its own name, also for auto; `HawkError` for one that is not there."""
         from hawk.models.loading import device_named
 
-        device_named(self.device)  # refuses a device that is not there
+        return str(device_named(self.device))
+
+    def applied_to(self, recipe: FitConfig) -> FitConfig:
+        """The recipe with these options; raises `HawkError` for an unknown dtype or device, or an infinite rate."""
         if self.lr is not None and not math.isfinite(self.lr):
             raise HawkError(f"--lr must be a finite number, not {self.lr}")
         if self.dtype not in ("float32", "bfloat16"):
@@ -66,7 +70,7 @@ class FitOptions:
             batch_size=self.batch_size or recipe.batch_size,
             lr=recipe.lr if self.lr is None else self.lr,
             seed=self.seed,
-            device=self.device,
+            device=self.on,
             dtype=self.dtype,
             compile=self.compiled,
         )
@@ -142,7 +146,7 @@ def train_target_command(
     vq = load_model(tokenizer, with_heads=False).tokenizer if is_model else load_tokenizer(tokenizer)
     if not isinstance(vq, FSQTokenizer):
         raise HawkError(f"the image tokenizer of {tokenizer} only decodes: training needs one that also encodes images")
-    vq, words = vq.to(options.device), StaticTextEncoder.load(text)
+    vq, words = vq.to(options.on), StaticTextEncoder.load(text)
     start = None if init is None else load_model(init, with_heads=False).target.state_dict()
     given = {name: share for name, share in (("blind", blind), ("hazy", hazy)) if share is not None}
     dropouts = replace(Dropouts(), **given)
@@ -236,7 +240,7 @@ def train_drafter_command(
                 raise HawkError(f"recipe {recipe} draws from a range, {span[0]} to {span[1]}: leave {option} out")
     kinds = {name: chosen.kind(name) for name in listed(kind)}
     kinds = {name: replace(how, fit=options.applied_to(how.fit)) for name, how in kinds.items()}
-    world = World.join(options.device)
+    world = World.join(options.on)
     for how in kinds.values():
         world.own(how.fit.batch_size)  # raises HawkError early for a batch that does not split among the processes
     texts: Texts
@@ -246,7 +250,7 @@ def train_drafter_command(
     else:
         assert data is not None
         texts, count = SpriteCaptions.read(data), images or chosen.images or 512
-    device, folder = device_named(options.device), model_folder(target)
+    device, folder = device_named(options.on), model_folder(target)
     if data is not None and is_checkpoint(folder):
         raise HawkError(f"{folder} is a transformers checkpoint, nothing is written into it: give --prompts FILE")
     frozen = FrozenModel.load(folder, device, dtype_named(target_dtype, device, large=is_large(folder)), engine)

@@ -85,6 +85,7 @@ class Served:
             time.sleep(0.005)
 
     def address(self) -> tuple[str, int]:
+        """Host and port."""
         host, port = self.url.removeprefix("http://").split(":")
         return host, int(port)
 

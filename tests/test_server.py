@@ -139,7 +139,7 @@ def test_a_client_may_have_so_many_requests(saved_model):
 
 
 def test_the_time_of_a_request(saved_model):
-    with serving(saved_model, Limits(timeout=2.0), pause=0.2) as served:
+    with serving(saved_model, Limits(timeout=1.0), pause=0.1) as served:
         with pytest.raises(openai.InternalServerError) as caught:
             generate(served.openai(), method="ar")
         assert caught.value.status_code == 504

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from hawk.cli.app import app
 from hawk.server.config import Limits
 from serving import PROMPT, alone, serving
 
@@ -235,9 +237,8 @@ def test_a_signal_under_load_loses_no_image(saved_model):
         process.communicate()
 
 
-def test_a_port_in_use_ends_the_command_with_one_line(saved_model, served):
+def test_a_port_in_use_ends_the_command_with_one_line(served):
     host, port = served.address()
-    process = command(saved_model, "--host", host, "--port", str(port))
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (2, "")
-    assert err == f"hawk: cannot listen on {host} port {port}: Address already in use\n"
+    result = CliRunner().invoke(app, ["serve", "--host", host, "--port", str(port)])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"hawk: cannot listen on {host} port {port}: Address already in use\n"

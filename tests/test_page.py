@@ -122,6 +122,7 @@ def test_wrong_input_is_one_sentence_on_the_page(open_page, change, message):
     page.wait_for_selector("#error:not([hidden])")
     assert message in page.inner_text("#error")
     assert page.is_enabled("#draw")
+    assert page.is_hidden("#stage")
 
 
 def test_a_drawing_is_stopped_and_a_server_that_is_gone_is_told(open_page, served):

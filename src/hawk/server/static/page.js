@@ -6,6 +6,11 @@ import { follow, refusal } from "./stream.js";
 
 const PARTIALS = 7, KEPT = 18, STORE = "hawk-history";
 const NUMBERS = ["guidance_scale", "temperature", "top_k"];
+const METHODS = {
+  hawk: "many tokens a forward: guesses from the cell above and from earlier forwards",
+  scd: "many tokens a forward: guesses from earlier forwards, at first from noise",
+  ar: "plain decoding: one token a forward",
+};
 const at = (id) => document.getElementById(id);
 
 let facts = null; // what /live/about says
@@ -44,7 +49,8 @@ function reset() {
 }
 
 function explain() {
-  at("method-why").textContent = facts?.methods.find(({ name }) => name === at("method").value)?.summary ?? "";
+  const chosen = facts?.methods.find(({ name }) => name === at("method").value);
+  at("method-why").textContent = chosen ? (METHODS[chosen.name] ?? chosen.summary) : "";
 }
 
 /** What the form asks for; throws an Error for a seed that is no number. */
@@ -75,6 +81,7 @@ async function draw(race) {
     await drawing;
   } catch (error) {
     fail(error);
+    if (!panels.some(({ pictured, drawn }) => pictured || drawn)) at("stage").hidden = true;
   } finally {
     running = null;
     busy(false);

@@ -112,12 +112,13 @@ def test_a_race_ends_with_identical_pictures(open_page):
         ("document.getElementById('temperature').value = '-1'", "temperature"),
         ("document.getElementById('seed').value = 'red'", "The seed must be a whole number"),
         ("document.getElementById('prompt').value = '  '", "Say what to draw"),
+        ("document.getElementById('guidance_scale').value = '1e30'", "guidance_scale"),
     ],
 )
 def test_wrong_input_is_one_sentence_on_the_page(open_page, change, message):
     page = open_page()
     page.fill("#prompt", PROMPT)
-    page.evaluate(f"{change}; document.getElementById('form').noValidate = true")
+    page.evaluate(change)
     page.evaluate("document.getElementById('form').requestSubmit()")
     page.wait_for_selector("#error:not([hidden])")
     assert message in page.inner_text("#error")
@@ -144,7 +145,7 @@ def test_a_drawing_is_stopped_and_a_server_that_is_gone_is_told(open_page, serve
     assert "The server cannot be reached" in page.inner_text("#error")
 
 
-def test_history_and_a_dropped_png_bring_settings_back(open_page, tmp_path):
+def test_history_and_a_dropped_png_bring_settings_back(open_page, tmp_path, saved_model):
     page = open_page()
     page.fill("#prompt", PROMPT)
     page.click("#draw")
@@ -153,20 +154,34 @@ def test_history_and_a_dropped_png_bring_settings_back(open_page, tmp_path):
     page.click("#history button")
     assert page.input_value("#prompt") == PROMPT
     assert page.input_value("#seed") == settings_of(page)["seed"]
-    text = image_metadata(
-        "a cat", "red apple", 2**62, "tiny", "scd", {"cfg_scale": 2.5, "temperature": 0.5, "top_k": 3}
-    )
+    settings = {"cfg_scale": 2.55, "temperature": 0.33, "top_k": 3, "top_p": 0.05}
+    text = image_metadata("a\n cat", "red apple", 2**62, "tiny", "scd", settings)
     (tmp_path / "cat.png").write_bytes(png_bytes(Image.new("RGB", (8, 8)), text))
     page.set_input_files("#file", tmp_path / "cat.png")
     playwright.expect(page.locator("#prompt")).to_have_value("a cat")
-    named = ("negative_prompt", "seed", "guidance_scale", "temperature", "top_k", "method")
-    assert [page.input_value(f"#{name}") for name in named] == ["red apple", str(2**62), "2.5", "0.5", "3", "scd"]
-    (tmp_path / "other.png").write_bytes(png_bytes(Image.new("RGB", (8, 8)), {}))
-    page.set_input_files("#file", tmp_path / "other.png")
-    page.wait_for_selector("#error:not([hidden])")
-    assert page.inner_text("#error") == "This PNG carries no settings of Hawk's."
+    named = ("negative_prompt", "seed", "guidance_scale", "temperature", "top_k", "top_p", "method")
+    values = [page.input_value(f"#{name}") for name in named]
+    assert values == ["red apple", str(2**62), "2.55", "0.33", "3", "0.05", "scd"]
+    page.click("#draw")
+    drawn(page)
+    again = settings_of(page)
+    assert again["tokens_sha256"] == alone(
+        saved_model,
+        "a cat",
+        2**62,
+        negative_prompt="red apple",
+        guidance_scale=2.55,
+        temperature=0.33,
+        top_k=3,
+        top_p=0.05,
+    )
+    for number, wrong in enumerate(({}, {"prompt": "x", "settings": "null"}, {"prompt": "x", "settings": "3"})):
+        (tmp_path / f"{number}.png").write_bytes(png_bytes(Image.new("RGB", (8, 8)), wrong))
+        page.set_input_files("#file", tmp_path / f"{number}.png")
+        playwright.expect(page.locator("#error")).to_have_text("This PNG carries no settings of Hawk's.")
+        assert page.input_value("#prompt") == "a cat"
     page.reload()
-    assert page.locator("#history button").count() == 1
+    assert page.locator("#history button").count() == 2
     page.click("#forget")
     assert page.is_hidden("#past")
 
@@ -197,6 +212,9 @@ def test_a_key_is_asked_for_where_the_server_wants_one(browser, saved_model):
         page.goto(served.url)
         page.wait_for_selector("#error:not([hidden])")
         assert "asks for an API key" in page.inner_text("#error")
+        page.fill("#key", "another-key-of-letters")
+        page.press("#key", "Tab")
+        playwright.expect(page.locator("#error")).to_have_text("The API key is wrong.")
         page.fill("#key", key)
         page.press("#key", "Tab")
         page.wait_for_selector("#method option", state="attached")

@@ -171,3 +171,14 @@ def test_concurrent_requests_share_the_steps(served, saved_model):
 def test_the_page_on_serving_names_every_route(served):
     page = (Path(__file__).parents[1] / "docs" / "serve.md").read_text(encoding="utf-8")
     assert [path for path in served.get("/openapi.json").json()["paths"] if path not in page] == []
+
+
+def test_a_body_that_is_no_json_object_is_told_what_to_send(served):
+    url = f"{served.url}/v1/images/generations"
+    plain = served.http.post(url, content=b'{"prompt": "a cat"}', headers={"content-type": "text/plain"})
+    assert (plain.status_code, plain.json()["error"]["message"]) == (
+        400,
+        "send a JSON object, with the header content-type: application/json",
+    )
+    broken = served.http.post(url, content=b'{"prompt": "\xff"}', headers={"content-type": "application/json"})
+    assert (broken.status_code, broken.json()["error"]["message"]) == (400, "the body is no JSON text in UTF-8")

@@ -92,6 +92,8 @@ async def invalid(request: Request, error: Exception) -> JSONResponse:
     first: dict[str, Any] = error.errors()[0]
     param = param_at(first["loc"])
     message = "the body is no JSON text" if first["type"] == "json_invalid" else plain(str(first["msg"]))
+    if param is None and first["type"] in ("model_attributes_type", "dict_type", "missing"):
+        message = "send a JSON object, with the header content-type: application/json"
     if first["type"] == "extra_forbidden":
         message = "there is no such parameter"
     text = message if param is None else f"{param}: {message}"
@@ -113,8 +115,10 @@ async def http_error(request: Request, error: Exception) -> JSONResponse:
     """The answer of the framework's own refusals: an unknown path, a wrong method, a body that is not JSON."""
     assert isinstance(error, HTTPException)
     codes = {404: "not_found", 405: "method_not_allowed"}
-    headers = dict(error.headers or {})
-    return ApiError(error.status_code, str(error.detail), code=codes.get(error.status_code), headers=headers).response(
+    headers, detail = dict(error.headers or {}), str(error.detail)
+    if detail == "There was an error parsing the body":
+        detail = "the body is no JSON text in UTF-8"
+    return ApiError(error.status_code, detail, code=codes.get(error.status_code), headers=headers).response(
         request.url.path
     )
 

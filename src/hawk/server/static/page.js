@@ -2,10 +2,10 @@
 
 import { Panel, bytesOf } from "./panel.js";
 import { textOf } from "./png.js";
-import { follow, refusal } from "./stream.js";
+import { follow, reach, refusal } from "./stream.js";
 
 const PARTIALS = 7, KEPT = 18, STORE = "hawk-history";
-const NUMBERS = ["guidance_scale", "temperature", "top_k"];
+const NUMBERS = ["guidance_scale", "temperature", "top_k", "top_p"], LONGEST = 4000;
 const METHODS = {
   hawk: "many tokens a forward: guesses from the cell above and from earlier forwards",
   scd: "many tokens a forward: guesses from earlier forwards, at first from noise",
@@ -21,15 +21,17 @@ let panels = [];
 
 function headers() {
   const key = at("key").value.trim();
+  if (!/^[\x21-\x7e]*$/.test(key)) throw new Error("An API key has no other characters than those of ASCII.");
   return key ? { authorization: `Bearer ${key}` } : {};
 }
 
 async function readFacts() {
-  const answer = await fetch("/live/about", { headers: headers() });
+  const answer = await reach("/live/about", { headers: headers() });
   if (answer.status === 401) {
     at("key-label").hidden = false;
     at("settings").open = true;
-    throw new Error("This server asks for an API key: enter it under Settings.");
+    const given = at("key").value.trim();
+    throw new Error(given ? "The API key is wrong." : "This server asks for an API key: enter it under Settings.");
   }
   if (!answer.ok) throw await refusal(answer);
   facts = await answer.json();
@@ -53,12 +55,15 @@ function explain() {
   at("method-why").textContent = chosen ? (METHODS[chosen.name] ?? chosen.summary) : "";
 }
 
-/** What the form asks for; throws an Error for a seed that is no number. */
+/** What the form asks for; throws an Error for what is no number. The server checks the rest. */
 function asked() {
   const seed = at("seed").value.trim();
   if (!/^\d*$/.test(seed)) throw new Error("The seed must be a whole number of 0 or more, or empty.");
   const body = { prompt: at("prompt").value, negative_prompt: at("negative_prompt").value, method: at("method").value };
-  for (const name of NUMBERS) if (at(name).value !== "") body[name] = Number(at(name).value);
+  for (const name of NUMBERS) {
+    if (at(name).validity.badInput) throw new Error(`${name.replace("_", " ")} must be a number.`);
+    if (at(name).value !== "") body[name] = Number(at(name).value);
+  }
   return { body, seed };
 }
 
@@ -194,6 +199,7 @@ function keep(link, prompt) {
       // the store is full, or off: the oldest picture makes room
     }
   }
+  if (!entries.length) hint("This browser keeps no history: its storage is full or off.");
   list();
 }
 
@@ -219,24 +225,42 @@ function list() {
 function restore(buffer) {
   clear(false);
   try {
-    const text = textOf(buffer);
-    if (!("prompt" in text && "settings" in text)) throw new Error("This PNG carries no settings of Hawk's.");
-    const settings = JSON.parse(text.settings);
-    at("prompt").value = text.prompt;
-    at("negative_prompt").value = text.negative_prompt ?? "";
+    const text = textOf(buffer), settings = settingsOf(text);
+    at("prompt").value = oneLine(text.prompt);
+    at("negative_prompt").value = oneLine(text.negative_prompt ?? "");
     at("seed").value = text.seed ?? "";
     at("guidance_scale").value = settings.cfg_scale ?? "";
-    at("temperature").value = settings.temperature ?? "";
-    at("top_k").value = settings.top_k ?? "";
+    for (const name of NUMBERS.slice(1)) at(name).value = settings[name] ?? "";
     if (facts?.methods.some(({ name }) => name === text.method)) at("method").value = text.method;
     explain();
     at("settings").open = true;
     at("draw").focus();
     say(`The settings of the picture are in the form: ${text.prompt}`);
-    if (facts && text.model !== facts.model) hint(`This picture was drawn by another model: ${text.model}.`);
+    const size = `${settings.width} x ${settings.height}`, own = facts && `${facts.width} x ${facts.height}`;
+    if (facts && text.model && text.model !== facts.model) hint(`This picture was drawn by another model: ${text.model}.`);
+    else if (facts && settings.width && size !== own) hint(`This picture has ${size} pixels; this page draws ${own}.`);
   } catch (error) {
     fail(error);
   }
+}
+
+/** The settings in a PNG's text; throws an Error where it is not text that Hawk wrote. */
+function settingsOf(text) {
+  let settings = null;
+  try {
+    settings = JSON.parse(text.settings);
+  } catch {
+    // no text, or no JSON text: refused below
+  }
+  if (!("prompt" in text) || settings === null || typeof settings !== "object" || !("temperature" in settings))
+    throw new Error("This PNG carries no settings of Hawk's.");
+  if (text.prompt.length > LONGEST) throw new Error(`The prompt of this PNG has more than ${LONGEST} characters.`);
+  return settings;
+}
+
+/** A prompt as a field of one line holds it. */
+function oneLine(text) {
+  return text.replace(/\s*[\r\n]+\s*/g, " ");
 }
 
 // --- small parts ------------------------------------------------------------------------------------------------
@@ -264,7 +288,7 @@ function clear(pictures = true) {
 
 function fail(error) {
   const stopped = error.name === "AbortError";
-  at("error").textContent = stopped ? "Stopped." : error instanceof TypeError ? `The server cannot be reached (${error.message}).` : error.message;
+  at("error").textContent = stopped ? "Stopped." : error.message;
   at("error").hidden = false;
 }
 
@@ -288,7 +312,10 @@ at("key").addEventListener("change", () => {
 });
 for (const name of ["overlay", "replay"]) at(name).addEventListener("input", look);
 at("forget").addEventListener("click", () => (localStorage.removeItem(STORE), list()));
-at("file").addEventListener("change", async () => restore(await at("file").files[0].arrayBuffer()));
+at("file").addEventListener("change", async () => {
+  const file = at("file").files[0];
+  if (file) restore(await file.arrayBuffer());
+});
 document.addEventListener("keydown", (event) => event.key === "Escape" && running?.abort());
 document.addEventListener("dragover", (event) => (event.preventDefault(), document.body.classList.add("over")));
 document.addEventListener("dragleave", (event) => event.relatedTarget || document.body.classList.remove("over"));

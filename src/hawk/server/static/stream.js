@@ -2,7 +2,7 @@
 
 /** Post the JSON text `body` to `path` and call `on[name](data)` for each event; throws an Error with the server's message. */
 export async function follow(path, body, headers, signal, on) {
-  const answer = await fetch(path, {
+  const answer = await reach(path, {
     method: "POST",
     headers: { "content-type": "application/json", ...headers },
     body,
@@ -23,6 +23,16 @@ export async function follow(path, body, headers, signal, on) {
       if (event[1] === "error") throw new Error(data.error.message);
       on[event[1]]?.(data);
     }
+  }
+}
+
+/** `fetch`, with an Error in plain words where the server does not answer. */
+export async function reach(path, options) {
+  try {
+    return await fetch(path, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error(`The server cannot be reached (${error.message}).`);
   }
 }
 

@@ -65,6 +65,33 @@ def test_ctrl_c_ends_a_command(tmp_path, name, after):
     assert not left_behind(process.pid)
 
 
+LEAVES_SEMAPHORES = """
+import multiprocessing
+import os
+from hawk.processes import process_pool
+
+def nothing():
+    pass
+
+if __name__ == "__main__":
+    with process_pool(1, nothing) as pool:
+        pool.submit(nothing).result()
+        for child in multiprocessing.active_children():
+            child.kill()
+            child.join()
+        os._exit(7)
+"""
+
+
+def test_nothing_is_said_of_what_an_ended_pool_leaves_behind(tmp_path):
+    script = tmp_path / "leaves.py"
+    script.write_text(LEAVES_SEMAPHORES)
+    source = Path(offline_hawk.__file__).parents[2] / "src"
+    env = {**os.environ, "PYTHONPATH": str(source)}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=env, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (7, "")
+
+
 MOMENTS = 10
 LONGEST = 15.0
 """Seconds of a command in which the moments fall."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -11,10 +12,14 @@ from functools import partial
 from multiprocessing import resource_tracker
 from typing import Any
 
+STDERR = 2
+"""The file descriptor of the standard error stream."""
+
 
 @contextmanager
 def process_pool(processes: int, prepare: Callable[[], None]) -> Iterator[ProcessPoolExecutor]:
     """A pool of fresh processes, each of which first calls `prepare`; an exception in the body ends them at once."""
+    _start_tracker()  # before the pool's first semaphore does it
     others = set(multiprocessing.active_children())
     spawn = multiprocessing.get_context("spawn")
     with _Pool(processes, spawn, initializer=partial(_begin, prepare)) as pool:
@@ -40,13 +45,35 @@ class _Pool(ProcessPoolExecutor):
             return super().submit(fn, *args, **kwargs)
 
 
+def _start_tracker() -> None:
+    """Start Python's process that frees the semaphores which an ended process leaves behind.
+
+    It would tell of them on the terminal after the last line of an interrupted command, so it gets no stderr. There is
+    no such process on Windows.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        return
+    try:
+        kept = os.dup(STDERR)
+    except OSError:  # this process has no stderr either
+        resource_tracker.ensure_running()
+        return
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), STDERR)
+        resource_tracker.ensure_running()
+    finally:
+        os.dup2(kept, STDERR)
+        os.close(kept)
+
+
 @contextmanager
 def _sigint_blocked() -> Iterator[None]:
     """Block SIGINT in the body. A process that is started there inherits the block."""
     if not hasattr(signal, "pthread_sigmask"):  # on Windows
         yield
         return
-    resource_tracker.ensure_running()  # its start would unblock the signal
+    _start_tracker()  # its start would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

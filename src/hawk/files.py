@@ -163,11 +163,12 @@ def read_cache(path: Path) -> dict[str, Any]:
         return {}
 
 
-def claim_folder(folder: Path, job: dict[str, Any], holds: str) -> None:
+def claim_folder(folder: Path, job: dict[str, Any], holds: str, beside: str = "") -> None:
     """Make `folder` the folder of a job, or check that it is; `holds` says what such a folder holds.
 
-    `job` identifies the job by JSON values, which lie in `job.json`. Raises `HawkError` for the folder of another job,
-    with the first value that differs, and for a folder of other files.
+    A new folder may hold a file named `beside` already. `job` identifies the job by JSON values, which lie in
+    `job.json`. Raises `HawkError` for the folder of another job, with the first value that differs, and for a folder of
+    other files.
     """
     path = folder / "job.json"
     if path.exists():
@@ -178,7 +179,9 @@ def claim_folder(folder: Path, job: dict[str, Any], holds: str) -> None:
                     f"{folder} holds {holds} of another job ({name}: {there.get(name)} there, {value} asked for): name "
                     "another --out"
                 )
-    elif folder.is_dir() and any(entry for entry in folder.iterdir() if not entry.name.startswith(_hidden(path))):
+    elif folder.is_dir() and any(
+        entry for entry in folder.iterdir() if entry.name != beside and not entry.name.startswith(_hidden(path))
+    ):
         raise HawkError(f"{folder} holds other files: name a new folder for --out")
     else:
         folder.mkdir(parents=True, exist_ok=True)

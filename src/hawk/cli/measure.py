@@ -37,6 +37,7 @@ from hawk.errors import HawkError, install
 
 if TYPE_CHECKING:
     from hawk.pipeline import HawkPipeline
+    from hawk.proofs.losslessness import Check
 
 
 @runtime_checkable
@@ -226,7 +227,7 @@ def _methods(
     def show(done: int, total: int, method: str) -> None:
         update(completed=done, total=total, description=f"measured {method}")
 
-    with _measuring() as update:
+    with measuring() as update:
         result = run_benchmark(pipe, names, prompts, seeds, batch, overrides, on_progress=show)
     Console().print(bench_table(result))
     return result
@@ -258,7 +259,7 @@ def _fair(
     def show(done: int, total: int, what: str) -> None:
         update(completed=done, total=total, description=what)
 
-    with _measuring() as update:
+    with measuring() as update:
         result = run_fair(pipe, names, prompts, out, seeds, sizes, on_progress=show)
     for table in fair_tables(result):
         wide_console().print(table)
@@ -273,7 +274,7 @@ def _scaling(pipe: HawkPipeline) -> Measured:
     from hawk.cli.tables import scaling_table
     from hawk.measure.scaling import run_scaling
 
-    with _measuring() as update:
+    with measuring() as update:
         result = run_scaling(pipe, on_progress=lambda what: update(advance=1, description=what))
     wide_console().print(scaling_table(result))
     return result
@@ -305,7 +306,7 @@ def _targets(dtype: str, threads: int | None) -> Measured:
         for table in targets_tables(result):
             wide_console().print(table)
 
-    with _measuring() as update:
+    with measuring() as update:
         return run_targets(sweep, on_progress=lambda what: update(advance=1, description=what), on_target=show)
 
 
@@ -331,14 +332,14 @@ def _steps(pipe: HawkPipeline) -> Measured:
     from hawk.cli.tables import steps_table
     from hawk.measure.steps import run_steps
 
-    with _measuring() as update:
+    with measuring() as update:
         result = run_steps(pipe, on_progress=lambda what: update(advance=1, description=what))
     wide_console().print(steps_table(result))
     return result
 
 
 @contextmanager
-def _measuring() -> Iterator[Callable[..., None]]:
+def measuring() -> Iterator[Callable[..., None]]:
     """Show a progress bar; yields the function that changes it, with the keywords of `Progress.update`."""
     with image_bar() as bar:
         yield partial(bar.update, bar.add_task("measuring", total=None), refresh=True)
@@ -363,24 +364,14 @@ def verify(
     """
     from dataclasses import asdict
 
-    import torch
-
     from hawk.cli.tables import checks_table
     from hawk.measure.methods import bench_prompts
-    from hawk.proofs.losslessness import Check
-    from hawk.proofs.suite import LEVELS, level_held, proofs, prove_on_model, run_in_processes
+    from hawk.proofs.suite import LEVELS, level_held
 
     chosen = bench_prompts(str(prompts))
     pipe = load_pipeline(model, device, dtype, drafter, threads, engine)
     pipe.condition(chosen)  # a model that cannot read the prompts is refused before minutes of proofs
-    checks: list[Check] = []
-    with proof_bar() as bar:
-        every = proofs()
-        task = bar.add_task("proving", total=len(every))
-        for found in run_in_processes(every, torch.get_num_threads()):
-            checks += found
-            bar.advance(task)
-    checks += prove_on_model(pipe, chosen)
+    checks = all_checks(pipe, chosen)
     passed, level = all(check.passed for check in checks), level_held(checks)
     if not only_json:
         wide_console().print(checks_table(checks))
@@ -393,3 +384,19 @@ def verify(
     print(json.dumps({"passed": passed, "level": level, "checks": [asdict(check) for check in checks]}))
     if not passed:
         raise typer.Exit(1)
+
+
+def all_checks(pipe: HawkPipeline, prompts: list[str]) -> list[Check]:
+    """Run every proof of losslessness under a progress bar, then the checks of the model itself on the prompts."""
+    import torch
+
+    from hawk.proofs.suite import proofs, prove_on_model, run_in_processes
+
+    checks: list[Check] = []
+    with proof_bar() as bar:
+        every = proofs()
+        task = bar.add_task("proving", total=len(every))
+        for found in run_in_processes(every, torch.get_num_threads()):
+            checks += found
+            bar.advance(task)
+    return checks + prove_on_model(pipe, prompts)

@@ -6,7 +6,6 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -26,15 +25,11 @@ from hawk.cli.options import (
     TopKOption,
     TopPOption,
     check_printable,
-    image_bar,
     load_pipeline,
-    proof_bar,
 )
 from hawk.errors import HawkError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from hawk.evaluation.run import EvalJob
     from hawk.pipeline import HawkPipeline
 
@@ -172,19 +167,10 @@ def kept_part(out: Path, name: str, mark: Mapping[str, Any], make: Callable[[], 
 
 def verify_part(pipe: HawkPipeline, prompts: list[str]) -> dict[str, Any]:
     """Every proof of losslessness, and which level the model itself keeps."""
-    import torch
+    from hawk.cli.measure import all_checks
+    from hawk.proofs.suite import LEVELS, level_held
 
-    from hawk.proofs.losslessness import Check
-    from hawk.proofs.suite import LEVELS, level_held, proofs, prove_on_model, run_in_processes
-
-    checks: list[Check] = []
-    with proof_bar() as bar:
-        every = proofs()
-        task = bar.add_task("proving", total=len(every))
-        for found in run_in_processes(every, torch.get_num_threads()):
-            checks += found
-            bar.advance(task)
-    checks += prove_on_model(pipe, prompts)
+    checks = all_checks(pipe, prompts)
     failed, level = sum(not check.passed for check in checks), level_held(checks)
     proven = f"all {len(checks)} checks passed" if not failed else f"{failed} of {len(checks)} checks FAILED"
     return {
@@ -197,10 +183,11 @@ def verify_part(pipe: HawkPipeline, prompts: list[str]) -> dict[str, Any]:
 
 def steps_part(pipe: HawkPipeline) -> dict[str, Any]:
     """What a step costs by the number of its nodes; no large shapes."""
+    from hawk.cli.measure import measuring
     from hawk.measure.steps import StepsSweep, run_steps
 
-    with bar_of("timing steps") as say:
-        result = run_steps(pipe, StepsSweep(), images=2, on_progress=say)
+    with measuring() as update:
+        result = run_steps(pipe, StepsSweep(), images=2, on_progress=lambda what: update(advance=1, description=what))
     wide = max(result.costs, key=lambda cost: cost.nodes)
     plain = min(result.costs, key=lambda cost: cost.nodes)
     said = f"a step over {wide.nodes} nodes takes {wide.step / plain.step:.1f} times a step of plain AR"
@@ -209,18 +196,18 @@ def steps_part(pipe: HawkPipeline) -> dict[str, Any]:
 
 def methods_part(pipe: HawkPipeline, job: EvalJob, names: list[str], prompts: int) -> dict[str, Any]:
     """The table of all methods that the model has drafters for, at the report's sampling parameters."""
+    from hawk.cli.measure import measuring
     from hawk.measure.methods import run_benchmark
 
     chosen = [item.prompt for item in job.prompts.items[:prompts]]
     params = job.params
     overrides = {"guidance_scale": params.cfg_scale, "temperature": params.temperature}
     overrides |= {"top_k": params.top_k, "top_p": params.top_p}
-    with image_bar() as bar:
-        task = bar.add_task("measuring", total=None)
 
-        def show(done: int, total: int, method: str) -> None:
-            bar.update(task, completed=done, total=total, description=f"measured {method}", refresh=True)
+    def show(done: int, total: int, method: str) -> None:
+        update(completed=done, total=total, description=f"measured {method}")
 
+    with measuring() as update:
         result = run_benchmark(pipe, names, chosen, overrides=overrides, on_progress=show)
     hawk = next((row for row in result.rows if row.method == "hawk"), result.rows[0])
     said = (
@@ -252,11 +239,3 @@ def eval_part(pipe: HawkPipeline, job: EvalJob, out: Path, resamples: int, comma
     differ = [verdict.label for verdict in result.verdicts if not verdict.agrees]
     said = f"as plain AR: {', '.join(agree) or 'none'}" + (f"; not plain AR: {', '.join(differ)}" if differ else "")
     return {"summary": said + lacking, **result.to_json()}
-
-
-@contextmanager
-def bar_of(what: str) -> Iterator[Callable[[str], None]]:
-    """Show a progress bar without an end; yields the function that names what was done."""
-    with image_bar() as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done: bar.update(task, advance=1, description=done, refresh=True)

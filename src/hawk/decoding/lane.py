@@ -2,7 +2,7 @@
 
 Every image has its own prompt, seed, sampling parameters and frontier; all of them share the grid and the window. One
 step of window decoding (`window.advance`) serves all of them. The images of a lane lie side by side in the first
-places of tensors with room for the largest batch, so that a step reads no place without an image.
+places of tensors that grow with their number, so that a step reads no place without an image.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from hawk.drafters.parts import DraftParts, drafters_mark
 from hawk.errors import HawkError
 from hawk.evaluation.locking import LOCK
 from hawk.evaluation.prompt_sets import PromptItem, PromptSet
-from hawk.files import read_json, save_tensors, write_json
+from hawk.files import claim_folder, save_tensors
 from hawk.pictures.png import check_writable, write_png
 from hawk.pipeline import HawkPipeline, PipelineOutput, tokens_sha256
 
@@ -159,21 +159,7 @@ def eval_job(
 def open_job(job: EvalJob, out: Path) -> None:
     """Make `out` the folder of the job, or check that it is; `HawkError` for the folder of another job."""
     check_writable(out)
-    path, own = out / "job.json", job.identity()
-    if path.exists():
-        there = read_json(path)
-        for name in own:
-            if there.get(name) != own[name]:
-                raise HawkError(
-                    f"{out} holds pictures of another job ({name}: {there.get(name)} there, {own[name]} asked for): "
-                    "name another --out"
-                )
-    elif out.is_dir() and any(
-        entry for entry in out.iterdir() if entry.name != LOCK and not entry.name.startswith(".job.json.")
-    ):
-        raise HawkError(f"{out} holds other files: name a new folder for --out")
-    else:
-        write_json(path, own)
+    claim_folder(out, job.identity(), "pictures", beside=LOCK)
 
 
 def draw_all(pipe: HawkPipeline, job: EvalJob, out: Path, on_progress: OnProgress | None = None) -> None:

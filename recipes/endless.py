@@ -18,6 +18,7 @@ killed, and waits while the file of `--pause` exists.
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,13 +69,14 @@ def examples(args: argparse.Namespace) -> None:
 
 def tokenizer_run(args: argparse.Namespace) -> None:
     config = FitConfig(
-        steps=args.steps, batch_size=args.batch_size, lr=args.lr, weight_decay=0.01, warmup=10, ema=0.98,
-        dtype=args.dtype, device=args.device, save_every=20, evaluate_every=max(1, args.steps // 4),
+        steps=args.steps, batch_size=args.batch_size, minutes=args.minutes, lr=args.lr, weight_decay=0.01, warmup=10,
+        ema=args.ema, dtype=args.dtype, device=args.device, save_every=args.save_every,
+        evaluate_every=max(1, args.steps // 4),
     )  # fmt: skip
     start = None if args.start is None else tokenizer_of(Path(args.start))
     shape = FSQConfig(levels=tuple(args.levels))
     _, fitted = fit_endless_tokenizer(
-        pictures_of(args), Path(args.run), config, shape, start, args.decoder_only, args.pause
+        pictures_of(args), Path(args.run), config, shape, start, args.decoder_only, args.pause, args.workers, args.whole
     )
     print(args.run, fitted.scalars, f"{fitted.seconds:.0f} s")
 
@@ -93,7 +95,7 @@ def reconstruct(args: argparse.Namespace) -> None:
     tokenizer = tokenizer_of(Path(args.run))
     pictures = pictures_of(args)
     print(measure_endless_tokenizer(tokenizer, pictures))
-    images = to_tensor(list(pictures.batch("held-out", range(20)).rgb))
+    images = to_tensor(torch.from_numpy(pictures.batch("held-out", range(20)).rgb))
     with torch.no_grad():
         restored = tokenizer.decode(tokenizer.encode(images))
     rows = [pixels(part[first : first + 10]) for first in (0, 10) for part in (images, restored)]
@@ -109,15 +111,17 @@ def target_run(args: argparse.Namespace) -> None:
     text = StaticTextEncoder.load(run / "text")
     tokenizer = tokenizer_of(Path(args.tokenizer)).to(args.device)
     config = FitConfig(
-        steps=args.steps, batch_size=args.batch_size, lr=args.lr, weight_decay=args.weight_decay, warmup=args.warmup,
-        ema=args.ema, muon=args.muon, dtype=args.dtype, device=args.device, compile=args.compile,
-        save_every=args.save_every, evaluate_every=args.evaluate_every,
+        steps=args.steps, batch_size=args.batch_size, minutes=args.minutes, lr=args.lr,
+        weight_decay=args.weight_decay, warmup=args.warmup, ema=args.ema, muon=args.muon, dtype=args.dtype,
+        device=args.device, compile=args.compile, save_every=args.save_every, evaluate_every=args.evaluate_every,
+        seed=args.seed,
     )  # fmt: skip
     shape = endless_shape(tokenizer, text, args.dim, args.layers, args.side)
     write_json(run / "target.json", shape.to_dict())
     source = EndlessTokens(pictures, tokenizer, text, args.device)
     dropouts, shared = Dropouts(caption=0.1, blind=args.blind, hazy=args.hazy), not args.own_rows
-    _, fitted = fit_endless_target(source, shape, config, run, dropouts, None, shared, args.pause, args.workers)
+    start = None if args.start is None else load_model(args.start, with_heads=False).target.state_dict()
+    _, fitted = fit_endless_target(source, shape, config, run, dropouts, start, shared, args.pause, args.workers)
     print(run, fitted.scalars, f"{fitted.seconds:.0f} s")
 
 
@@ -197,6 +201,9 @@ def main() -> None:
     tokenizer.add_argument("--lr", type=float, default=4e-4)
     tokenizer.add_argument("--device", default="cpu")
     tokenizer.add_argument("--dtype", default="float32")
+    tokenizer.add_argument("--save-every", type=int, default=20)
+    tokenizer.add_argument("--ema", type=float, default=0.98)
+    tokenizer.add_argument("--whole", action="store_true", help="learn from whole pictures, not from cut-outs")
     tokenizer.add_argument("--pause", type=Path)
     look = commands.add_parser("reconstruct")
     look.set_defaults(call=reconstruct)
@@ -212,6 +219,8 @@ def main() -> None:
         target.add_argument(f"--{name}", type=int, default=value)
     for name, rate in (("lr", 2e-3), ("weight-decay", 0.05), ("ema", 0.998), ("blind", 0.1), ("hazy", 0.1)):
         target.add_argument(f"--{name}", type=float, default=rate)
+    target.add_argument("--start", type=Path, help="model folder to go on from")
+    target.add_argument("--seed", type=int, default=0, help="another seed draws other pictures")
     target.add_argument("--device", default="cpu")
     target.add_argument("--dtype", default="float32")
     target.add_argument("--compile", action="store_true")
@@ -230,7 +239,9 @@ def main() -> None:
     for command in (shown, tokenizer, look, target, texts):
         command.add_argument("--photos", type=Path, help="folder of photographs to cut pictures from")
         command.add_argument("--side", type=int, default=128, help="side of the pictures in pixels")
-    target.add_argument("--workers", type=int, default=0, help="processes that draw pictures in advance")
+    for command in (tokenizer, target):
+        command.add_argument("--workers", type=int, default=0, help="processes that draw pictures in advance")
+        command.add_argument("--minutes", type=float, default=math.inf, help="end after so much time, with its decay")
     for name, call in (("sheet", sheet), ("score", score)):
         command = commands.add_parser(name)
         command.set_defaults(call=call)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from hawk.models.llamagen.words import StaticTextEncoder
+from hawk.models.llamagen.words import StaticTextEncoder, TextFeatures
 from hawk.models.tokenizers.fsq import ImageTokenizer
 from hawk.training.sprites.tokenizer import to_tensor
 
@@ -23,6 +23,19 @@ class Captioned:
 
 
 @dataclass(frozen=True)
+class Readable:
+    """Pictures and captions as they travel to the device that encodes and learns them, made by any process."""
+
+    rgb: UInt8[Tensor, "b side side 3"]
+    text: TextFeatures
+
+
+def readable(drawn: Captioned, text: StaticTextEncoder) -> Readable:
+    """The pictures as a tensor, and the features of their captions."""
+    return Readable(torch.from_numpy(drawn.rgb), text.encode(list(drawn.captions)))
+
+
+@dataclass(frozen=True)
 class CaptionedTokens:
     """A training batch: image tokens in raster order, caption features, and the padding mask of the features."""
 
@@ -32,11 +45,8 @@ class CaptionedTokens:
 
 
 @torch.no_grad()
-def tokenised(
-    drawn: Captioned, tokenizer: ImageTokenizer, text: StaticTextEncoder, device: str, half: bool = False
-) -> CaptionedTokens:
+def tokenised(read: Readable, tokenizer: ImageTokenizer, device: str, half: bool = False) -> CaptionedTokens:
     """Pictures and captions as the target reads them, on `device`; `half` encodes the pictures in bfloat16."""
     with torch.autocast(device, torch.bfloat16, enabled=half):
-        codes = tokenizer.encode(to_tensor(list(drawn.rgb)).to(device))
-    encoded = text.encode(list(drawn.captions))
-    return CaptionedTokens(codes.flatten(1), encoded.features.to(device), encoded.mask.to(device))
+        codes = tokenizer.encode(to_tensor(read.rgb, device))
+    return CaptionedTokens(codes.flatten(1), read.text.features.to(device), read.text.mask.to(device))

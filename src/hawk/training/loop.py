@@ -27,10 +27,13 @@ class FitConfig:
     With `muon`, Muon fits the matrices inside a module's `layers` and AdamW fits the other parameters. Both use the
     learning rate `lr`: Muon's updates are scaled to the size of AdamW's. `ema` is the decay of the averaged weights.
     `save_every`, `keep_every` and `evaluate_every` count steps; `keep_every` 0 keeps only the newest weights.
+    With `minutes`, the run also ends when so much time has passed, its earlier parts included, and the learning rate
+    falls with time where that is faster than with steps. Two such runs do not have the same weights.
     """
 
     steps: int
     batch_size: int
+    minutes: float = math.inf
     lr: float = 1e-3
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
@@ -65,11 +68,11 @@ class Fitted:
     seconds: float
 
 
-def learning_rate(step: int, config: FitConfig) -> float:
-    """Linear warm-up, then cosine decay to `final_lr_fraction` of the peak."""
+def learning_rate(step: int, config: FitConfig, seconds: float = 0.0) -> float:
+    """Linear warm-up, then cosine decay to `final_lr_fraction` of the peak; the run has taken `seconds` so far."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
-    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    progress = max((step - config.warmup) / max(1, config.steps - config.warmup), seconds / 60 / config.minutes)
     floor = config.final_lr_fraction
     return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
@@ -109,11 +112,12 @@ def fit(
     writer = SummaryWriter(str(out / "tensorboard"), purge_step=done.steps) if world.first else None
     scalars = done.scalars
     started = time.monotonic() - done.seconds
-    remaining = range(done.steps, config.steps)
+    remaining = range(done.steps, config.steps if done.seconds < 60 * config.minutes else done.steps)
     bar = tqdm(remaining, initial=done.steps, total=config.steps, disable=not world.first, desc=out.name)
     for step in bar:
+        passed = world.agreed(time.monotonic() - started, config.device)
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = learning_rate(step, config)
+            group["lr"] = learning_rate(step, config, passed)
         own = step_generator(config.seed, step, world.rank)
         torch.manual_seed(own.initial_seed())  # dropout masks follow from the step as well
         with torch.autocast(config.device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
@@ -127,15 +131,16 @@ def fit(
         for optimizer in optimizers:
             optimizer.step()
         _update_average(averaged, module, min(config.ema, (step + 1) / (step + 10)))
-        if step % 20 == 0 or step == config.steps - 1:
+        steps = step + 1
+        last = steps == config.steps or passed >= 60 * config.minutes
+        if step % 20 == 0 or last:
             means = world.mean(torch.stack([value.detach().float() for value in losses.values()]))
             scalars = dict(zip(losses, means.tolist(), strict=True)) | {"grad_norm": float(norm)}
             bar.set_postfix({name: f"{value:.3f}" for name, value in scalars.items()})
             if writer:
                 for name, value in scalars.items():
                     writer.add_scalar(f"train/{name}", value, step)
-        steps = step + 1
-        if evaluate and writer and (steps % config.evaluate_every == 0 or steps == config.steps):
+        if evaluate and writer and (steps % config.evaluate_every == 0 or last):
             measured = _evaluate(module, averaged, evaluate, steps)
             scalars |= measured
             for name, value in measured.items():
@@ -143,11 +148,13 @@ def fit(
             line = {"step": steps, **scalars}
             with (out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
-        if world.first and (steps % config.save_every == 0 or steps == config.steps):
+        if world.first and (steps % config.save_every == 0 or last):
             progress = Progress(steps, time.monotonic() - started, scalars)
             save_atomically(_state(module, optimizers, averaged, progress, config), out / "state.pt")
             if config.keep_every and steps % config.keep_every == 0:
                 save_atomically({"averaged": averaged, "step": steps}, out / f"averaged-{steps:07d}.pt")
+        if last:
+            break
     if writer:
         writer.close()
     module.load_state_dict(averaged)
@@ -237,7 +244,7 @@ def _resume(
     if not path.is_file():
         return Progress()
     state = torch.load(path, map_location=config.device, weights_only=True)
-    may_change = ("save_every", "keep_every", "evaluate_every", "compile", "device")
+    may_change = ("minutes", "save_every", "keep_every", "evaluate_every", "compile", "device")
     for name, value in asdict(config).items():
         saved = state["config"].get(name)
         if name not in may_change and _as_list(saved) != _as_list(value):
@@ -260,8 +267,8 @@ def _as_list(value: Any) -> list[Any]:
 
 def _update_average(averaged: dict[str, Tensor], module: nn.Module, decay: float) -> None:
     with torch.no_grad():
-        for name, value in module.state_dict().items():
-            averaged[name].lerp_(value.float(), 1 - decay)
+        values = [value.float() for value in module.state_dict().values()]
+        torch._foreach_lerp_(list(averaged.values()), values, 1 - decay)
 
 
 def _evaluate(

@@ -66,6 +66,10 @@ class World:
         """Mean over the processes, in place."""
         return self.total(tensor) if self.size == 1 else self.total(tensor).div_(self.size)
 
+    def agreed(self, value: float, device: str) -> float:
+        """The mean of a number of the host over the processes, which all of them get."""
+        return value if self.size == 1 else float(self.mean(torch.tensor(value, device=device)))
+
     def leave(self) -> None:
         """Wait for the other processes, then leave the process group; do not wait while an exception is under way."""
         if self.size == 1 or not dist.is_initialized():

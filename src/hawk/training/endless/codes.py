@@ -32,10 +32,13 @@ class SharedRows(nn.Module):
         return weight + self.digits @ self.shared
 
 
-def share_rows(target: LlamaGen, tokenizer: FSQTokenizer) -> None:
-    """Let a target's embedding and output rows share what codes have in common."""
-    digits, dim = code_digits(tokenizer), target.config.dim
-    parametrize.register_parametrization(target.tok_embeddings, "weight", SharedRows(digits, dim, 0.02))
+def share_rows(target: LlamaGen, tokenizer: FSQTokenizer, std: float = 0.02) -> None:
+    """Let a target's embedding and output rows share what codes have in common.
+
+    `std` is that of the embeddings' new shared rows; with 0 the target computes the same as before.
+    """
+    digits, dim = code_digits(tokenizer).to(target.device), target.config.dim
+    parametrize.register_parametrization(target.tok_embeddings, "weight", SharedRows(digits, dim, std))
     parametrize.register_parametrization(target.output, "weight", SharedRows(digits, dim, 0.0))
 
 

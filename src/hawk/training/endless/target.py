@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from hawk.models.llamagen.target import LlamaGen, LlamaGenConfig
 from hawk.models.llamagen.words import StaticTextEncoder
 from hawk.models.tokenizers.fsq import FSQTokenizer
 from hawk.training.ahead import Ahead
-from hawk.training.captioned import Captioned, CaptionedTokens, tokenised
+from hawk.training.captioned import CaptionedTokens, Readable, readable, tokenised
 from hawk.training.endless.codes import fold_rows, share_rows
 from hawk.training.endless.pause import wait_while_exists
 from hawk.training.endless.pictures import Pictures
@@ -36,11 +37,15 @@ class EndlessTokens:
 
     def batch(self, split: str, places: range, seed: int = 0) -> CaptionedTokens:
         """The pictures at some places of a split's row."""
-        return self.tokens_of(self.pictures.batch(split, places, seed))
+        return self.tokens_of(self.readable(split, places, seed))
 
-    def tokens_of(self, drawn: Captioned) -> CaptionedTokens:
-        """A training batch of pictures and their captions; the codes of a picture are the same in every precision."""
-        return tokenised(drawn, self.tokenizer, self.text, self.device)
+    def readable(self, split: str, places: range, seed: int = 0) -> Readable:
+        """The pictures at some places of a split's row as they travel to the device."""
+        return readable(self.pictures.batch(split, places, seed), self.text)
+
+    def tokens_of(self, read: Readable) -> CaptionedTokens:
+        """A training batch of pictures and their captions."""
+        return tokenised(read, self.tokenizer, self.device)
 
 
 def fit_endless_target(
@@ -70,7 +75,7 @@ def fit_endless_target(
     if start is not None:
         target.load_state_dict(start)
     if shared_rows:
-        share_rows(target, source.tokenizer)
+        share_rows(target, source.tokenizer, 0.02 if start is None else 0.0)
     module = TeacherForced(target, target.grid)
     checks = {
         split: [source.batch(split, range(i * CHECK, (i + 1) * CHECK)) for i in range(CHECKS)]
@@ -97,7 +102,7 @@ def _batch_loss(
     source: EndlessTokens, config: FitConfig, rates: Dropouts, pause: Path | None, workers: int
 ) -> BatchLoss:
     own = World.join(config.device).own(config.batch_size)
-    batches = Ahead(partial(_training_pictures, source.pictures, config, own), config.steps, workers)
+    batches = Ahead(partial(_training_pictures, source.readable, config, own), config.steps, workers)
 
     def batch_loss(runner: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         wait_while_exists(pause)
@@ -107,10 +112,10 @@ def _batch_loss(
     return batch_loss
 
 
-def _training_pictures(pictures: Pictures, config: FitConfig, own: slice, step: int) -> Captioned:
+def _training_pictures(read: Callable[..., Readable], config: FitConfig, own: slice, step: int) -> Readable:
     """This process's part of the pictures of a step."""
     first = step * config.batch_size
-    return pictures.batch("train", range(first + own.start, first + own.stop), config.seed)
+    return read("train", range(first + own.start, first + own.stop), config.seed)
 
 
 def held_out_nats(

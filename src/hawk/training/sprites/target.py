@@ -18,7 +18,7 @@ from hawk.models.llamagen.target import LlamaGen, LlamaGenConfig
 from hawk.models.llamagen.words import StaticTextEncoder
 from hawk.models.tokenizers.fsq import ImageTokenizer
 from hawk.training.ahead import Ahead
-from hawk.training.captioned import Captioned, CaptionedTokens, tokenised
+from hawk.training.captioned import Captioned, CaptionedTokens, Readable, readable, tokenised
 from hawk.training.loop import FitConfig, Fitted, fit
 from hawk.training.sprites.composition import compose
 from hawk.training.sprites.data import load_sprites
@@ -90,11 +90,11 @@ def train_target(
                 "the model to start from has another shape: give one with the layers and widths of this target"
             ) from error
     module = TeacherForced(target, target.grid)
-    encode = partial(tokenised, tokenizer=tokenizer, text=text, device=config.device, half=True)
-    checks = [encode(compose_batch(held_out, 32, np.random.default_rng(i))) for i in range(6)]
+    encode = partial(tokenised, tokenizer=tokenizer, device=config.device, half=True)
+    checks = [encode(readable(compose_batch(held_out, 32, np.random.default_rng(i)), text)) for i in range(6)]
     world = World.join(config.device)
     own = world.own(config.batch_size)
-    make = partial(step_batch, train, own.stop - own.start, config.seed, world.rank)
+    make = partial(step_batch, train, text, own.stop - own.start, config.seed, world.rank)
     batches = Ahead(make, config.steps, workers)
 
     def batch_loss(runner: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -145,9 +145,9 @@ def compose_batch(sprites: SpriteSet, size: int, rng: np.random.Generator) -> Ca
     return Captioned(np.stack([image.rgb for image in composed]), tuple(image.caption for image in composed))
 
 
-def step_batch(sprites: SpriteSet, size: int, seed: int, rank: int, step: int) -> Captioned:
+def step_batch(sprites: SpriteSet, text: StaticTextEncoder, size: int, seed: int, rank: int, step: int) -> Readable:
     """The batch of a step in the process `rank`."""
-    return compose_batch(sprites, size, np.random.default_rng((seed, step, rank)))
+    return readable(compose_batch(sprites, size, np.random.default_rng((seed, step, rank))), text)
 
 
 def preset() -> FitConfig:

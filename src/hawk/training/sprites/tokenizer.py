@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from hawk.files import read_json, write_json
@@ -68,13 +68,17 @@ def image_batch(sprites: SpriteSet, size: int, generator: torch.Generator) -> Fl
     """`size` composed training images with values in [-1, 1], channels last in memory."""
     rng = np.random.default_rng(int(torch.randint(1 << 62, (), generator=generator)))
     indices = rng.integers(len(sprites.records), size=size)
-    return to_tensor([compose(sprites, int(i), rng).rgb for i in indices])
+    return to_tensor(_stacked([compose(sprites, int(i), rng).rgb for i in indices]))
 
 
-def to_tensor(images: list[np.ndarray]) -> Float[Tensor, "b 3 h w"]:
-    """Convert uint8 arrays [h, w, 3] into one float batch with values in [-1, 1]."""
-    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return stacked.contiguous(memory_format=torch.channels_last)
+def _stacked(pictures: list[UInt8[np.ndarray, "h w 3"]]) -> UInt8[Tensor, "b h w 3"]:
+    return torch.from_numpy(np.stack(pictures))
+
+
+def to_tensor(images: UInt8[Tensor, "b h w 3"], device: str = "cpu") -> Float[Tensor, "b 3 h w"]:
+    """Convert pictures into a float batch on `device`, with values in [-1, 1]."""
+    scaled = images.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return scaled.contiguous(memory_format=torch.channels_last)
 
 
 def measure_tokenizer(tokenizer: FSQTokenizer, sprites: SpriteSet, device: str) -> dict[str, float]:
@@ -84,7 +88,7 @@ def measure_tokenizer(tokenizer: FSQTokenizer, sprites: SpriteSet, device: str) 
     for start in range(0, count, 32):
         rng = np.random.default_rng(start)
         chunk = range(start, min(start + 32, count))
-        images = to_tensor([compose(sprites, i, rng, augment=False).rgb for i in chunk]).to(device)
+        images = to_tensor(_stacked([compose(sprites, i, rng, augment=False).rgb for i in chunk]), device)
         codes = tokenizer.encode(images)
         used[codes.flatten().cpu()] = True
         errors.append(((tokenizer.decode(codes) - images) / 2).square().mean((1, 2, 3)))

@@ -1,115 +1,90 @@
 """Prompt faithfulness: what prompts ask for, what is seen in pictures, and the scores with their ceiling and floor."""
 
-import io
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from fixtures.coarse_features import coarse
-from hawk import HawkError, SamplingParams
-from hawk.evaluation.faithfulness import Faithfulness, faithfulness
+from hawk import SamplingParams
+from hawk.evaluation.faithfulness import PARTS, Faithfulness, faithfulness
+from hawk.evaluation.gallery import Gallery, cut_out
 from hawk.evaluation.prompt_sets import PromptItem, PromptSet
-from hawk.evaluation.questions import PALETTE, Question, Reader
+from hawk.evaluation.questions import Question, question
 from hawk.evaluation.run import CONTROL, Drawn, EvalJob
-from hawk.evaluation.things import cut_out, read_things
-from hawk.training.sprites.composition import FAR, NEAR, compose
-from hawk.training.sprites.data import SpriteJob, load_sprites, write_shards
-from hawk.training.sprites.records import SpriteRecord
-
-CATS = frozenset({"cat", "cat face"})
-NAMES = {name: frozenset({name}) for name in ("red apple", "apple", "dog", "cup of coffee", "soccer ball", "ball")}
-READER = Reader({**NAMES, "cat": CATS, "cat face": frozenset({"cat face"}), "kitten": CATS})
+from hawk.evaluation.scoring import FAITHFULNESS, SCENES, metrics_of
+from hawk.training.scenes.captions import SIZES
+from hawk.training.scenes.colours import COLOURS
+from hawk.training.scenes.scene import render
+from hawk.training.scenes.scores import plain_caption, plain_question
 
 
 @pytest.mark.parametrize(
-    ("prompt", "question"),
+    ("prompt", "asked"),
     [
-        ("a red apple on a blue background", Question(frozenset({"red apple"}), "blue")),
-        ("Kitten, flat style, with a plain navy blue background", Question(CATS, "dark blue")),
-        ("a cat face on grey", Question(frozenset({"cat face"}), "gray")),
-        ("small dog on the left, pink background", Question(frozenset({"dog"}), "pink", (NEAR, 0.5), "small")),
-        ("a dog in the bottom right corner", Question(frozenset({"dog"}), "", (FAR, FAR))),
-        ("a huge cup of coffee at the top", Question(frozenset({"cup of coffee"}), "", (0.5, NEAR), "large")),
-        ("a soccer ball on the moon", Question(frozenset({"soccer ball"}))),
-        ("a small cat and a dog on a red background", Question(background="red")),
-        ("cat, kitten", Question(CATS)),
-        ("a lighthouse on a turquoise background", Question()),
+        ("a red apple on a blue background", Question("apple", "red", "blue")),
+        ("Kitten, in front of a grey wall", Question("cat", "", "gray")),
+        ("tiny rabbit on the left on turquoise", Question("rabbit", "", "teal", ("left", "centre"), "small")),
+        ("a key in the bottom right corner", Question("key", place=("right", "bottom"))),
+        (
+            "an orange ice cream at the top on an orange background",
+            Question("ice cream", "orange", "orange", ("centre", "top")),
+        ),
+        ("a huge green doughnut", Question("donut", "green", size="large")),
+        ("a small cat and a bear on a red background", Question(background="red")),
+        ("a red and white ball on black", Question("ball", "", "black")),
+        ("a red apple on a striped blue background", Question()),
+        ("a yellow moon in the night sky", Question()),
+        ("a lighthouse on a hill", Question()),
+        ("a lighthouse on a pink background", Question(background="pink")),
     ],
 )
-def test_a_prompt_asks_for_what_it_names(prompt, question):
-    assert READER.question(prompt) == question
-
-
-def picture(shape: str, colour: tuple[int, int, int]) -> bytes:
-    """A PNG with one figure on nothing."""
-    image = Image.new("RGBA", (64, 64))
-    draw = ImageDraw.Draw(image)
-    if shape == "disc":
-        draw.ellipse((4, 4, 60, 60), (*colour, 255))
-    elif shape == "square":
-        draw.rectangle((4, 4, 60, 60), (*colour, 255))
-    else:
-        draw.polygon([(4, 60), (60, 60), (32, 4)], (*colour, 255))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-THINGS = {
-    "red apple": picture("disc", (220, 40, 40)),
-    "banana": picture("triangle", (240, 220, 60)),
-    "frog": picture("square", (70, 170, 70)),
-    "fish": picture("disc", (60, 110, 220)),
-    "pig": picture("square", (240, 150, 190)),
-    "tiger": picture("triangle", (240, 140, 30)),
-    "elephant": picture("disc", (130, 130, 140)),
-}
+def test_a_prompt_asks_for_what_it_names(prompt, asked):
+    assert question(prompt) == asked
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """A data set of seven things in one style."""
-    folder = tmp_path_factory.mktemp("data")
-    jobs = []
-    for number, (name, png) in enumerate(THINGS.items()):
-        record = SpriteRecord(f"test-{number}", name, (name,), (), "flat", "test", "none", "train")
-        jobs.append(SpriteJob(record, png, False))
-    write_shards(folder, jobs, {}, workers=0)
-    return folder
+def gallery() -> Gallery:
+    return Gallery()
 
 
-def test_the_object_is_cut_out_whatever_its_place_size_and_background(data):
-    sprites = load_sprites(data, "train")
-    things = {record.name: number for number, record in enumerate(sprites.records)}
-    seen = set()
-    for seed in range(30):
-        made = compose(sprites, things["frog"], np.random.default_rng(seed))
-        if " and " in made.caption or "next to" in made.caption or "above" in made.caption or "over" in made.caption:
-            continue
-        cut, layout = cut_out(made.rgb)
-        inside = np.abs(cut[40:72, 40:72].astype(int) - (70, 170, 70)).max()
-        assert inside < 20, made.caption
-        assert (cut[:4] == 128).all(), made.caption
-        assert np.array_equal(layout.behind, made.background)
-        seen.add(round(layout.extent, 1))
-    assert {0.5, 0.7} <= seen
-    empty, layout = cut_out(np.full((64, 64, 3), 200, np.uint8))
-    assert (empty == 128).all()
-    assert layout.middle is None
+def scenes(behind: str, count: int) -> list:
+    """Taught scenes of one bare figure, all on one colour: drawing a gallery for each colour takes seconds."""
+    found = []
+    for number in range(200):
+        scene = plain_question(number)
+        if scene.figures[0].colour != behind and len(found) < count:
+            rgb = COLOURS[behind]
+            found.append(replace(scene, background=replace(scene.background, colour=behind, main=rgb, other=rgb)))
+    return found
 
 
-def scored(data: Path, tmp_path: Path, wrong: float = 0.0) -> Faithfulness:
-    """The scores of pictures that show what was asked for; `wrong` is the share of those that show other things."""
-    sprites = load_sprites(data, "train")
-    prompts, pictures = [], []
-    for number in range(24):
-        made = compose(sprites, number % len(sprites), np.random.default_rng((9, number)))
-        prompts.append(PromptItem(str(number), made.caption))
-        pictures.append(made.rgb)
-    items = PromptSet("text", tuple(prompts))
+def test_the_training_pictures_are_seen_as_they_are(gallery):
+    taught = scenes("teal", 60)
+    for scene in taught:
+        figure, seen, asked = scene.figures[0], gallery.see(render(scene)), question(plain_caption(scene))
+        assert (asked.kind, asked.colour, asked.background) == (figure.kind, figure.colour, "teal")
+        assert asked.size == ("" if figure.size == "medium" else figure.size)
+        assert all(part.holds(seen, asked) for part in PARTS.values() if part.named(asked)), plain_caption(scene)
+    assert {scene.figures[0].size for scene in taught} == {*SIZES}
+    assert len({(scene.figures[0].across, scene.figures[0].along) for scene in taught}) > 6
+
+
+def test_a_picture_of_nothing_shows_nothing(gallery):
+    seen = gallery.see(np.full((128, 128, 3), COLOURS["teal"], np.uint8))
+    assert seen.behind == "teal"
+    assert seen.middle is None
+    assert cut_out(np.full((64, 64, 3), 200, np.uint8)) is None
+    asked = Question("cat", "red", "red", ("left", "top"), "small")
+    assert not any(part.holds(seen, asked) for part in PARTS.values())
+
+
+def scored(tmp_path, gallery, wrong: float) -> Faithfulness:
+    """The scores of pictures that show what was asked for, but for a share `wrong` of those of `medusa`."""
+    taught = scenes("teal", 24)
+    items = PromptSet("text", tuple(PromptItem(str(i), plain_caption(scene)) for i, scene in enumerate(taught)))
+    pictures = [render(scene) for scene in taught]
     job = EvalJob("tiny", "", "", "cpu", "float32", SamplingParams(), (4, 4), items, 1, 1, ("ar", CONTROL, "medusa"))
     drawn = {}
     for method in job.methods:
@@ -122,28 +97,26 @@ def scored(data: Path, tmp_path: Path, wrong: float = 0.0) -> Faithfulness:
             paths.append(path)
         tokens = torch.tensor(order)[:, None] + 100 * len(drawn)
         drawn[method] = Drawn(method, paths, tokens, torch.ones(24), torch.ones(24))
-    return faithfulness(drawn, job, data, coarse("coarse"), tmp_path / "out", 20)
+    return faithfulness(drawn, job, 20, gallery=gallery)
 
 
-def test_pictures_that_show_what_was_asked_for_reach_the_ceiling(data, tmp_path):
-    found = scored(data, tmp_path, wrong=0.9)
+def test_pictures_that_show_what_was_asked_for_reach_the_ceiling(tmp_path, monkeypatch, gallery):
+    monkeypatch.setattr("hawk.evaluation.faithfulness.plain_question", lambda number: scenes("teal", 24)[number % 24])
+    monkeypatch.setattr("hawk.evaluation.faithfulness.TAUGHT", 24)
+    found = scored(tmp_path, gallery, wrong=0.9)
     value = {(row.metric, row.method): row.value for row in found.figures}
-    assert found.things == len(THINGS)
-    for part in ("object", "background"):
-        assert value[part, "ar"] == pytest.approx(1, abs=0.1)
-        assert found.limits[part].ceiling.value == pytest.approx(1, abs=0.1)
-        assert found.limits[part].floor.value < 0.4
-        assert value[part, "medusa"] < 0.5
+    for part in ("object", "colour", "place"):
+        assert value[part, "ar"] == 1
+        assert found.limits[part].ceiling.value == 1
+        assert found.limits[part].floor.value < 0.5
+        assert value[part, "medusa"] < 0.6
+    assert value["background", "medusa"] == 1
     inside = {(row.metric, row.method): row.inside for row in found.figures}
     assert inside["object", "medusa"] is False
     assert inside["object", "ar"] is None
     assert all(row.low <= row.value <= row.high for row in found.figures if row.low == row.low)
 
 
-def test_a_folder_without_a_data_set_is_refused(tmp_path):
-    with pytest.raises(HawkError, match="hawk data build"):
-        read_things(tmp_path, coarse("coarse"), tmp_path)
-
-
-def test_the_named_backgrounds_are_those_of_the_training():
-    assert {"white", "dark blue", "beige"} <= PALETTE.keys()
+def test_other_models_are_not_judged_by_drawn_scenes_unless_it_is_asked_for():
+    assert FAITHFULNESS in metrics_of(SCENES)
+    assert FAITHFULNESS not in metrics_of("llamagen-256")

@@ -61,17 +61,13 @@ def evaluate(
         typer.Option(
             "--metrics",
             help="frechet, precision, recall, density, coverage, nearest, copied (both with --references), vendi, "
-            "diversity, faithfulness (with --things); and the levels of losslessness tokens, laws, tests; with commas "
-            "between (default: all of these that can be had). By large networks: clip, hpsv2, imagereward, lpips.",
+            "diversity, faithfulness (of drawn scenes); and the levels of losslessness tokens, laws, tests; with "
+            "commas between (default: all that can be had). By large networks: clip, hpsv2, imagereward, lpips.",
         ),
     ] = None,
     references: Annotated[
         Path | None,
         typer.Option("--references", help="Folder of real pictures to compare with (default: ar's)."),
-    ] = None,
-    things: Annotated[
-        Path | None,
-        typer.Option("--things", help="Folder that hawk data build wrote: the taught things of faithfulness."),
     ] = None,
     crop_references: Annotated[
         bool,
@@ -114,9 +110,8 @@ def evaluate(
     from hawk.evaluation.prompt_sets import reference_pictures
     from hawk.evaluation.report import Asked, References, needs_features
     from hawk.evaluation.run import eval_job, eval_methods, first_items, open_job
-    from hawk.evaluation.scoring import FAITHFULNESS, OF_REFERENCES, metrics_named
+    from hawk.evaluation.scoring import OF_REFERENCES, metrics_named, metrics_of
     from hawk.models.arguments import OPTIONS, sampling_params
-    from hawk.training.sprites.data import load_sprites
 
     check_printable(str(out))
     command = shlex.join(["hawk", *sys.argv[1:]])
@@ -125,10 +120,6 @@ def evaluate(
         raise HawkError(
             f"the metrics {' and '.join(OF_REFERENCES)} need --references: name the folder, or leave them out"
         )
-    if metrics is not None and things is None and FAITHFULNESS in names:
-        raise HawkError("the metric faithfulness needs --things: a folder that `hawk data build` wrote")
-    if things is not None and FAITHFULNESS not in names:
-        raise HawkError("--things means nothing without the metric faithfulness: leave it out")
     whole = prompt_set(prompts, prompt_file)
     chosen = first_items(whole, limit)
     files = weights_named(weights or [])
@@ -137,8 +128,6 @@ def evaluate(
         raise HawkError(f"--weights {unused[0]}=PATH means nothing, since {unused[0]} is not asked for: leave it out")
     if "lpips" in names and images < 2:
         raise HawkError("the metric lpips compares the images of a prompt: ask for 2 or more with --images")
-    if things is not None:
-        load_sprites(things, "train")  # a folder without a data set is refused before anything is drawn
     network = None
     if needs_features(names):
         given = files.get("inception")
@@ -150,10 +139,12 @@ def evaluate(
     if real is not None:
         reference_pictures(chosen, real.folder)
     pipe = load_pipeline(model, device, dtype, drafter, threads, engine)
+    if metrics is None:
+        names = metrics_of(pipe.model.name)
     params = sampling_params(pipe.model, cfg_scale, temperature, top_k, top_p, OPTIONS)
     job = eval_job(pipe, eval_methods(methods, pipe.model.drafting), chosen, images, batch_size, params)
     open_job(job, out)  # a folder of other files is refused before a lock is put there
-    asked = Asked(names, real, things, learned, resamples, command, len(whole.items))
+    asked = Asked(names, real, learned, resamples, command, len(whole.items))
     with sole_owner(out):
         report = drawn_and_scored(pipe, job, out, asked, network)
     print_summary(report, out)

@@ -224,7 +224,7 @@ def eval_part(pipe: HawkPipeline, job: EvalJob, out: Path, resamples: int, comma
     from hawk.cli.evaluate import drawn_and_scored
     from hawk.evaluation.features import FeatureExtractor, extractor_named
     from hawk.evaluation.report import Asked
-    from hawk.evaluation.scoring import LEVELS, NAMES
+    from hawk.evaluation.scoring import LEVELS, metrics_of
 
     network: FeatureExtractor | None = None
     lacking = ""
@@ -232,7 +232,7 @@ def eval_part(pipe: HawkPipeline, job: EvalJob, out: Path, resamples: int, comma
         network = extractor_named("efficientnet")
     except HawkError as error:
         lacking = f"; figures were left out, since {error}"
-    wanted = tuple(name for name in NAMES if name not in LEVELS or name in ("tokens", "tests"))
+    wanted = tuple(name for name in metrics_of(pipe.model.name) if name not in LEVELS or name in ("tokens", "tests"))
     names = wanted if network is not None else ("tokens",)
     result = drawn_and_scored(pipe, job, out, Asked(names, resamples=resamples, command=command), network)
     agree = [verdict.label for verdict in result.verdicts if verdict.agrees]

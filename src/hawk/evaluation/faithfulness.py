@@ -1,105 +1,97 @@
 """Whether pictures show what their prompts ask for, as far as it can be told without a network that reads text.
 
-It works for prompts about the things that the bundled model was taught: the object is looked up among the taught
-pictures in feature space, the background is read from the picture's edge, place and size from the object's outline.
-The same scores of the taught pictures themselves are the ceiling, those of other prompts the floor.
+It works for prompts about one drawn thing on a plain background, which the bundled model was taught: the thing is
+looked up among all kinds of figures in all colours, and its place and size are read off its outline. The same scores of
+the training's own pictures are the ceiling, those of plain AR's images for other prompts the floor.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hawk.evaluation.features import FeatureExtractor, read_picture
-from hawk.evaluation.questions import PALETTE, Question, Reader
+from hawk.evaluation.features import read_picture
+from hawk.evaluation.gallery import Gallery, Seen
+from hawk.evaluation.questions import Question, question
 from hawk.evaluation.run import Drawn, EvalJob
-from hawk.evaluation.scoring import FEW_PROMPTS, Figure, OnStep, judged, kept_features, over_prompts
-from hawk.evaluation.things import Layout, Pixels, Things, cut_out, object_features, read_things
+from hawk.evaluation.scoring import FEW_PROMPTS, Figure, OnStep, judged, over_prompts
 from hawk.intervals import Interval
-from hawk.training.scenes.scores import NEAR as NEAR_ENOUGH
-from hawk.training.scenes.scores import nearest_colour
+from hawk.training.scenes.kinds import KINDS
+from hawk.training.scenes.scene import render
+from hawk.training.scenes.scores import plain_caption, plain_question
 
-SMALL, LARGE = 0.58, 0.82
-"""The longest side of an object, in sides of the picture, below which it is small and above which it is large.
-
-The model was taught objects of 0.47, 0.70 and 0.94 sides."""
+SMALL, LARGE = 0.4, 0.6
+"""The longest side of a figure, in sides of the picture, below which it is small and above which it is large."""
+LOW_EDGE, HIGH_EDGE = 0.4, 0.617
+"""Between them, in sides of the picture, lies the middle of a figure that is in the middle."""
 FIRST = 5
-"""An object also counts if its thing is among so many nearest ones."""
+"""A thing also counts if it is among so many closest ones."""
+TAUGHT = 200
+"""How many of the training's own pictures give the ceiling."""
+EDGES = {"left": (-1.0, LOW_EDGE), "top": (-1.0, LOW_EDGE), "centre": (LOW_EDGE, HIGH_EDGE)}
+EDGES |= {"right": (HIGH_EDGE, 2.0), "bottom": (HIGH_EDGE, 2.0)}
+"""Where the middle of a figure lies, from and to, by the word for it."""
 
 
 @dataclass(frozen=True)
 class Part:
     """A part of a prompt that is scored.
 
-    `named` tells whether a question asks for the part; `score` gives 1 or 0 for every picture.
+    `named` tells whether a question asks for the part; `holds` whether a picture shows what is asked for.
     """
 
     title: str
     meaning: str
     named: Callable[[Question], bool]
-    score: Callable[[Seen, Question, Sequence[str]], list[bool]]
+    holds: Callable[[Seen, Question], bool]
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What is seen in pictures: the ranks of all taught things, `[pictures, labels]`, and the layouts."""
-
-    ranks: Tensor
-    layouts: Sequence[Layout]
+def _is_kind(most: int) -> Callable[[Seen, Question], bool]:
+    return lambda seen, asked: asked.kind in seen.kinds[:most]
 
 
-def _is_object(most: int) -> Callable[[Seen, Question, Sequence[str]], list[bool]]:
-    def score(seen: Seen, question: Question, labels: Sequence[str]) -> list[bool]:
-        numbers = [number for number, label in enumerate(labels) if label in question.things]
-        near = (seen.ranks[:, numbers] <= most).any(1).tolist()
-        return [bool(found) and layout.middle is not None for found, layout in zip(near, seen.layouts, strict=True)]
-
-    return score
+def _is_colour(seen: Seen, asked: Question) -> bool:
+    return seen.colours.get(asked.kind) == asked.colour
 
 
-def _is_background(seen: Seen, question: Question, labels: Sequence[str]) -> list[bool]:
-    return [nearest_colour(layout.behind, PALETTE) == question.background for layout in seen.layouts]
+def _is_place(seen: Seen, asked: Question) -> bool:
+    if seen.middle is None or asked.place is None:
+        return False
+    edges = zip(seen.middle, (EDGES[word] for word in asked.place), strict=True)
+    return all(low <= middle <= high for middle, (low, high) in edges)
 
 
-def _is_place(seen: Seen, question: Question, labels: Sequence[str]) -> list[bool]:
-    assert question.place is not None
-    x, y = question.place
-    middles = [layout.middle for layout in seen.layouts]
-    return [each is not None and max(abs(each[0] - x), abs(each[1] - y)) < NEAR_ENOUGH for each in middles]
-
-
-def _is_size(seen: Seen, question: Question, labels: Sequence[str]) -> list[bool]:
-    extents = [layout.extent for layout in seen.layouts]
-    return [
-        extent is not None and (extent < SMALL if question.size == "small" else extent > LARGE) for extent in extents
-    ]
+def _is_size(seen: Seen, asked: Question) -> bool:
+    return 0 < seen.extent < SMALL if asked.size == "small" else seen.extent > LARGE
 
 
 PARTS = {
-    "object": Part(
-        "Object", "share of images whose nearest taught thing is the prompt's", lambda q: bool(q.things), _is_object(1)
-    ),
+    "object": Part("Object", "share of images that show the prompt's thing", lambda q: bool(q.kind), _is_kind(1)),
     "object-5": Part(
-        f"Object among the nearest {FIRST}",
-        f"share of images with the prompt's thing among the {FIRST} nearest taught things",
-        lambda q: bool(q.things),
-        _is_object(FIRST),
+        f"Object among the closest {FIRST}",
+        f"share of images with the prompt's thing among the {FIRST} closest ones",
+        lambda q: bool(q.kind),
+        _is_kind(FIRST),
+    ),
+    "colour": Part(
+        "Colour", "share of images with the thing in the prompt's colour", lambda q: bool(q.colour), _is_colour
     ),
     "background": Part(
-        "Background colour", "share of images on the prompt's colour", lambda q: bool(q.background), _is_background
+        "Background colour",
+        "share of images on the prompt's colour",
+        lambda q: bool(q.background),
+        lambda seen, asked: seen.behind == asked.background,
     ),
     "place": Part(
-        "Place", "share of images with the object where the prompt says", lambda q: q.place is not None, _is_place
+        "Place", "share of images with the thing where the prompt says", lambda q: q.place is not None, _is_place
     ),
     "size": Part(
-        "Size", "share of images with the object as large or small as the prompt says", lambda q: bool(q.size), _is_size
+        "Size", "share of images with the thing as large or small as the prompt says", lambda q: bool(q.size), _is_size
     ),
 }
 """The parts of a prompt, by the names of their figures."""
@@ -107,7 +99,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What a figure can be: the score of the taught pictures themselves, and that of plain AR for other prompts."""
+    """What a figure can be: the score of the training's own pictures, and that of plain AR for other prompts."""
 
     ceiling: Interval
     floor: Interval
@@ -127,65 +119,45 @@ class Faithfulness:
 def faithfulness(
     drawn: Mapping[str, Drawn],
     job: EvalJob,
-    folder: Path,
-    extractor: FeatureExtractor,
-    out: Path,
     resamples: int,
     on_step: OnStep | None = None,
+    gallery: Gallery | None = None,
 ) -> Faithfulness:
-    """Score what every method drew; `folder` is a data set that `hawk data build` wrote.
-
-    Features of the objects are kept in the job's folder. Raises `HawkError` if the folder holds no complete data set.
-    """
-    say = on_step or (lambda what: None)
-    say("taught things")
-    things = read_things(folder, extractor, out)
-    reader = Reader(things.names)
-    questions = [reader.question(item.prompt) for item in job.prompts.items]
-    say("taught pictures")
-    captions = [reader.question(caption) for _, caption in things.pictures]
-    ceiling = _seen([picture for picture, _ in things.pictures], things, extractor, out, "taught", "1")
+    """Score what every method drew, by a gallery (default: a new one)."""
+    say, gallery = on_step or (lambda what: None), gallery or Gallery()
+    questions = [question(item.prompt) for item in job.prompts.items]
+    say("the training's own pictures")
+    scenes = [plain_question(number) for number in range(TAUGHT)]
+    captions = [question(plain_caption(scene)) for scene in scenes]
+    taught = [gallery.see(render(scene)) for scene in scenes]
     seen = {}
     for method, each in drawn.items():
-        say(f"objects of {method}")
-        mark = hashlib.sha256(each.tokens.to(torch.int32).numpy().tobytes()).hexdigest()
-        pictures = [read_picture(path).permute(1, 2, 0).numpy() for path in each.paths]
-        seen[method] = _seen(pictures, things, extractor, out, method, mark)
+        say(f"things of {method}")
+        seen[method] = [gallery.see(read_picture(path).permute(1, 2, 0).numpy()) for path in each.paths]
     found: list[Figure] = []
     limits: dict[str, Limits] = {}
     left_out = []
     for name, part in PARTS.items():
-        asked = [number for number, question in enumerate(questions) if part.named(question)]
+        asked = [number for number, each in enumerate(questions) if part.named(each)]
         if not asked:
-            left_out.append(f"{part.title} was left out: no prompt names it, or not together with one taught thing")
+            left_out.append(f"{part.title} was left out: no prompt names it of one taught thing on a plain background")
             continue
-        say(f"{name} of all methods")
-        rows = []
         every = {
-            method: torch.tensor([part.score(each, questions[number], things.labels) for number in asked])
+            method: torch.tensor([[part.holds(one, questions[number]) for one in each] for number in asked])
             for method, each in seen.items()
         }
+        rows = []
         for method, scores in every.items():
             own = _by_prompt(scores, asked, job.images)
             interval = over_prompts(_mean, own[range(len(asked)), range(len(asked))], resamples, (0.0, 1.0))
             rows.append(_figure(name, part, method, interval, len(asked), job.images))
         found += judged(rows)
         limits[name] = Limits(
-            _ceiling(part, ceiling, captions, things, resamples),
+            _ceiling(part, taught, captions, resamples),
             _floor(_by_prompt(every["ar"], asked, job.images), resamples),
             len(asked),
         )
-    return Faithfulness(found, limits, len(things.labels), left_out)
-
-
-def _seen(
-    pictures: Sequence[Pixels], things: Things, extractor: FeatureExtractor, out: Path, name: str, mark: str
-) -> Seen:
-    """What is seen in pictures; the features of their objects are kept under `name`."""
-    objects = [cut_out(picture) for picture in pictures]
-    path = out / "features" / extractor.name / f"objects-{name}.safetensors"
-    features = kept_features(path, mark, lambda: object_features((each for each, _ in objects), extractor))
-    return Seen(things.ranks(features), [layout for _, layout in objects])
+    return Faithfulness(found, limits, len(KINDS), left_out)
 
 
 def _by_prompt(scores: Tensor, asked: Sequence[int], images: int) -> Float[Tensor, "questions prompts images"]:
@@ -197,15 +169,10 @@ def _mean(scores: Tensor) -> float:
     return float(scores.mean())
 
 
-def _ceiling(part: Part, seen: Seen, captions: Sequence[Question], things: Things, resamples: int) -> Interval:
-    """The score of the taught pictures, each for its own caption."""
-    scores = []
-    for number, caption in enumerate(captions):
-        if part.named(caption):
-            own = Seen(seen.ranks[number : number + 1], seen.layouts[number : number + 1])
-            scores.append(part.score(own, caption, things.labels))
-    if not scores:
-        return Interval(*(float("nan"),) * 3)
+def _ceiling(part: Part, taught: Sequence[Seen], captions: Sequence[Question], resamples: int) -> Interval:
+    """The score of the training's own pictures, each for its own caption."""
+    pairs = [(seen, caption) for seen, caption in zip(taught, captions, strict=True) if part.named(caption)]
+    scores = [[part.holds(seen, caption)] for seen, caption in pairs]
     return over_prompts(_mean, torch.tensor(scores).double(), resamples, (0.0, 1.0))
 
 
@@ -227,6 +194,4 @@ def _figure(name: str, part: Part, method: str, interval: Interval, prompts: int
 
 def as_json(found: Faithfulness) -> dict[str, Any]:
     """The limits of the figures for `report.json`; the figures themselves stand among the other ones."""
-    from dataclasses import asdict
-
     return {"taught things": found.things, "limits": {name: asdict(each) for name, each in found.limits.items()}}

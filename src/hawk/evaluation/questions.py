@@ -1,38 +1,39 @@
-"""What a prompt about one of the bundled model's things asks for: the thing, its background, its place and its size."""
+"""What a prompt about a drawn scene asks for: the thing, its colour, the colour behind it, its place and its size."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hawk.training.sprites.captions import PLAIN
-from hawk.training.sprites.composition import BACKGROUNDS, COLOUR_SYNONYMS, FAR, NEAR, WHITE
-
-PALETTE = {"white": WHITE, **BACKGROUNDS}
-"""The background colours that the model was taught, by name."""
-SIZES = {"small": "small", "tiny": "small", "little": "small", "large": "large", "big": "large", "huge": "large"}
-
-_COLOUR_OF = {word: name for name in PALETTE for word in (name, *COLOUR_SYNONYMS.get(name, ()))}
+from hawk.training.scenes.captions import MEANINGS, PATTERN_WORDS, PLACES, SIZES
+from hawk.training.scenes.colours import COLOURS, SYNONYMS
+from hawk.training.scenes.kinds import KINDS
 
 
-def _either(words: Mapping[str, object] | tuple[str, ...]) -> str:
+def _either(words: Iterable[str]) -> str:
     """A pattern for one of the words, the longest first."""
-    return "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+    return "|".join(re.escape(word) for word in sorted({*words} - {""}, key=len, reverse=True))
 
 
-_NAMED = rf"(?:an?\s+)?(?:(?:{_either(PLAIN)})\s+)?(?P<colour>{_either(_COLOUR_OF)})"
-_BACKGROUNDS = (
-    re.compile(rf"(?:,|\bon|\bwith)\s+{_NAMED}\s+background\b"),
-    re.compile(rf"\bon\s+{_NAMED}(?=\s*(?:,|$))"),
+_COLOUR_OF = {word: name for name in COLOURS for word in (name, *SYNONYMS.get(name, ()))}
+_KIND_OF = {word: kind.name for kind in KINDS.values() for word in kind.names}
+_PLACE_OF = {phrase: place for place, phrases in PLACES.items() for phrase in phrases}
+_SIZE_OF = {word: size for size, words in SIZES.items() for word in words if word}
+
+_COLOUR = re.compile(rf"\b(?:{_either(_COLOUR_OF)})\b")
+_KIND = re.compile(rf"\b(?:{_either(_KIND_OF)})\b")
+_PLACE = re.compile(rf"\b(?:{_either(_PLACE_OF)})\b")
+_SIZE = re.compile(rf"\b(?:{_either(_SIZE_OF)})\b")
+_PLAIN = re.compile(
+    "|".join(
+        re.escape(form).replace(r"on\ a\ ", r"on\ an?\ ").replace(re.escape("{c}"), f"(?:{_either(_COLOUR_OF)})")
+        for form in sorted({*PATTERN_WORDS["plain"]}, key=len, reverse=True)
+    )
+    + r"(?=\s*(?:,|$))"
 )
-_PLACE = re.compile(
-    r"\b(?:in|on|at|to) the (?:(?P<along>top|upper|bottom|lower)\b ?)?(?:(?P<across>left|right)\b)?"
-    r"(?: ?(?:corner|side|half)\b)?"
-)
-_ALONG = {"top": NEAR, "upper": NEAR, "bottom": FAR, "lower": FAR, None: 0.5}
-_ACROSS = {"left": NEAR, "right": FAR, None: 0.5}
-_SIZE = re.compile(rf"\b(?:{_either(SIZES)})\b")
+_SCENERIES = ("striped", "dotted", "checkered", "gradient", "meadow", "night")
+_SCENERY = re.compile(rf"\b(?:{_either(word for name in _SCENERIES for word in (name, *MEANINGS[name]))})\b")
 
 
 @dataclass(frozen=True)
@@ -40,41 +41,45 @@ class Question:
     """What a prompt names; what it leaves open is not asked for.
 
     Attributes:
-        things: the labels that the prompt's thing may have; empty where it names no taught thing, or several.
-        background: a name in `PALETTE`, or "".
-        place: where the middle of the thing belongs, across and down in sides of the picture, or None.
+        kind: the prompt's one thing, a name in `KINDS`, or "".
+        colour: its colour, a name in `COLOURS`, or "".
+        background: the colour of a plain background, a name in `COLOURS`, or "".
+        place: where the thing belongs, across ("left", "centre", "right") and along ("top", "centre", "bottom").
         size: "small", "large" or "".
     """
 
-    things: frozenset[str] = frozenset()
+    kind: str = ""
+    colour: str = ""
     background: str = ""
-    place: tuple[float, float] | None = None
+    place: tuple[str, str] | None = None
     size: str = ""
 
 
-@dataclass(frozen=True)
-class Reader:
-    """Reads prompts; `names` maps every name of a taught thing to the labels of the things that it may mean."""
+def question(prompt: str) -> Question:
+    """What the prompt asks for, as far as it can be read off a picture.
 
-    names: Mapping[str, frozenset[str]]
-
-    def question(self, prompt: str) -> Question:
-        """What the prompt asks for. A prompt about several things asks for its background only."""
-        text = " ".join(prompt.lower().split())
-        background = next((found for pattern in _BACKGROUNDS if (found := pattern.search(text))), None)
-        colour = "" if background is None else _COLOUR_OF[background["colour"]]
-        if background is not None:
-            text = text[: background.start()] + "," + text[background.end() :]
-        meant = [self.names[each] for each in re.findall(rf"\b(?:{_either(self.names)})\b", text)] if self.names else []
-        things = frozenset.intersection(*meant) if meant else frozenset()
-        if not things:
-            return Question(background=colour)
-        size = _SIZE.search(text)
-        return Question(things, colour, _place(text), "" if size is None else SIZES[size[0]])
-
-
-def _place(text: str) -> tuple[float, float] | None:
-    for found in _PLACE.finditer(text):
-        if found["along"] or found["across"]:
-            return _ACROSS[found["across"]], _ALONG[found["along"]]
-    return None
+    On stripes, dots, at night and the like no outline can be read, so nothing is asked; of several things neither is
+    each one's own, so only the background is.
+    """
+    text = " ".join(prompt.lower().split())
+    behind = _PLAIN.search(text)
+    background = ""
+    if behind is not None:
+        background = _COLOUR_OF[_COLOUR.findall(behind[0])[-1]]
+        text = text[: behind.start()] + "," + text[behind.end() :]
+    if _SCENERY.search(text):
+        return Question()
+    kinds = [_KIND_OF[found] for found in _KIND.findall(text)]
+    if len(kinds) != 1:
+        return Question(background=background)
+    place = _PLACE.search(text)
+    text = text if place is None else text.replace(place[0], " ")
+    colours, sizes = ([found[0] for found in pattern.finditer(text)] for pattern in (_COLOUR, _SIZE))
+    size = _SIZE_OF[sizes[0]] if sizes else ""
+    return Question(
+        kinds[0],
+        _COLOUR_OF[colours[0]] if len(colours) == 1 else "",
+        background,
+        None if place is None else _PLACE_OF[place[0]],
+        size,
+    )

@@ -61,13 +61,11 @@ class References:
 class Asked:
     """What a report is to hold: its metrics, the resamples of each interval, and what metrics need.
 
-    `things` is the data set of the metric `faithfulness`, which is left out without one; `learned` are the metrics by
-    large networks, loaded.
+    `learned` are the metrics by large networks, loaded.
     """
 
     metrics: tuple[str, ...]
     references: References | None = None
-    things: Path | None = None
     learned: Mapping[str, LearnedScore] = field(default_factory=dict)
     resamples: int = 200
     command: str = ""
@@ -227,14 +225,14 @@ def evaluate(
         pixels = (job.grid[0] * pipe.model.cell, job.grid[1] * pipe.model.cell)
         if asked.references is not None:
             real = reference_sample(job, asked.references, pixels, extractor, out)
-        for name, each in drawn.items() if needs_features(asked.metrics, whole=True) else ():
+        for name, each in drawn.items() if needs_features(asked.metrics) else ():
             if on_step is not None:
                 on_step(f"features of {name}")
             features[name] = features_of(each, job, extractor, out)
     found, left_out = figures(asked.metrics, features, real, asked.resamples, on_step) if features else ([], [])
     faithful = None
-    if extractor is not None and asked.things is not None and FAITHFULNESS in asked.metrics:
-        faithful = faithfulness(drawn, job, asked.things, extractor, out, asked.resamples, on_step)
+    if FAITHFULNESS in asked.metrics:
+        faithful = faithfulness(drawn, job, asked.resamples, on_step)
         found, left_out = found + faithful.figures, left_out + faithful.left_out
     found = found + learned_figures(asked.learned, drawn, job, out, asked.resamples, on_step)
     near = nearest_rows(features, real) if features and real is not None and {*asked.metrics} & {*OF_REFERENCES} else []
@@ -262,10 +260,9 @@ def evaluate(
     return report
 
 
-def needs_features(names: Sequence[str], whole: bool = False) -> bool:
-    """Whether one of these metrics reads features of the pictures, or, with `whole`, features of whole pictures."""
-    of_objects = () if whole else (FAITHFULNESS,)
-    return any(name in (*PAIR_METRICS, *OWN_METRICS, *of_objects, "tests") for name in names)
+def needs_features(names: Sequence[str]) -> bool:
+    """Whether one of these metrics reads features of the pictures."""
+    return any(name in (*PAIR_METRICS, *OWN_METRICS, "tests") for name in names)
 
 
 def write_report(report: Report, drawn: Mapping[str, Drawn], out: Path) -> None:

@@ -123,9 +123,16 @@ LEVELS = {
 """The levels of losslessness, which `--metrics` names like metrics."""
 FAITHFULNESS = "faithfulness"
 """The metric that compares pictures with what their prompts ask for."""
+SCENES = "hawk-scenes"
+"""The name of the model that draws what `FAITHFULNESS` knows: the bundled one."""
 NAMES = (*PAIR_METRICS, *OWN_METRICS, FAITHFULNESS, *LEVELS)
 BY_LARGE_NETWORKS = ("clip", "hpsv2", "imagereward", "lpips")
 """The metrics of `hawk.evaluation.learned`, which are computed only where they are asked for by name."""
+
+
+def metrics_of(model: str) -> tuple[str, ...]:
+    """The metrics that are computed where none are named, of the images of the model of that name."""
+    return tuple(name for name in NAMES if name != FAITHFULNESS or model == SCENES)
 
 
 def metrics_named(names: str | None) -> tuple[str, ...]:

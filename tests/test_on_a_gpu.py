@@ -50,17 +50,14 @@ def test_every_part_writes_what_it_found(script, saved_model, tmp_path, monkeypa
 
 
 def test_a_failure_is_recorded_and_the_next_job_runs(script, tmp_path, monkeypatch):
-    def part(settings):
-        def fails():
-            yield {"found": 1}
-            raise ValueError("broken")
+    def fails():
+        yield {"found": 1}
+        raise ValueError("broken")
 
-        yield fails
-        yield lambda: iter([{"found": 2}])
+    def found(number):
+        return lambda: iter([{"found": number}])
 
-    monkeypatch.setattr(
-        script, "PARTS", {"broken": part, "whole": lambda settings: iter([lambda: iter([{"found": 3}])])}
-    )
-    assert script.main(arguments(tmp_path, tmp_path, "broken", "whole")) == 1
-    assert [row.get("found") or row["error"] for row in rows(tmp_path, "broken")] == [1, "ValueError: broken", 2]
-    assert rows(tmp_path, "whole") == [{"found": 3}]
+    monkeypatch.setattr(script, "jobs", lambda settings: {"draw": [fails, found(2)], "steps": [found(3)]})
+    assert script.main(arguments(tmp_path, tmp_path, "draw", "steps")) == 1
+    assert [row.get("found") or row["error"] for row in rows(tmp_path, "draw")] == [1, "ValueError: broken", 2]
+    assert rows(tmp_path, "steps") == [{"found": 3}]

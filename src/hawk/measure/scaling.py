@@ -1,7 +1,7 @@
 """`hawk bench --suite scaling`: how the cost grows with the window, the image, the batch and the model.
 
 The suite times an image at several windows, image sizes and batch sizes, and a step at several numbers of nodes. Steps
-are also timed on LlamaGen shapes with made-up weights, to see what larger models would cost on this machine.
+are also timed on LlamaGen shapes with random weights, to see what larger models would cost on this machine.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Prove and measure Hawk on a GPU, part by part; made for a GPU that is at hand for minutes only.
 
-    python scripts/on_a_gpu.py --out results                        # every part
-    python scripts/on_a_gpu.py --out results --parts verify steps   # some parts
-    python scripts/on_a_gpu.py --out results --device cpu --tiny    # a rehearsal
+    python scripts/on_a_gpu.py --out results                                    # every part
+    python scripts/on_a_gpu.py --out results --device cpu --tiny --parts steps  # a rehearsal of one part
 
 Each result is printed as one line and written at once to OUT/PART.json, so that a run that is cut short leaves what it
 found. A failure is a result, too: it is recorded, and the next job runs.
@@ -25,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import profile
 
 from hawk import HawkPipeline
 from hawk.decoding.generate import generate
@@ -43,7 +41,6 @@ from hawk.measure.steps import copy_bandwidth, costs_by_reach, made_up_request
 from hawk.proofs.suite import prove_on_model
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZES_OF_7B = {"layers": 30, "width": 4096}
 PARTS = ("verify", "tests", "draw", "steps", "beside", "profile")
 Row = dict[str, Any]
 Job = Callable[[], Iterator[Row]]
@@ -70,11 +67,12 @@ class Settings:
 
 def jobs(settings: Settings) -> dict[str, list[Job]]:
     """The jobs of each part, in the order in which they run."""
-    first, *others = settings.engines
-    tiny, names = settings.tiny, ("model",) if settings.tiny else ("model", "775M", "7B")
-    januses = {"tiny": {"layers": 1, "width": 128, "codes": 64}} if tiny else {"1B": {}, "7B": SIZES_OF_7B}
-    dtypes, batches = (("float32",), (1,)) if tiny else (("bfloat16", "float32", "float16"), (1, 4, 16))
-    drawn = [*product([first], batches), *product(others, [1])]
+    names, dtypes, batches = ("model", "775M", "7B"), ("bfloat16", "float32", "float16"), (1, 4, 16)
+    januses: dict[str, dict[str, int]] = {"1B": {}, "7B": {"layers": 30, "width": 4096}}
+    if settings.tiny:
+        names, dtypes, batches = names[:1], ("float32",), (1,)
+        januses = {"tiny": {"layers": 1, "width": 128, "codes": 64}}
+    drawn = [*product(settings.engines[:1], batches), *product(settings.engines[1:], [1])]
     return {
         "verify": [partial(verify, settings, dtype) for dtype in dtypes],
         "tests": [partial(tests, settings, chosen) for chosen in ("not compiled", "compiled and float32")],
@@ -96,17 +94,16 @@ def tests(settings: Settings, chosen: str) -> Iterator[Row]:
     """The tests that need a GPU, chosen by name; those of the engine "compiled" run without type checks."""
     command = [sys.executable, "-m", "pytest", "-q", "tests/test_cuda.py", "-k", chosen]
     environment = os.environ | ({} if chosen.startswith("not") else {"HAWK_NO_TYPECHECK": "1"})
-    log = settings.out / f"tests, {chosen}.log"
-    with log.open("w") as output:
-        code = subprocess.call(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
-    said = log.read_text().strip().splitlines()[-1:]
-    yield {"tests": chosen, "said": said} | ({"error": f"pytest ended with {code}"} if code else {})
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    code, said = ended.returncode, ended.stdout[-4000:]
+    failed = {"error": f"pytest ended with {code}", "where": said} if code else {}
+    yield {"tests": chosen, "said": said.strip().splitlines()[-1:]} | failed
 
 
 def draw(settings: Settings, engine: Engine, batch: int) -> Iterator[Row]:
     """Seconds for an image of the model from prompt to pixels, by method."""
-    pipe, repeats = settings.pipe("auto", engine), 1 if settings.tiny else 5
-    for cost in image_costs(pipe, BENCH_PROMPTS[0], "batch", batch, repeats, batch, ("ar", "scd", "hawk")):
+    pipe, prompt, repeats = settings.pipe("auto", engine), BENCH_PROMPTS[0], 1 if settings.tiny else 5
+    for cost in image_costs(pipe, prompt, "batch", batch, repeats, batch, ("ar", "scd", "hawk")):
         yield {"engine": engine, "dtype": pipe.dtype, **asdict(cost), **peak_memory(settings.device)}
 
 
@@ -131,9 +128,9 @@ def beside(settings: Settings, name: str, **sizes: int) -> Iterator[Row]:
         marks = made.generate(grid.size, turn)
     token = 1000 * (marks[-1] - marks[0]) / (len(marks) - 1)
     yield {"janus": name, "by": "transformers", "ms_a_token": token, **peak_memory(device)}
-    recordings, request = Recordings(engine), Request(made.prompt, grid, made.params, [0])
-    plain = partial(generate, made.target, request, Window(0), recordings=recordings)
-    plain()
+    request = Request(made.prompt, grid, made.params, [0])
+    plain = partial(generate, made.target, request, Window(0), recordings=Recordings(engine))
+    plain()  # a warm-up, in which the step is recorded
     token = 1000 * seconds_of(plain, device) / grid.size
     yield {"janus": name, "by": "hawk, plain AR", "ms_a_token": token, **peak_memory(device)}
     cost = step_seconds(made.target, [1, 4] if settings.tiny else [1, 8, 16, 32, 64], 5, engine)
@@ -144,7 +141,7 @@ def trace(settings: Settings) -> Iterator[Row]:
     """What the host and the GPU do while `scd` draws one image, and how often the host waits."""
     pipe = settings.pipe("auto", settings.engines[0])
     pipe(BENCH_PROMPTS[0], seed=0, method="scd")  # a warm-up, in which the step is recorded
-    with profile() as profiler:
+    with torch.profiler.profile() as profiler:
         output = pipe(BENCH_PROMPTS[0], seed=1, method="scd")
     waits = Counter(e.name for e in profiler.events() if "ynchronize" in e.name or "local_scalar" in e.name)
     longest = sorted(profiler.key_averages(), key=lambda each: -each.self_device_time_total)[:10]
@@ -157,15 +154,15 @@ def peak_memory(device: torch.device) -> Row:
     """The most bytes that PyTorch has held on the GPU since this function was last called; nothing on a CPU."""
     if device.type != "cuda":
         return {}
-    peak = {"peak_bytes": torch.cuda.max_memory_allocated(device)}
+    peak = torch.cuda.max_memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    return peak
+    return {"peak_bytes": peak}
 
 
 def run_part(name: str, settings: Settings) -> list[Row]:
     """Run the jobs of a part; every row is printed and written as soon as it is there."""
     rows: list[Row] = []
-    started, facts = time.perf_counter(), machine_facts(settings.device, "as in each row")
+    started, facts = time.perf_counter(), machine_facts(settings.device, "see the rows")
 
     def add(row: Row) -> None:
         rows.append(row)
@@ -195,8 +192,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
     settings = Settings(given.device, given.model, given.out, given.tiny)
-    failed = [row for name in given.parts for row in run_part(name, settings) if "error" in row]
-    return 1 if failed else 0
+    rows = [row for name in given.parts for row in run_part(name, settings)]
+    return int(any("error" in row for row in rows))
 
 
 if __name__ == "__main__":

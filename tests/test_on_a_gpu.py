@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -30,13 +31,12 @@ def rows(out: Path, part: str) -> list[dict]:
 def test_every_part_writes_what_it_found(script, saved_model, tmp_path, monkeypatch, capsys):
     called = []
 
-    def call(command, env, stdout, **_):
+    def run(command, env, **_):
         called.append((command[-1], env.get("HAWK_NO_TYPECHECK")))
-        stdout.write("some dots\n5 passed\n")
-        return 0
+        return subprocess.CompletedProcess(command, 0, stdout="some dots\n5 passed\n")
 
     monkeypatch.delenv("HAWK_NO_TYPECHECK", raising=False)
-    monkeypatch.setattr(script.subprocess, "call", call)
+    monkeypatch.setattr(script.subprocess, "run", run)
     assert script.main(arguments(tmp_path, saved_model, *script.PARTS)) == 0
     assert called == [("not compiled", None), ("compiled and float32", "1")]
     assert [row["said"] for row in rows(tmp_path, "tests")] == [["5 passed"]] * 2

@@ -82,7 +82,8 @@ def measured(path: Path) -> list[str]:
     """Rows of the table from a result of the steps suite."""
     document = json.loads(path.read_text(encoding="utf-8"))
     where = document["environment"]["processor"]
-    steps = {(c["target"], *c["grid"], c["nodes"]): c["step"] + c["noise"] for c in document["costs"]}
+    alone = [c for c in document["costs"] if c["images"] == 1]
+    steps = {(c["target"], *c["grid"], c["nodes"]): c["step"] + c["noise"] for c in alone}
     rows = []
     for target, height, width, nodes in steps:
         wide = steps.get((target, height, width, NODES))

@@ -85,7 +85,7 @@ def test_recordings_of_several_shapes_do_not_disturb_each_other(engine):
     for _ in range(3):
         for request, tokens in zip(requests, alone, strict=True):
             assert torch.equal(generate(target, request, Window(5), recordings=recordings).tokens, tokens)
-    assert len(recordings.kept) == 3
+    assert len(recordings.kept) == (0 if engine == "eager" else 3)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -73,3 +73,17 @@ def test_a_made_up_target_has_the_shape_and_runs():
     assert weight_bytes(SMALL) == 4 * target.parameter_count
     costs = costs_by_nodes(target, "x", (1, 4), 1)
     assert [cost.at for cost in costs] == [1, 4]
+
+
+def test_the_weights_of_a_made_up_target_are_random():
+    """A GPU takes less power, and so less time, for a product of constants than for one of random numbers."""
+    target = made_up_target(SMALL, torch.device("cpu"))
+    assert target.tok_embeddings.weight.std().item() == pytest.approx(0.02, rel=0.2)
+    assert target.tok_embeddings.weight.unique().numel() > 100
+    assert target.norm.weight.unique().tolist() == [1.0]
+
+
+def test_a_made_up_target_is_in_bfloat16_where_it_is_not_on_a_cpu():
+    target = made_up_target(SMALL, torch.device("meta"))
+    assert {parameter.dtype for parameter in target.parameters()} == {torch.bfloat16}
+    assert target.weight_dtype == torch.bfloat16

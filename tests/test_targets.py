@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from transformers import GenerationMixin
 from typer.testing import CliRunner
 
 from hawk.cli.app import app
@@ -72,6 +73,14 @@ def test_each_target_is_handed_over_when_it_is_measured():
 @pytest.mark.parametrize(("make", "side"), [(llamagen_xl, 24), (janus_pro, 24), (chameleon_cut, 32)])
 def test_steps_are_timed_in_the_middle_of_an_image_of_the_published_size(make, side):
     assert make(Grid(2, 8), torch.float32, **TINY).target.grid == Grid(side, side)
+
+
+def test_janus_draws_where_transformers_cannot_make_its_cache(monkeypatch):
+    def fails(*given, **named):
+        raise TypeError("_prepare_static_cache() missing 1 required positional argument")
+
+    monkeypatch.setattr(GenerationMixin, "_prepare_static_cache", fails)
+    assert len(janus_pro(Grid(2, 8), torch.float32, **TINY).generate(16, 0)) == 16
 
 
 @pytest.mark.parametrize("chance", [0.0, 0.4, 1.0])

@@ -183,14 +183,14 @@ def steps_table(result: StepsResult) -> Table:
         ]
     )
     table = Table(title="what a step costs", title_justify="left", caption=caption, caption_justify="left", box=None)
-    columns = ("target", "grid", "nodes", "step ms", "noise ms", "forward ms", "step/forward", "drafting", "floor ms")
-    for head in (*columns, "tokens a step"):
+    sizes, times = ("target", "grid", "images", "nodes"), ("step ms", "noise ms", "forward ms")
+    for head in (*sizes, *times, "step/forward", "drafting", "floor ms", "tokens a step"):
         table.add_column(head, justify="left" if head == "target" else "right")
     for cost in result.costs:
-        times = [f"{1000 * t:.2f}" for t in (cost.step, cost.noise, cost.forward)]
+        seconds = [f"{1000 * t:.2f}" for t in (cost.step, cost.noise, cost.forward)]
         grid, known = "x".join(map(str, cost.grid)), f"{cost.committed:.2f}" if cost.committed else "-"
         shares = (f"{cost.over_forward:.2f}", f"{cost.drafting:.1%}", f"{1000 * cost.floor:.2f}", known)
-        table.add_row(cost.target, grid, str(cost.nodes), *times, *shares)
+        table.add_row(cost.target, grid, str(cost.images), str(cost.nodes), *seconds, *shares)
     return table
 
 

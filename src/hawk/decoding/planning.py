@@ -150,7 +150,7 @@ def _least_seconds(target: TimedTarget, widths: list[int], repeats: int, engine:
 
 @dataclass(frozen=True)
 class MidImage:
-    """A state in the middle of an image, to which the clock returns before each timed call.
+    """A state in the middle of its images, to which the clock returns before each timed call.
 
     The cache holds no real tokens there; the time of a step does not depend on them.
     """
@@ -159,18 +159,22 @@ class MidImage:
     prompt: list[int]
 
     @classmethod
-    @torch.inference_mode()
     def of(cls, target: TimedTarget, grid: Grid, params: SamplingParams, reach: int, engine: Engine) -> MidImage:
-        """Make the state after a blank prompt, with the noise drawn, in the form that the engine runs."""
-        request = Request(target.blank_prompt(), grid, params, [0])
+        """Make the state of one image after a blank prompt, with the noise drawn, in the form that the engine runs."""
+        return cls.behind(target, Request(target.blank_prompt(), grid, params, [0]), reach, engine)
+
+    @classmethod
+    @torch.inference_mode()
+    def behind(cls, target: TimedTarget, request: Request, reach: int, engine: Engine) -> MidImage:
+        """Make the state after the prompts of a request; all of its images are in their middle."""
         state = first_window(target, request, Window(reach))
         here = cls(state if engine == "eager" else on_device(state), list(state.cache.lengths))
-        hold(here.state, [grid.size // 2])
+        hold(here.state, [request.grid.size // 2] * request.images)
         here.rewind()
         return here
 
     def rewind(self) -> None:
-        """Return to the middle of the image."""
+        """Return to the middle of the images."""
         middle = self.state.grid.size // 2
         self.state.committed.fill_(middle)
         self.state.steps.fill_(1)
@@ -178,6 +182,6 @@ class MidImage:
 
     @torch.inference_mode()
     def seconds(self, call: Callable[[], Any]) -> float:
-        """Wall-clock seconds of one call that starts in the middle of the image."""
+        """Wall-clock seconds of one call that starts in the middle of the images."""
         self.rewind()
         return seconds_of(call, self.state.tokens.device)

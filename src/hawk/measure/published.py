@@ -1,8 +1,8 @@
 """Large targets with random weights in the shapes of published models, each beside transformers' own `generate`.
 
 The layers that draw tokens have the published sizes. What drawing does not run is cut: text vocabularies, image
-understanding, pixel decoders. Two copies of the weights are made: Hawk packs its own, and transformers' own
-are in float32.
+understanding, pixel decoders. Two copies of the weights are made. On a CPU, Hawk packs its own, and transformers' own
+are in float32; on a GPU both are in the dtype asked for.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from transformers import (
     JanusForConditionalGeneration,
     LlamaConfig,
     LlamaForCausalLM,
+    StaticCache,
 )
 from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAEConfig
 from transformers.models.janus.configuration_janus import JanusVisionConfig, JanusVQVAEConfig
@@ -29,6 +30,7 @@ from transformers.models.janus.configuration_janus import JanusVisionConfig, Jan
 from hawk.decoding.grid import Grid
 from hawk.decoding.request import Condition
 from hawk.decoding.sampling import SamplingParams
+from hawk.machine import synchronize
 from hawk.models.hf.families import Chameleon, Janus
 from hawk.models.hf.family import Family
 from hawk.models.hf.target import TokenPrompt, TransformersTarget
@@ -37,9 +39,10 @@ from hawk.models.protocol import ImageTarget
 
 PROMPT = 64
 """Tokens of every prompt."""
+CPU = torch.device("cpu")
 
 Generate = Callable[[int, int], list[float]]
-"""Draws so many tokens with a seed by transformers' `generate`; returns the clock's seconds after each token."""
+"""Draws so many tokens with a seed by transformers' `generate`; returns the clock's seconds at each token."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,9 @@ class MadeUp:
     weights: int
 
 
-def janus_pro(grid: Grid, dtype: torch.dtype, layers: int = 24, width: int = 2048, codes: int = 16384) -> MadeUp:
+def janus_pro(
+    grid: Grid, dtype: torch.dtype, device: torch.device = CPU, layers: int = 24, width: int = 2048, codes: int = 16384
+) -> MadeUp:
     """Janus-Pro-1B, drawn by its own `generate` with CFG 5 (both rows in one batch)."""
     text = LlamaConfig(
         vocab_size=1024,
@@ -90,22 +95,26 @@ def janus_pro(grid: Grid, dtype: torch.dtype, layers: int = 24, width: int = 204
         projection_dim=width,
         image_token_embed_dim=width,
     )
-    own = random_weights(
-        JanusForConditionalGeneration, JanusConfig(text_config=text, vision_config=vision, vq_config=vq)
-    )
-    theirs = random_weights(JanusForConditionalGeneration, own.config)
+    config = JanusConfig(text_config=text, vision_config=vision, vq_config=vq)
+    own = random_weights(JanusForConditionalGeneration, config, dtype, device)
+    theirs = random_weights(JanusForConditionalGeneration, config, rival_dtype(dtype, device), device)
     theirs.generation_config.generation_kwargs = {"boi_token_id": 4}
     theirs.generation_config.pad_token_id = 3
     params = Janus.defaults
 
     def generate(tokens: int, seed: int) -> list[float]:
         theirs.model.vision_model.config.num_image_tokens = tokens
-        return clocked(theirs, seed, blank(1), generation_mode="image", guidance_scale=params.cfg_scale, do_sample=True)
+        # Some releases of transformers (5.17) fail where Janus has to make this cache by itself.
+        cache = StaticCache(config=theirs.config.get_text_config(decoder=True), max_cache_len=PROMPT + tokens)
+        guided = {"generation_mode": "image", "guidance_scale": params.cfg_scale}
+        return clocked(theirs, seed, blank(1), past_key_values=cache, do_sample=True, **guided)
 
-    return around(Janus(own.to(dtype), None), grid, dtype, params, generate, "generate, CFG in one batch")
+    return around(Janus(own, None), grid, dtype, params, generate, "generate, CFG in one batch")
 
 
-def chameleon_cut(grid: Grid, dtype: torch.dtype, layers: int = 4, width: int = 4096, codes: int = 8192) -> MadeUp:
+def chameleon_cut(
+    grid: Grid, dtype: torch.dtype, device: torch.device = CPU, layers: int = 4, width: int = 4096, codes: int = 8192
+) -> MadeUp:
     """The first layers of Chameleon-7B (the backbone of Lumina-mGPT and Anole), drawn by `generate` on two rows.
 
     `generate` gets the conditional and the unconditional row as one batch and does no guidance, which is less work
@@ -129,15 +138,18 @@ def chameleon_cut(grid: Grid, dtype: torch.dtype, layers: int = 4, width: int = 
             attn_type="none",
         ),
     )
-    own, theirs = (random_weights(ChameleonForConditionalGeneration, config) for _ in range(2))
+    own, theirs = (
+        random_weights(ChameleonForConditionalGeneration, config, each, device)
+        for each in (dtype, rival_dtype(dtype, device))
+    )
     params = replace(Chameleon.defaults, temperature=1.0)
     generate = two_rows(theirs)
-    return around(
-        Chameleon(own.to(dtype), None, None), grid, dtype, params, generate, "generate, two rows, no guidance"
-    )
+    return around(Chameleon(own, None, None), grid, dtype, params, generate, "generate, two rows, no guidance")
 
 
-def llamagen_xl(grid: Grid, dtype: torch.dtype, layers: int = 36, width: int = 1280, codes: int = 16384) -> MadeUp:
+def llamagen_xl(
+    grid: Grid, dtype: torch.dtype, device: torch.device = CPU, layers: int = 36, width: int = 1280, codes: int = 16384
+) -> MadeUp:
     """LlamaGen-XL (775M). transformers does not have it: `generate` runs a Llama of the same shape on two rows."""
     shape = LlamaGenConfig(
         dim=width,
@@ -160,8 +172,12 @@ def llamagen_xl(grid: Grid, dtype: torch.dtype, layers: int = 36, width: int = 1
         num_key_value_heads=shape.n_head,
         tie_word_embeddings=False,
     )
-    theirs, parameters = random_weights(LlamaForCausalLM, llama), target.parameter_count
-    target.pack(dtype)
+    theirs = random_weights(LlamaForCausalLM, llama, rival_dtype(dtype, device), device)
+    parameters = target.parameter_count
+    if device.type == "cpu":
+        target.pack(dtype)
+    else:
+        target.to(device, dtype)
     rows = torch.randn(1, shape.caption_tokens, shape.caption_dim)
     prompt = CaptionPrompt(rows, torch.ones(rows.shape[:2], dtype=torch.bool))
     generate = two_rows(theirs)
@@ -172,21 +188,27 @@ def llamagen_xl(grid: Grid, dtype: torch.dtype, layers: int = 36, width: int = 1
 def around(
     family: Family, grid: Grid, dtype: torch.dtype, params: SamplingParams, generate: Generate, rival: str
 ) -> MadeUp:
-    """A family's target, packed with weights in `dtype`, with a prompt for both rows."""
+    """A family's target, on a CPU packed with weights in `dtype`, with a prompt for both rows."""
     target = TransformersTarget(family)
-    target.pack(dtype)
+    if target.device.type == "cpu":
+        target.pack(dtype)
     cond, uncond = (tuple(row.tolist()) for row in blank(2))
     return MadeUp(
         target, TokenPrompt((cond,), (uncond,), grid), params, generate, rival, dtype.itemsize * target.parameter_count
     )
 
 
-def random_weights(kind: Any, config: Any) -> Any:
+def random_weights(kind: Any, config: Any, dtype: torch.dtype, device: torch.device) -> Any:
     """A transformers model with its own random initial weights; two calls with one config make the same weights."""
-    with seeded(0):
+    with seeded(0), device:
         model = kind(config)
     model.set_attn_implementation("sdpa")
-    return model.eval().requires_grad_(False)
+    return model.to(dtype).eval().requires_grad_(False)
+
+
+def rival_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype of transformers' copy: float32 on a CPU, and that of Hawk's copy on a GPU."""
+    return torch.float32 if device.type == "cpu" else dtype
 
 
 def blank(rows: int) -> Tensor:
@@ -210,16 +232,26 @@ def two_rows(model: Any) -> Generate:
 
 
 def clocked(model: Any, seed: int, ids: Tensor, **options: Any) -> list[float]:
-    """The clock's seconds whenever transformers' `generate` has the logits of a new token."""
+    """The clock's seconds whenever transformers' `generate` has the logits of a new token.
+
+    On a GPU the clock is the GPU's own, for which the host need not wait; it starts at the first token.
+    """
     marks: list[float] = []
+    events: list[torch.cuda.Event] = []
 
     def mark(_: Tensor, scores: Tensor) -> Tensor:
-        marks.append(time.perf_counter())
+        if scores.is_cuda:
+            events.append(torch.cuda.Event(enable_timing=True))
+            events[-1].record()
+        else:
+            marks.append(time.perf_counter())
         return scores
 
+    ids = ids.to(model.device)
     with torch.inference_mode(), seeded(seed):
         model.generate(ids, attention_mask=torch.ones_like(ids), logits_processor=[mark], **options)
-    return marks
+    synchronize(model.device)
+    return marks or [events[0].elapsed_time(each) / 1000 for each in events]
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """`hawk bench --suite scaling`: how the cost grows with the window, the image, the batch and the model.
 
 The suite times an image at several windows, image sizes and batch sizes, and a step at several numbers of nodes. Steps
-are also timed on LlamaGen shapes with made-up weights, to see what larger models would cost on this machine.
+are also timed on LlamaGen shapes with random weights, to see what larger models would cost on this machine.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from hawk.decoding.planning import step_seconds
 from hawk.decoding.recording import Engine
@@ -49,7 +50,7 @@ class ScalingSweep:
         windows: windows of `hawk`.
         sides: sides of square grids, in tokens.
         batches: numbers of images drawn together.
-        shapes: targets with made-up weights, by name.
+        shapes: targets with random weights, by name.
         shape_nodes: numbers of nodes of a step of each of `shapes`.
         prompt: what every image shows.
     """
@@ -178,13 +179,20 @@ def too_large(name: str, needed: int) -> str:
 
 
 def made_up_target(shape: LlamaGenConfig, device: torch.device) -> LlamaGen:
-    """A target of that shape whose weights all have one small value: it serves to time steps, not to draw."""
+    """A target of that shape with random weights, to time steps with; in bfloat16 unless it is on a CPU.
+
+    The weights are random because a GPU runs faster on constants, which take it less power.
+    """
+    on_cpu = device.type == "cpu"
     with torch.device("meta"):
-        target = LlamaGen(shape)
+        target = LlamaGen(shape).to(torch.float32 if on_cpu else torch.bfloat16)
     target = target.to_empty(device=device).requires_grad_(False).eval()
     for parameter in target.parameters():
-        parameter.fill_(0.01)
-    if device.type == "cpu":
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.02)
+        else:  # the scales of the norms
+            nn.init.ones_(parameter)
+    if on_cpu:
         target.pack(fast_dtype())
     return target
 

@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from hawk.machine import seconds_of
 from hawk.measure.environment import environment
 from hawk.measure.prompts import BENCH_PROMPTS
 from hawk.measure.scaling import MOST_BYTES, SHAPES, made_up_target, too_large, weight_bytes
-from hawk.models.llamagen.target import LlamaGenConfig
+from hawk.models.llamagen.target import CaptionPrompt, LlamaGen, LlamaGenConfig
 from hawk.models.protocol import ImageTarget
 from hawk.pipeline import HawkPipeline
 
@@ -42,8 +43,10 @@ class StepsSweep:
 
     Attributes:
         reaches: reaches of the windows, 0 for plain AR among them.
-        shapes: large targets with made-up weights, by name; only reaches 0 and 63 are timed on them.
+        shapes: large targets with random weights, by name.
         sides: sides of the square grids that `shapes` are timed on, in tokens.
+        shape_reaches: reaches of the windows that `shapes` are timed at.
+        shape_images: numbers of images, drawn together, that `shapes` are timed with.
         prompts: prompts of the model's own images, in turns.
         copied: bytes of the copy that measures the memory's bandwidth.
     """
@@ -51,6 +54,8 @@ class StepsSweep:
     reaches: tuple[int, ...] = (0, 7, 15, 23, 31, 63)
     shapes: Mapping[str, LlamaGenConfig] = field(default_factory=dict)
     sides: tuple[int, ...] = (24, 32)
+    shape_reaches: tuple[int, ...] = (0, 7, 15, 31, 63, 127)
+    shape_images: tuple[int, ...] = (1, 4)
     prompts: tuple[str, ...] = BENCH_PROMPTS
     copied: int = 256 << 20
 
@@ -63,10 +68,11 @@ class StepsSweep:
 
 @dataclass(frozen=True)
 class StepCost:
-    """Seconds of one step over `nodes` positions in the middle of an image, and of its parts.
+    """Seconds of one step over `nodes` positions of each image in the middle of the images, and of its parts.
 
     Attributes:
-        grid: height and width of the image, in tokens.
+        grid: height and width of an image, in tokens.
+        images: images that are drawn together; guidance has two rows of the target for each.
         step: the whole step but for its noise.
         forward: the target's layers and output head over as many nodes.
         draft: filling the window with drafts.
@@ -78,6 +84,7 @@ class StepCost:
 
     target: str
     grid: tuple[int, int]
+    images: int
     nodes: int
     step: float
     forward: float
@@ -130,7 +137,7 @@ def run_steps(
     repeats: int = 21,
     on_progress: Callable[[str], None] = lambda what: None,
 ) -> StepsResult:
-    """Time the steps of the pipeline's model, and those of the sweep's shapes with made-up weights.
+    """Time the steps of the pipeline's model, and those of the sweep's shapes with random weights.
 
     Args:
         sweep: None takes the default sweep of the pipeline's device.
@@ -147,9 +154,8 @@ def run_steps(
     images_at = {reach: drawn(Window(reach), images) for reach in sweep.reaches}
     committed = {reach: accept_length(found) for reach, found in images_at.items()}
     on_progress(f"{images} images")
-    costs = costs_by_reach(
-        target, pipe.model.name, pipe.model.grid, pipe.defaults, committed, bandwidth, repeats, pipe.engine
-    )
+    request = Request(target.blank_prompt(), pipe.model.grid, pipe.defaults, [0])
+    costs = costs_by_reach(target, pipe.model.name, request, committed, bandwidth, repeats, pipe.engine)
     on_progress(pipe.model.name)
     left_out = []
     for name, shape in sweep.shapes.items():
@@ -158,11 +164,14 @@ def run_steps(
             left_out.append(too_large(name, needed))
             continue
         made_up = made_up_target(shape, pipe.device)
-        for side in sweep.sides:
-            grid, unknown = Grid(side, side), dict.fromkeys((0, 63), 0.0)
-            params = replace(pipe.defaults, cfg_scale=max(pipe.defaults.cfg_scale, 1.5))
-            costs += costs_by_reach(made_up, name, grid, params, unknown, bandwidth, max(3, repeats // 4), pipe.engine)
-            on_progress(f"{name}, {side}x{side}")
+        params = replace(pipe.defaults, cfg_scale=max(pipe.defaults.cfg_scale, 1.5))
+        for side, images_at_once in product(sweep.sides, sweep.shape_images):
+            request = made_up_request(made_up, Grid(side, side), params, images_at_once)
+            for reach in sweep.shape_reaches:  # one by one: each has a KV cache of its own
+                costs += costs_by_reach(
+                    made_up, name, request, {reach: 0.0}, bandwidth, max(3, repeats // 4), pipe.engine
+                )
+            on_progress(f"{name}, {side}x{side}, {images_at_once} image{'s' if images_at_once > 1 else ''}")
     wide = max(sweep.reaches)
     in_shape = drawn(Window(wide, keeps=False), min(images, 2))
     return StepsResult(
@@ -179,8 +188,7 @@ def run_steps(
 def costs_by_reach(
     target: ImageTarget,
     name: str,
-    grid: Grid,
-    params: SamplingParams,
+    request: Request,
     committed: dict[int, float],
     bandwidth: float,
     repeats: int,
@@ -189,12 +197,13 @@ def costs_by_reach(
     """Median seconds of a step and of its parts at each reach of `committed`, the reaches in turns.
 
     Args:
+        request: its images are drawn together, from its prompts.
         committed: from each reach to the tokens committed per step, or 0 where that is unknown.
         bandwidth: bytes per second, for the floor.
         repeats: timed steps at each reach; two more come first as a warm-up.
     """
     with refused_where_memory_ends("measure a smaller model, or choose --engine eager"):
-        starts = {reach: MidImage.of(target, grid, params, reach, engine) for reach in committed}
+        starts = {reach: MidImage.behind(target, request, reach, engine) for reach in committed}
         parts = {reach: timed_calls(target, start, engine) for reach, start in starts.items()}
     runs: dict[int, list[list[float]]] = {reach: [] for reach in committed}
     for turn in range(repeats + 2):
@@ -206,10 +215,29 @@ def costs_by_reach(
     costs = []
     for reach, found in runs.items():
         step, forward, draft = (statistics.median(column) for column in zip(*found, strict=True))
-        noise = per_position * max(committed[reach], 1.0)
-        shape = (grid.height, grid.width)
-        costs.append(StepCost(name, shape, reach + 1, step, forward, draft, noise, floor, committed[reach]))
+        noise = per_position * request.images * max(committed[reach], 1.0)
+        costs.append(
+            StepCost(
+                name,
+                (request.grid.height, request.grid.width),
+                request.images,
+                reach + 1,
+                step,
+                forward,
+                draft,
+                noise,
+                floor,
+                committed[reach],
+            )
+        )
     return costs
+
+
+def made_up_request(target: LlamaGen, grid: Grid, params: SamplingParams, images: int) -> Request:
+    """A request for images of captions that say nothing."""
+    blank = target.blank_prompt()
+    features, mask = (tensor.expand(images, *tensor.shape[1:]) for tensor in (blank.features, blank.mask))
+    return Request(CaptionPrompt(features, mask), grid, params, list(range(images)))
 
 
 def timed_calls(target: ImageTarget, start: MidImage, engine: Engine) -> list[Callable[[], Any]]:
@@ -228,10 +256,10 @@ def timed_calls(target: ImageTarget, start: MidImage, engine: Engine) -> list[Ca
         guided_logits(target, hidden, guided_state(hidden, state.params), state.params)
 
     def draft() -> None:
-        if reach:
-            enter(state, last, reach)
+        enter(state, last, reach)
 
-    return [recorded(call, engine, target.device) for call in (step, forward_alone, draft)]
+    calls = [recorded(call, engine, target.device) for call in (step, forward_alone)]
+    return [*calls, recorded(draft, engine, target.device) if reach else lambda: None]  # no graph may be empty
 
 
 def noise_seconds(target: ImageTarget) -> float:

@@ -18,7 +18,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from fixtures import offline_hawk
 from fixtures.long_commands import COMMANDS, Workplace
 from hawk import files
 from hawk.cli.app import app
@@ -187,7 +186,6 @@ WRITERS = {
     "compare": ("compare cat -m {model} --repeats 1 -o out", '"identical": true'),
     "bench": ("bench --methods ar --prompts 1 -m {model} --json-out out/bench.json", '"rows"'),
     "info": ("info {model} --measure --json", '"reach": 63'),
-    "data": ("data build --out out --workers 0", ""),
 }
 
 
@@ -200,8 +198,6 @@ def test_on_a_full_disk_the_result_is_printed_and_no_half_file_is_left(
 ):
     model = Path(shutil.copytree(saved_model, tmp_path / "model"))
     shutil.rmtree(model / HEADS_FOLDER)
-    offline_hawk.write_packages(tmp_path)
-    offline_hawk.offline(tmp_path, monkeypatch)
     monkeypatch.setenv("HAWK_CACHE", str(empty_folder))
     seconds = "hawk.drafters.settings.step_seconds"
     monkeypatch.setattr(seconds, lambda target, widths, repeats, engine: dict.fromkeys(widths, 1.0))

@@ -18,6 +18,7 @@ if [ "$DEVICE" = cuda ]; then # 16x16 tokens, 18 M parameters
   TOKENIZER+=(--steps "$(of 4000 2)" --minutes "$(minutes 1.5)" --lr 6e-4 --ema 0.995 --whole)
   TARGET+=(--dim 384 --layers 8 --steps "$(of 12000 2)" --minutes "$(minutes 9)" --lr 2e-3 --muon --weight-decay 0.05)
   TARGET+=(--warmup "$(of 200 1)" --ema 0.998)
+  TOKENIZER+=(--save-every 500 --evaluate-every 1000) TARGET+=(--save-every 400 --evaluate-every 1000) # steps are short
   BATCHES=(64 256) IMAGES=$(of 4096 64)
 else # 16x16 tokens, 7 M parameters
   TOKENIZER+=(--steps "$(of 2000 2)")

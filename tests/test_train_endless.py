@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from hawk.cli.app import app
 from hawk.models.folder import load_model
+from hawk.training.drafters import pool
 from hawk.training.endless import target, tokenizer
 from hawk.training.endless.tokenizer import load_tokenizer
 from test_photos import write_photos
@@ -20,9 +21,10 @@ RECIPE = "heads: {steps: 2, batch_size: 4, horizontal: 1, vertical: 1}"
 
 @pytest.fixture(autouse=True)
 def few_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Held-out pictures are measured, but few of them."""
+    """Held-out pictures and windows are measured, but few of them."""
     monkeypatch.setattr(target, "CHECK", 2)
     monkeypatch.setattr(tokenizer, "CHECKED", 20)
+    monkeypatch.setattr(pool, "REACHES", (1, 7))
 
 
 def hawk(*words: object) -> str:

@@ -15,7 +15,8 @@ from hawk.errors import HawkError
 
 train_app = typer.Typer(
     no_args_is_help=True,
-    help="Train a tokenizer, a target or a drafter. The same command again resumes a killed run.",
+    help="Train a drafter for any target, or a tokenizer and a target of your own. The same command again resumes a "
+    "killed run.",
 )
 
 CELL = 8

@@ -333,7 +333,7 @@ def test_the_picture_shows_both_images_and_colours_each_cell(saved_model):
     assert long.size == picture.size
 
 
-# --- bench, verify, info, data
+# --- bench, train, verify, info
 
 
 def test_bench_ends_with_json_and_writes_it(saved_model, empty_folder):
@@ -378,17 +378,31 @@ def test_bench_and_train_refuse_the_same_prompt_files(saved_model, empty_folder,
     assert files(empty_folder) == ["mine.txt"]
 
 
-TARGET = ("train", "target", "--data", "none", "--out", "run", "--tokenizer", "none", "--text", "none")
+TOKENIZER = ("train", "tokenizer", "--out", "run")
+TARGET = ("train", "target", "--out", "run", "--tokenizer", "none")
 DRAFTER = ("train", "drafter", "--target", "none", "--out", "run", "--prompts", "none.txt")
 BAD_CALLS_OF_TRAIN = {
     "a device of another kind": ((*TARGET, "--device", "xpu"), "device 'xpu' is not supported"),
-    "no device": (("train", "tokenizer", "--data", "none", "--out", "run", "--device", "gpu"), "unknown device 'gpu'"),
+    "no device": ((*TOKENIZER, "--device", "gpu"), "unknown device 'gpu'"),
     "a seed below 0": ((*TARGET, "--seed", "-3"), "--seed"),
     "a seed past 64 bits": ((*TARGET, "--seed", "9" * 30), "--seed"),
     "an infinite rate": ((*TARGET, "--lr", "inf"), "--lr must be a finite number, not inf"),
     "a batch without end": ((*TARGET, "--batch-size", "100000000000"), "--batch-size"),
     "processes without end": ((*TARGET, "--workers", "100000000000"), "--workers"),
-    "renderers without end": (("data", "build", "--out", "run", "--workers", "100000000000"), "--workers"),
+    "no time": ((*TARGET, "--minutes", "0"), "--minutes must be above 0"),
+    "time without end": ((*TOKENIZER, "--minutes", "inf"), "--minutes must be a finite number, not inf"),
+    "a decay without end": ((*TARGET, "--weight-decay", "inf"), "--weight-decay must be a finite number, not inf"),
+    "an average that never changes": ((*TOKENIZER, "--ema", "1"), "--ema must be below 1"),
+    "half a token": ((*TOKENIZER, "--side", "100"), "--side must be a multiple of 8, the pixels of a token, not 100"),
+    "pictures below a cut-out": ((*TOKENIZER, "--side", "8"), "--side"),
+    "half a head": ((*TARGET, "--dim", "100"), "--dim must be a multiple of 64"),
+    "a share past all": ((*TARGET, "--blind", "1.5"), "--blind must be 1 or less"),
+    "levels that are no numbers": ((*TOKENIZER, "--levels", "8,x"), "--levels must be whole numbers from 2 on"),
+    "codes without end": ((*TOKENIZER, "--levels", "8,8,8,8,8,8"), "whose product is at most 65536, not '8,8,8,8,8,8'"),
+    "a decoder of no encoder": ((*TOKENIZER, "--decoder-only"), "--decoder-only keeps the codes of --start: give"),
+    "no tokenizer": (TARGET, "none holds no tokenizer: give a run folder of `hawk train tokenizer`, or a model folder"),
+    "no run": (("train", "model", "--run", "none", "--tokenizer", "none"), "none holds no tokenizer"),
+    "a drafter without prompts": (DRAFTER[:-2], "give --prompts FILE (one prompt a line)"),
     "a name that no file takes": ((*TARGET, "--name", "a\udcff"), "holds a byte that is no text"),
     "grids without end": ((*DRAFTER, "--images", "100000000000"), "--images"),
     "a cache without end": ((*DRAFTER, "--cache-gb", "inf"), "--cache-gb must be a finite number, not inf"),
@@ -396,7 +410,7 @@ BAD_CALLS_OF_TRAIN = {
 
 
 @pytest.mark.parametrize("case", BAD_CALLS_OF_TRAIN)
-def test_bad_calls_of_train_and_data(empty_folder, case):
+def test_bad_calls_of_train(empty_folder, case):
     words, message = BAD_CALLS_OF_TRAIN[case]
     assert message in refused(*words)
     assert files(empty_folder) == []
@@ -466,22 +480,6 @@ def test_info_names_sizes_and_drafters(saved_model, model_copy):
     shutil.rmtree(model_copy / "drafters")
     assert "hawk train drafter" in last_json(hawk_command("info", model_copy, "--json"))["drafter"]
     assert "no model folder" in refused("info", "nowhere")
-
-
-def test_data_build_passes_its_options_on(empty_folder, monkeypatch):
-    from hawk.training.sprites import data
-
-    asked = []
-
-    def build(out, sources, limit, workers):
-        asked.append((out, sources, limit, workers))
-        return data.BuildReport(out, 3, 1, 0, {"noto": 3}, {})
-
-    monkeypatch.setattr(data, "build_dataset", build)
-    result = hawk_command("data", "build", "--out", "d", "--source", "noto", "--limit", 3, "--workers", 0)
-    assert asked == [(Path("d"), ["noto"], 3, 0)]
-    assert last_json(result)["sprites"] == 3
-    assert "--out" in refused("data", "build")
 
 
 def test_version_help_and_unknown_commands():

@@ -18,8 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from fixtures import offline_hawk
-from fixtures.long_commands import COMMANDS, Workplace, disc_job
+from fixtures.long_commands import COMMANDS, Workplace
 from hawk import files
 from hawk.cli.app import app
 from hawk.cli.wanted import SETTINGS
@@ -31,7 +30,6 @@ from hawk.pictures.png import save_png
 from hawk.pipeline import HawkPipeline
 from hawk.processes import process_pool
 from hawk.training import loop
-from hawk.training.sprites import data
 
 # --- names
 
@@ -188,7 +186,6 @@ WRITERS = {
     "compare": ("compare cat -m {model} --repeats 1 -o out", '"identical": true'),
     "bench": ("bench --methods ar --prompts 1 -m {model} --json-out out/bench.json", '"rows"'),
     "info": ("info {model} --measure --json", '"reach": 63'),
-    "data": ("data build --out out --workers 0", ""),
 }
 
 
@@ -201,8 +198,6 @@ def test_on_a_full_disk_the_result_is_printed_and_no_half_file_is_left(
 ):
     model = Path(shutil.copytree(saved_model, tmp_path / "model"))
     shutil.rmtree(model / HEADS_FOLDER)
-    offline_hawk.write_packages(tmp_path)
-    offline_hawk.offline(tmp_path, monkeypatch)
     monkeypatch.setenv("HAWK_CACHE", str(empty_folder))
     seconds = "hawk.drafters.settings.step_seconds"
     monkeypatch.setattr(seconds, lambda target, widths, repeats, engine: dict.fromkeys(widths, 1.0))
@@ -295,14 +290,6 @@ def test_state_of_a_training_run_that_does_not_fit_is_an_error_of_the_disk(tmp_p
         loop.save_atomically({"weights": torch.zeros(100_000)}, tmp_path / "state.pt")
     assert (tmp_path / "state.pt").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
-
-
-def test_sprites_that_do_not_fit_are_decoded_again(tmp_path):
-    data.write_shards(tmp_path, [disc_job("thing", number) for number in range(6)], {}, workers=0)
-    with room_for(200_000), pytest.raises(OSError, match=f"{FULL}.*sprites.npy"):
-        data.load_sprites(tmp_path)
-    assert {path.suffix for path in tmp_path.iterdir()} == {".tar", ".json"}
-    assert data.load_sprites(tmp_path).rgba.shape == (6, 128, 128, 4)
 
 
 def test_plots_that_do_not_fit_leave_no_half_picture(tmp_path):

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from fixtures import offline_hawk
 from fixtures.long_commands import COMMANDS as LONG
 from fixtures.long_commands import Workplace
 from hawk.cli.interrupts import Interrupts, was_interrupted
+
+SOURCE = Path(__file__).parents[1] / "src"
 
 COMMANDS = {
     "an import": ("--help",),
@@ -86,8 +87,7 @@ if __name__ == "__main__":
 def test_nothing_is_said_of_what_an_ended_pool_leaves_behind(tmp_path):
     script = tmp_path / "leaves.py"
     script.write_text(LEAVES_SEMAPHORES)
-    source = Path(offline_hawk.__file__).parents[2] / "src"
-    env = {**os.environ, "PYTHONPATH": str(source)}
+    env = {**os.environ, "PYTHONPATH": str(SOURCE)}
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=env, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (7, "")
 
@@ -115,21 +115,17 @@ def place(saved_model, tmp_path_factory) -> Workplace:
     return Workplace.fill(tmp_path_factory.mktemp("place"), saved_model)
 
 
-def interrupted(
-    words: Sequence[str], folder: Path, place: Workplace, after: float | None, at_terminal: bool = False
-) -> Ended:
+def interrupted(words: Sequence[str], folder: Path, after: float | None, at_terminal: bool = False) -> Ended:
     """Run a command in a folder, and send Ctrl-C to it after some seconds (None: never).
 
     Ctrl-C reaches the command's own process, or, as from a terminal, its child processes as well.
     """
     folder.mkdir(exist_ok=True)
-    env = {"OMP_NUM_THREADS": "1", "HAWK_CACHE": str(folder), "HAWK_TEST_PACKAGES": str(place.folder / "packages")}
-    source = Path(offline_hawk.__file__)
-    script = [str(source)] if words[0] == "data" else ["-m", "hawk"]
+    env = {"OMP_NUM_THREADS": "1", "HAWK_CACHE": str(folder)}
     process = subprocess.Popen(
-        [sys.executable, *script, *words],
+        [sys.executable, "-m", "hawk", *words],
         cwd=folder,
-        env={**os.environ, **env, "PYTHONPATH": str(source.parents[2] / "src")},
+        env={**os.environ, **env, "PYTHONPATH": str(SOURCE)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -158,14 +154,14 @@ def began(ended: Ended) -> bool:
 def test_ctrl_c_at_ten_random_moments(tmp_path, place, name, record_property):
     command, words = LONG[name], LONG[name].arguments(place)
     begun = time.monotonic()
-    whole = interrupted(words, tmp_path / "whole", place, None if command.resumes else LONGEST)
+    whole = interrupted(words, tmp_path / "whole", None if command.resumes else LONGEST)
     assert whole.code in (0, 130), whole.errors
     seconds = min(time.monotonic() - begun, LONGEST)
     moments = random.Random(name)
     longest, kept, pressed = 0.0, 0, 0
     for i in range(MOMENTS):
         after, folder = moments.uniform(0.3, seconds), tmp_path / str(i)
-        ended = interrupted(words, folder, place, after, at_terminal=i % 2 == 1)
+        ended = interrupted(words, folder, after, at_terminal=i % 2 == 1)
         here = f"{name} after {after:.2f} s: {ended.errors}"
         if ended.code == 0 or not began(ended):
             continue  # the command was quicker than Ctrl-C, or slower than Python
@@ -181,7 +177,7 @@ def test_ctrl_c_at_ten_random_moments(tmp_path, place, name, record_property):
     print(f"\n{name}: {pressed} times Ctrl-C; ended within {longest:.2f} s; {kept} things finished")
     assert pressed, "no moment fell into the command"
     if command.resumes:
-        assert interrupted(words, furthest, place, None).code == 0
+        assert interrupted(words, furthest, None).code == 0
         assert command.finished(furthest) == command.finished(tmp_path / "whole")
 
 

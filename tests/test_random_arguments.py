@@ -7,7 +7,7 @@ import resource
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,14 +21,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from fixtures import offline_hawk
-from fixtures.long_commands import disc_job
 from hawk import HawkError, HawkPipeline
 from hawk.cli.app import app
 from hawk.drafters.methods import METHODS
 from hawk.engine import DrawingEngine
 from hawk.outputs import OUTPUT_TYPES
-from hawk.training.sprites.data import write_shards
 
 SECONDS = 10
 """Seconds of processor time that a set of arguments may take."""
@@ -95,13 +92,13 @@ def begun_only() -> Iterator[Budget]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DrawingEngine, "step", begin)
         patch.setattr("hawk.training.drafters.grids.generate", enough)
-        for module in ("sprites.tokenizer", "sprites.target", "drafters.heads", "drafters.spatial", "drafters.feature"):
+        for module in ("endless.tokenizer", "endless.target", "drafters.heads", "drafters.spatial", "drafters.feature"):
             patch.setattr(f"hawk.training.{module}.fit", enough)
         for suite in ("scaling.run_scaling", "steps.run_steps"):
             patch.setattr(f"hawk.measure.{suite}", enough)
         patch.setattr("hawk.proofs.suite.run_in_processes", lambda every, processes: [])
         patch.setattr("hawk.drafters.settings.step_seconds", lambda target, widths, n, engine: dict.fromkeys(widths, 1))
-        patch.setattr("hawk.training.sprites.data.process_pool", lambda workers, prepare: nullcontext())
+        patch.setattr("hawk.training.photos.sources.fetch_photos", enough)
         patch.setattr(torch, "set_num_threads", lambda threads: None)
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         yield budget
@@ -177,11 +174,15 @@ RIGHT = {
     "--kind": ["heads", "spatial", "heads,spatial", "feature"],
     "--recipe": ["hawk", "mixed", "paper", "recipe.yaml"],
     "--sources": ["horizontal", "stale", "horizontal,stale"],
-    "--source": ["discs"],
-    "--data": ["data"],
+    **dict.fromkeys(["--minutes", "--weight-decay", "--ema"], REALS),
     "--tokenizer": ["model"],
-    "--text": ["model"],
-    "--init": ["model"],
+    "--start": ["model"],
+    "--run": ["run"],
+    "--photos": ["photos"],
+    "--pause": ["nowhere"],
+    "--side": ["64", "128"],
+    "--dim": ["64", "128"],
+    "--levels": ["4,3", "8,8"],
     "--target": ["model"],
     "--model": ["model"],
     "--drafter": ["model/drafters/heads"],
@@ -250,21 +251,17 @@ def command_lines(draw: st.DrawFn) -> list[str]:
 
 @pytest.fixture(scope="module")
 def desk(saved_model, tmp_path_factory) -> Path:
-    """A folder with what a command line may name: a model, prompts, pictures, sprites, a file in the way."""
+    """A folder with what a command line may name: a model, prompts, pictures, a file in the way."""
     folder = tmp_path_factory.mktemp("desk")
     shutil.copytree(saved_model, folder / "model")
     (folder / "taken").write_text("in the way")
     (folder / "mine.txt").write_text("a cat\nred apple\n")
     (folder / "lines.jsonl").write_text('{"prompt": "a cat", "seed": 3}\n')
     (folder / "recipe.yaml").write_text("heads: {steps: 2, batch_size: 2, horizontal: 1, vertical: 1}")
-    (folder / "data").mkdir()
     (folder / "llamagen").mkdir()
-    sprites = [disc_job(f"thing {letter}", number) for number, letter in enumerate("abcdefghij")]
-    write_shards(folder / "data", sprites, {}, workers=0)
     first = ["generate", "a cat", "-m", str(folder / "model"), "-o", str(folder / "first.png"), "--method", "ar"]
     assert CliRunner().invoke(app, first).exit_code == 0
     Image.new("RGB", (8, 8)).save(folder / "plain.png")
-    offline_hawk.write_packages(folder)
     return folder
 
 
@@ -277,7 +274,6 @@ def test_a_random_command_line_draws_or_ends_in_one_line(desk, begun_only, tmp_p
         folder = Path(shutil.copytree(desk, tmp_path / "here"))
         patch.chdir(folder)
         patch.setenv("HAWK_CACHE", str(folder))
-        offline_hawk.offline(folder, patch)
         with bounded():
             result = CliRunner().invoke(app, line, input="a cat\n")
     shutil.rmtree(folder)

@@ -8,14 +8,15 @@ from hawk.models.llamagen.target import LlamaGen
 from hawk.models.tokenizers.fsq import FSQConfig, FSQTokenizer
 from hawk.training.endless.codes import code_digits
 from hawk.training.endless.pause import wait_while_exists
-from hawk.training.endless.target import EndlessTokens, endless_shape, fit_endless_target, load_averaged_target
-from hawk.training.endless.tokenizer import fit_endless_tokenizer
+from hawk.training.endless.target import EndlessTokens, fit_target, load_averaged_target, target_shape
+from hawk.training.endless.tokenizer import fit_tokenizer
 from hawk.training.endless.words import write_text_encoder
 from hawk.training.loop import FitConfig
 from hawk.training.scenes.captions import caption, unknown_words, vocabulary
 from hawk.training.scenes.colours import COLOURS
 from hawk.training.scenes.data import ScenePictures
 from hawk.training.scenes.kinds import KINDS
+from hawk.training.scenes.prompts import SceneCaptions
 from hawk.training.scenes.scene import (
     BLOCK,
     held_out_number,
@@ -97,20 +98,27 @@ def test_splits_are_batches_of_their_own():
     assert all(len(batch.captions) == 3 for batch in batches)
 
 
+def test_captions_do_not_wait_for_their_pictures():
+    pictures = ScenePictures()
+    assert tuple(pictures.captions("train", range(3))) == pictures.batch("train", range(3)).captions
+    prompts = SceneCaptions()
+    assert prompts.drawn(1, 2) == pictures.captions("train", range(1, 3))
+    assert prompts.fingerprint == SceneCaptions().fingerprint
+
+
 def test_training_runs_and_goes_on(tmp_path):
     small = FitConfig(steps=2, batch_size=2, warmup=1, dtype="float32", save_every=1, evaluate_every=2)
-    tokenizer, fitted = fit_endless_tokenizer(ScenePictures(), tmp_path / "tokenizer", small, TINY)
+    pictures = ScenePictures(side=64)
+    tokenizer, fitted = fit_tokenizer(pictures, tmp_path / "tokenizer", small, TINY)
     assert fitted.scalars["psnr"] > 0
-    wider = FSQConfig((4, 8), (4, 4, 8), (4, 4, 8), (1, 1, 1))
-    fit_endless_tokenizer(ScenePictures(), tmp_path / "wider", small, wider, start=tokenizer)
     text = write_text_encoder(tmp_path / "text", vocabulary(), ["cat"])
-    shape = endless_shape(tokenizer, text, dim=64, layers=1)
-    source = EndlessTokens(ScenePictures(), tokenizer, text)
-    fit_endless_target(source, shape, small, tmp_path / "own rows", shared_rows=False)
-    _, first = fit_endless_target(source, shape, small, tmp_path / "target")
-    _, again = fit_endless_target(source, shape, small, tmp_path / "target")
+    shape = target_shape(tokenizer, text, dim=64, layers=1, side=64)
+    source = EndlessTokens(pictures, tokenizer, text)
+    fit_target(source, shape, small, tmp_path / "own rows", shared_rows=False)
+    _, first = fit_target(source, shape, small, tmp_path / "target")
+    _, again = fit_target(source, shape, small, tmp_path / "target")
     assert first.scalars["nll held-out"] == pytest.approx(again.scalars["nll held-out"])
-    target = load_averaged_target(tmp_path / "target", shape, tokenizer)
+    target = load_averaged_target(tmp_path / "target", tokenizer)
     assert target.state_dict().keys() == LlamaGen(shape).state_dict().keys()
     assert {"nll held-out", "nll held-out pairs", "nll without captions"} <= first.scalars.keys()
 

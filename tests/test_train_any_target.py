@@ -177,7 +177,7 @@ def test_two_processes_give_the_loss_of_one(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     fit_all(tmp_path / "one")
     one, two = (json.loads((tmp_path / run / "losses.json").read_text()) for run in ("one", "two"))
-    assert one.keys() == two.keys() == {"heads", "spatial", "feature"}
+    assert one.keys() == two.keys() == {"tokenizer", "target", "heads", "spatial", "feature"}
     for kind, scalars in one.items():
         assert scalars.keys() == two[kind].keys()
         for name, value in scalars.items():
@@ -413,8 +413,7 @@ def test_the_command_writes_a_drafter_that_generate_takes(targets: dict[str, Pat
     drawn = command("generate", "a cat", "--model", janus, "--drafter", drafter, "--out", tmp_path / "cat.png")
     assert drawn.exit_code == 0, (drawn.output, drawn.exception)
     for words, complaint in (
-        ([], "give either --prompts FILE"),
-        (["--prompts", prompts, "--data", tmp_path], "give either --prompts FILE"),
+        ([], "give --prompts FILE"),
         (["--prompts", tmp_path / "none.txt"], "cannot read prompts"),
         (["--prompts", prompts, "--kind", "heads,tails"], "unknown drafter kind 'tails'"),
         (["--prompts", prompts, "--recipe", "best"], "no recipe 'best'"),

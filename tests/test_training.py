@@ -1,4 +1,4 @@
-"""Training: the loop resumes exactly; the tokenizer, the target and a model folder's drafter are trained on discs."""
+"""Training: the loop resumes exactly; gradients, hidden context, null captions; a drafter that grows part by part."""
 
 from __future__ import annotations
 
@@ -9,30 +9,28 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fixtures.discs import disc_job
 from fixtures.tiny_training import GRID, prompts, tiny_target
 from hawk.decoding.sampling import SamplingParams
+from hawk.drafters.parts import DraftParts
 from hawk.drafters.settings import HEAD_SOURCES
 from hawk.errors import HawkError
-from hawk.models.folder import HEADS_FOLDER, load_model, save_model
+from hawk.models.folder import load_model, save_model
 from hawk.models.llamagen.target import LlamaGen, LlamaGenConfig
-from hawk.models.llamagen.words import StaticTextEncoder
 from hawk.models.tokenizers.fsq import FSQConfig, FSQTokenizer
 from hawk.training.ahead import Ahead
 from hawk.training.drafters.recipe import KindRecipe
 from hawk.training.drafters.run import FrozenModel, Plan, train_drafter
+from hawk.training.endless.teacher_forcing import Dropouts, TeacherForced, seen_tokens
+from hawk.training.endless.tokenizer import flat_cell_share, reconstruction_loss, training_pixels
+from hawk.training.endless.words import write_text_encoder
 from hawk.training.loop import FitConfig, fit, learning_rate, load_averaged, optimizers_of
-from hawk.training.sprites.data import write_shards
-from hawk.training.sprites.records import SpriteRecord, SpriteSet
-from hawk.training.sprites.target import Dropouts, TeacherForced, seen_tokens, step_batch, train_target
-from hawk.training.sprites.texts import SpriteCaptions
-from hawk.training.sprites.tokenizer import flat_cell_share, reconstruction_loss
+from hawk.training.scenes.captions import vocabulary
+from hawk.training.scenes.data import ScenePictures
+from hawk.training.scenes.prompts import SceneCaptions
 
 CONFIG = FitConfig(steps=12, batch_size=4, lr=1e-2, warmup=2, dtype="float32", save_every=5, evaluate_every=6)
 
@@ -120,16 +118,12 @@ def test_gradients_reach_the_tokenizers_first_layer() -> None:
 
 
 def test_batches_depend_on_the_step_alone_and_not_on_the_workers() -> None:
-    rgba = np.zeros((2, 128, 128, 4), np.uint8)
-    rgba[:, 40:80, 40:90] = (200, 30, 30, 255)
-    records = [SpriteRecord(name, name, (name,), (), "flat", "fake", "MIT", "train") for name in ("cat", "dog")]
-    make = partial(step_batch, SpriteSet(rgba, tuple(records)), 3, 4, 0)
+    config = replace(CONFIG, batch_size=2)
+    make = partial(training_pixels, ScenePictures(side=64), config, slice(0, 2), False)
     here, ahead = (Ahead(make, steps=9, workers=n) for n in (0, 2))
     for step in (5, 6, 7):
-        one, other = here.at(step), ahead.at(step)
-        assert one.captions == other.captions
-        assert np.array_equal(one.rgb, other.rgb)
-    assert here.at(6).captions != here.at(7).captions or not np.array_equal(here.at(6).rgb, here.at(7).rgb)
+        assert torch.equal(here.at(step), ahead.at(step))
+    assert not torch.equal(here.at(6), here.at(7))
 
 
 def test_context_is_hidden_from_some_images_wholly_and_from_some_in_part() -> None:
@@ -153,43 +147,11 @@ def test_teacher_forcing_uses_the_null_caption_where_it_is_dropped() -> None:
     assert not torch.equal(null, module(tokens, prompt.features, prompt.mask, ~dropped))
 
 
-def test_a_target_is_trained_from_sprites_to_a_lower_loss(tmp_path: Path) -> None:
-    """Everything that `hawk train target` does, on pictures of discs: data, tokens, captions, dropouts, loss."""
-    names = [f"thing {letter}" for letter in "abcdefghijklmnopqrstuvwxyz"] * 2
-    (tmp_path / "data").mkdir()
-    write_shards(tmp_path / "data", [disc_job(name, i) for i, name in enumerate(names)], {}, workers=0)
-    torch.manual_seed(0)
-    tokenizer = FSQTokenizer(FSQConfig((8, 8), (8, 8, 8), (8, 8, 8), (1, 1, 1)))
-    words = ["thing", *"abcdefghijklmnopqrstuvwxyz"]
-    text = StaticTextEncoder({word: i for i, word in enumerate(words)}, torch.randn(len(words), 4), tokens=24)
-    shape = LlamaGenConfig(
-        dim=32, n_layer=1, n_head=2, multiple_of=16, vocab_size=tokenizer.codebook_size, caption_dim=text.width,
-        caption_tokens=24, height=16, width=16,
-    )  # fmt: skip
-    config = FitConfig(steps=8, batch_size=4, lr=3e-3, warmup=1, ema=0.0, evaluate_every=4)
-    target, fitted = train_target(tmp_path / "data", tokenizer.eval(), text, shape, config, tmp_path / "run")
-    with pytest.raises(HawkError, match="the model to start from has another shape"):
-        train_target(
-            tmp_path / "data", tokenizer, text, shape, config, tmp_path / "other", start=tiny_target().state_dict()
-        )
-    assert not target.training
-    assert {"loss", "nll", "nll_null"} <= fitted.scalars.keys()
-    assert fitted.scalars["nll"] < np.log(tokenizer.codebook_size)
-
-
 @pytest.mark.proofs
-def test_a_drafter_is_trained_into_a_model_folder_part_by_part(tmp_path: Path) -> None:
+def test_a_drafter_is_trained_part_by_part(tmp_path: Path) -> None:
     """`hawk train drafter` three times: heads with a spatial drafter, then a feature drafter, then new heads."""
-    data, folder, text = tmp_path / "data", tmp_path / "model", tmp_path / "text"
-    data.mkdir()
-    text.mkdir()
-    names = [f"thing {letter}" for letter in "abcdefghij"]
-    write_shards(data, [disc_job(name, i) for i, name in enumerate(names)], {}, workers=0)
-    (text / "words.txt").write_text("\n".join(["thing", *"abcdefghij"]))
-    (text / "text.json").write_text(json.dumps({"tokens": 24, "context": 1, "position_channels": 4}))
-    vectors = torch.randint(-127, 127, (11, 4), dtype=torch.int8)
-    save_file({"vectors": vectors, "scales": torch.full((11,), 1 / 127).half()}, text / "words.safetensors")
-    encoder = StaticTextEncoder.load(text)
+    folder, out = tmp_path / "model", tmp_path / "run"
+    encoder = write_text_encoder(tmp_path / "text", vocabulary(), ["cat"])
     tokenizer = FSQTokenizer(FSQConfig((4, 3), (4, 8, 8), (8, 8, 8), (1, 1, 1)))
     shape = LlamaGenConfig(
         dim=16, n_layer=1, n_head=2, multiple_of=16, vocab_size=12, caption_dim=encoder.width, caption_tokens=24,
@@ -198,30 +160,28 @@ def test_a_drafter_is_trained_into_a_model_folder_part_by_part(tmp_path: Path) -
     target = LlamaGen(shape)
     target.initialize(0.3)
     nn.init.normal_(target.output.weight, std=0.4)
-    save_model(folder, "tiny", target, tokenizer, text)
+    save_model(folder, "tiny", target, tokenizer, tmp_path / "text")
     how = KindRecipe(replace(CONFIG, steps=4, batch_size=4), {})
-    drafter_folder = folder / HEADS_FOLDER
 
-    def train(*kinds: str, run: str = "run", sources: tuple[str, ...] | None = None) -> None:
+    def train(*kinds: str, sources: tuple[str, ...] | None = None) -> DraftParts:
         frozen = FrozenModel.load(folder, torch.device("cpu"), "float32")
         plan = Plan(dict.fromkeys(kinds, how), 16, SamplingParams(), GRID, sources, draw_batch=2)
-        train_drafter(frozen, SpriteCaptions.read(data), plan, tmp_path / run, drafter_folder)
+        train_drafter(frozen, SceneCaptions(), plan, out)
+        parts = load_model(folder, drafter=out / "drafter").drafting
+        assert parts is not None
+        return parts
 
     for kinds in (("heads", "spatial"), ("feature",)):
-        train(*kinds)
-        parts = load_model(folder).drafting
-        assert parts is not None
+        parts = train(*kinds)
         assert parts.spatial is not None
         assert (parts.feature is not None) == ("feature" in kinds)
         assert parts.fused.sources in (("stale",), (*HEAD_SOURCES, "spatial", "stale"))  # the faster of the two pools
         assert parts.fused.measured_on
-    assert json.loads((drafter_folder / "report.json").read_text())["images"] == 16
-    train("heads", sources=("horizontal", "stale"))
-    parts = load_model(folder).drafting
-    assert parts is not None
+    assert json.loads((out / "drafter" / "report.json").read_text())["images"] == 16
+    parts = train("heads", sources=("horizontal", "stale"))
     assert parts.fused.sources == ("horizontal", "stale")
     assert parts.spatial is None
-    assert not (drafter_folder / "spatial.safetensors").exists()
-    shutil.rmtree(drafter_folder)
+    assert not (out / "drafter" / "spatial.safetensors").exists()
+    shutil.rmtree(out / "drafter")
     with pytest.raises(HawkError, match="there are none in"):
-        train("feature", run="other")
+        train("feature")

@@ -16,7 +16,6 @@ from typer.core import TyperGroup
 
 from hawk import __version__
 from hawk.cli.convert import convert_app
-from hawk.cli.data import data_app
 from hawk.cli.evaluate import evaluate
 from hawk.cli.generate import generate
 from hawk.cli.info import info
@@ -146,7 +145,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
 app.add_typer(convert_app, name="convert")
 

@@ -1,158 +1,174 @@
-"""`hawk train tokenizer | target | drafter`: the commands that call `hawk.training`."""
+"""`hawk train tokenizer | target | model | drafter`: the commands that call `hawk.training`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from functools import wraps
-from inspect import Signature, signature
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
+from hawk.cli.fit_options import FitOptions, PictureOptions, check_finite, with_fit_options
 from hawk.cli.options import CfgScaleOption, EngineOption, TemperatureOption, TopKOption, TopPOption
 from hawk.errors import HawkError
 
-if TYPE_CHECKING:
-    from hawk.training.loop import FitConfig
-
 train_app = typer.Typer(
     no_args_is_help=True,
-    help="Train a tokenizer, a target or a drafter. The same command again resumes a killed run.",
+    help="Train a drafter for any target, or a tokenizer and a target of your own. The same command again resumes a "
+    "killed run.",
 )
 
+CELL = 8
+"""Side of a token of a fresh tokenizer, in pixels."""
+MOST_CODES = 65_536
+"""The largest codebook of a tokenizer."""
+CAPTIONS = 512
+"""The number of grids that a drafter is trained on where the prompts are captions of scenes."""
 MIN_IMAGES = 64
 """The smallest number of grids that a drafter is trained on."""
 MOST_IMAGES = 10_000_000
 """The largest number of grids that a drafter is trained on."""
 
-Data = Annotated[Path, typer.Option("--data", help="Folder that `hawk data build` wrote.")]
 Out = Annotated[
     Path, typer.Option("--out", "-o", help="Run folder for the state, tensorboard and log; a run in it is resumed.")
 ]
-
-
-@dataclass(frozen=True)
-class FitOptions:
-    """The options that all commands share; None keeps the recipe's value."""
-
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps (default: the recipe's).")] = None
-    batch_size: Annotated[
-        int | None,
-        typer.Option("--batch-size", min=1, max=1_000_000, help="Images in a step, counting all processes together."),
-    ] = None
-    lr: Annotated[float | None, typer.Option("--lr", min=0.0, help="Peak learning rate.")] = None
-    seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of weights, batches and dropout.")] = 0
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "cpu"
-    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16 (autocast).")] = "bfloat16"
-    compiled: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="Compile the training step with torch.compile.")
-    ] = False
-
-    @property
-    def on(self) -> str:
-        """The device by its own name, also for auto; `HawkError` for one that is not there."""
-        from hawk.models.loading import device_named
-
-        return str(device_named(self.device))
-
-    def applied_to(self, recipe: FitConfig) -> FitConfig:
-        """The recipe with these options; raises `HawkError` for an unknown dtype or device, or an infinite rate."""
-        if self.lr is not None and not math.isfinite(self.lr):
-            raise HawkError(f"--lr must be a finite number, not {self.lr}")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise HawkError(f"--dtype is float32 or bfloat16, not {self.dtype!r}")
-        return replace(
-            recipe,
-            steps=self.steps or recipe.steps,
-            batch_size=self.batch_size or recipe.batch_size,
-            lr=recipe.lr if self.lr is None else self.lr,
-            seed=self.seed,
-            device=self.on,
-            dtype=self.dtype,
-            compile=self.compiled,
-        )
-
-
-def with_fit_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of `FitOptions` in place of its parameter `options`, which receives their values.
-
-    Typer reads a command's options from its signature, so the returned function has a signature with all of them.
-    """
-    own = [p for p in signature(command, eval_str=True).parameters.values() if p.name != "options"]
-    shared = list(signature(FitOptions, eval_str=True).parameters.values())
-
-    @wraps(command)
-    def with_options(**values: Any) -> None:
-        options = FitOptions(**{field.name: values.pop(field.name) for field in fields(FitOptions)})
-        command(**values, options=options)
-
-    with_options.__signature__ = Signature(  # type: ignore[attr-defined]
-        [p.replace(kind=p.KEYWORD_ONLY) for p in (*own, *shared)]
-    )
-    return with_options
+Tokenizer = Annotated[
+    Path, typer.Option("--tokenizer", help="Run folder of `hawk train tokenizer`, or a model folder.")
+]
 
 
 @train_app.command("tokenizer")
 @with_fit_options
-def train_tokenizer_command(data: Data, out: Out, options: FitOptions) -> None:
-    """Fit the FSQ tokenizer (pixels <-> tokens) on captioned sprites."""
-    from hawk.training.sprites.tokenizer import preset, train_tokenizer
+def train_tokenizer_command(
+    out: Out,
+    options: PictureOptions,
+    levels: Annotated[
+        str | None,
+        typer.Option(
+            "--levels",
+            help="Levels of each channel, with commas; their product is the number of codes (default: 8,8,8,8, or "
+            "those of --start).",
+        ),
+    ] = None,
+    start: Annotated[
+        Path | None, typer.Option("--start", help="Model folder or tokenizer run whose weights training starts from.")
+    ] = None,
+    decoder_only: Annotated[
+        bool,
+        typer.Option("--decoder-only", help="Leave the encoder of --start as it is: its codes keep their meaning."),
+    ] = False,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Learn from whole pictures, not from cut-outs of 64x64 pixels.")
+    ] = False,
+) -> None:
+    """Fit the FSQ tokenizer (pixels <-> tokens) on endless pictures: drawn scenes, or cut-outs of photographs.
 
-    _, fitted = train_tokenizer(data, out, options.applied_to(preset()))
-    typer.echo(f"{out}: PSNR {fitted.scalars['psnr']:.2f} dB, {fitted.seconds / 60:.1f} minutes")
+    OUT/reconstructions.png shows held-out pictures, each above what the tokenizer makes of it. Runs under torchrun too.
+    """
+    from hawk.models.tokenizers.fsq import FSQConfig
+    from hawk.training.endless.tokenizer import fit_tokenizer, load_tokenizer, preset, save_reconstructions
+    from hawk.training.world import World
+
+    config = options.applied_to(preset())
+    given = None if levels is None else levels_named(levels)
+    if decoder_only and (start is None or given is not None):
+        raise HawkError("--decoder-only keeps the codes of --start: give --start FOLDER, and leave --levels out")
+    source = None if start is None else load_tokenizer(start)
+    shape = FSQConfig((8, 8, 8, 8)) if source is None else source.config
+    shape = shape if given is None else replace(shape, levels=given)
+    options.check_side(CELL if source is None else source.downsample)
+    world = World.join(config.device)
+    pictures = options.pictures(world)
+    tokenizer, fitted = fit_tokenizer(
+        pictures, out, config, shape, source, decoder_only, options.pause, options.workers, whole
+    )
+    if world.first:
+        save_reconstructions(tokenizer, pictures, out / "reconstructions.png", config.device)
+        psnr, used = (fitted.scalars[name] for name in ("psnr", "codes_used"))
+        minutes = fitted.seconds / 60
+        typer.echo(
+            f"{out}: PSNR {psnr:.2f} dB, {used:.0%} of {tokenizer.codebook_size} codes used, {minutes:.1f} minutes"
+        )
+    world.leave()
 
 
 @train_app.command("target")
 @with_fit_options
 def train_target_command(
-    data: Data,
     out: Out,
-    tokenizer: Annotated[
-        Path, typer.Option("--tokenizer", help="Run folder of `hawk train tokenizer`, or a model folder.")
-    ],
-    text: Annotated[Path, typer.Option("--text", help="Folder with words.txt, words.safetensors and text.json.")],
-    options: FitOptions,
-    name: Annotated[str, typer.Option("--name", help="Name of the model in the model folder.")] = "hawk-sprites",
-    init: Annotated[
-        Path | None, typer.Option("--init", help="Model folder whose weights training starts from.")
+    tokenizer: Tokenizer,
+    options: PictureOptions,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="Name of the model in the model folder (default: hawk-scenes or hawk-photos)."),
+    ] = None,
+    dim: Annotated[
+        int, typer.Option("--dim", min=64, max=8192, help="Width of the transformer, a multiple of 64.")
+    ] = 384,
+    layers: Annotated[int, typer.Option("--layers", min=1, max=256, help="Layers of the transformer.")] = 8,
+    start: Annotated[
+        Path | None, typer.Option("--start", help="Model folder whose weights training starts from.")
     ] = None,
     blind: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Share of images whose context tokens are all hidden.")
-    ] = None,
+        float, typer.Option("--blind", min=0, max=1, help="Share of images whose context tokens are all hidden.")
+    ] = 0.05,
     hazy: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Share of images whose context tokens are partly hidden.")
-    ] = None,
-    workers: Annotated[
-        int, typer.Option("--workers", min=0, max=256, help="Processes that compose images in advance.")
-    ] = 0,
-    muon: Annotated[
-        bool | None, typer.Option("--muon/--adamw", help="Optimiser of the transformer's matrices.")
-    ] = None,
+        float, typer.Option("--hazy", min=0, max=1, help="Share of images whose context tokens are partly hidden.")
+    ] = 0.05,
+    own_rows: Annotated[
+        bool, typer.Option("--own-rows", help="Codes share no embedding and output rows while training.")
+    ] = False,
+    muon: Annotated[bool, typer.Option("--muon/--adamw", help="Optimiser of the transformer's matrices.")] = False,
 ) -> None:
-    """Fit the text-to-image transformer and write a model folder to OUT/model."""
+    """Fit the text-to-image transformer on endless pictures, and write a model folder to OUT/model.
+
+    The pictures are drawn scenes, or cut-outs of photographs. Runs under torchrun too. `hawk train model` writes the
+    model folder of a run that is not finished.
+    """
     from hawk.decoding.arguments import texts_of
-    from hawk.models.folder import load_model, save_model
-    from hawk.models.llamagen.words import StaticTextEncoder
-    from hawk.models.tokenizers.fsq import FSQTokenizer
-    from hawk.training.sprites.target import Dropouts, bundled_shape, preset, train_target
-    from hawk.training.sprites.tokenizer import load_tokenizer
+    from hawk.models.folder import load_model
+    from hawk.training.endless.target import TEXT_FOLDER, EndlessTokens, fit_target, preset, save_run, target_shape
+    from hawk.training.endless.teacher_forcing import Dropouts
+    from hawk.training.endless.tokenizer import load_tokenizer
+    from hawk.training.endless.words import text_encoder_of
+    from hawk.training.world import World
+
+    name = name or ("hawk-scenes" if options.photos is None else "hawk-photos")
+    texts_of(name)  # refuses a name that no file takes
+    config = replace(options.applied_to(preset()), muon=muon)
+    if dim % 64:
+        raise HawkError(f"--dim must be a multiple of 64, the width of an attention head, not {dim}")
+    codes = load_tokenizer(tokenizer)
+    options.check_side(codes.downsample)
+    begun = None if start is None else load_model(start, with_heads=False).target.state_dict()
+    world = World.join(config.device)
+    world.own(config.batch_size)  # raises HawkError early for a batch that does not split among the processes
+    pictures = options.pictures(world)
+    text = text_encoder_of(out / TEXT_FOLDER, pictures, world)
+    shape = target_shape(codes, text, dim, layers, options.side)
+    source = EndlessTokens(pictures, codes.to(config.device), text, config.device)
+    dropouts = Dropouts(blind=blind, hazy=hazy)
+    _, fitted = fit_target(source, shape, config, out, dropouts, begun, not own_rows, options.pause, options.workers)
+    if world.first:
+        nats = fitted.scalars[f"nll {pictures.checks[0]}"]
+        typer.echo(f"{save_run(out, codes, name)}: held-out loss {nats:.3f} nats, {fitted.seconds / 60:.1f} minutes")
+    world.leave()
+
+
+@train_app.command("model")
+def train_model_command(
+    run: Annotated[Path, typer.Option("--run", help="Run folder of `hawk train target`.")],
+    tokenizer: Tokenizer,
+    name: Annotated[str, typer.Option("--name", help="Name of the model in the model folder.")] = "hawk-scenes",
+) -> None:
+    """Write a model folder to RUN/model from the averaged weights that a target's run has saved so far."""
+    from hawk.decoding.arguments import texts_of
+    from hawk.training.endless.target import save_run
+    from hawk.training.endless.tokenizer import load_tokenizer
 
     texts_of(name)  # refuses a name that no file takes
-    config = options.applied_to(preset() if muon is None else replace(preset(), muon=muon))
-    is_model = (tokenizer / "config.json").is_file()
-    vq = load_model(tokenizer, with_heads=False).tokenizer if is_model else load_tokenizer(tokenizer)
-    if not isinstance(vq, FSQTokenizer):
-        raise HawkError(f"the image tokenizer of {tokenizer} only decodes: training needs one that also encodes images")
-    vq, words = vq.to(options.on), StaticTextEncoder.load(text)
-    start = None if init is None else load_model(init, with_heads=False).target.state_dict()
-    given = {name: share for name, share in (("blind", blind), ("hazy", hazy)) if share is not None}
-    dropouts = replace(Dropouts(), **given)
-    target, fitted = train_target(data, vq, words, bundled_shape(vq, words), config, out, dropouts, start, workers)
-    save_model(out / "model", name, target, vq, text)
-    typer.echo(f"{out / 'model'}: held-out loss {fitted.scalars['nll']:.3f} nats, {fitted.seconds / 60:.1f} minutes")
+    typer.echo(save_run(run, load_tokenizer(tokenizer), name))
 
 
 @train_app.command("drafter")
@@ -165,14 +181,9 @@ def train_drafter_command(
     options: FitOptions,
     prompts: Annotated[
         Path | None,
-        typer.Option("--prompts", help="File with one prompt a line; the drafter is written to OUT/drafter."),
-    ] = None,
-    data: Annotated[
-        Path | None,
         typer.Option(
-            "--data",
-            help="In place of --prompts: folder of `hawk data build`, whose captions are the prompts; the drafter is "
-            "written into the model folder.",
+            "--prompts",
+            help="File with one prompt a line (default, for the bundled model and others of scenes: their captions).",
         ),
     ] = None,
     kind: Annotated[
@@ -191,7 +202,7 @@ def train_drafter_command(
             "--images",
             min=MIN_IMAGES,
             max=MOST_IMAGES,
-            help="Grids to draw (default: the recipe's number, else one per prompt; with --data 512).",
+            help="Grids to draw (default: the recipe's number, else one per prompt; without --prompts 512).",
         ),
     ] = None,
     height: Annotated[int | None, typer.Option("--height", min=1, help="Height of the images in pixels.")] = None,
@@ -215,21 +226,20 @@ def train_drafter_command(
     ] = "auto",
     engine: EngineOption = "auto",
 ) -> None:
-    """Fit a drafter and the pool on grids that the target draws itself. Runs under torchrun as well."""
+    """Fit a drafter and the pool on grids that the target draws itself, and write the drafter folder OUT/drafter.
+
+    Runs under torchrun as well.
+    """
     from hawk.models.arguments import OPTIONS
-    from hawk.models.folder import HEADS_FOLDER
-    from hawk.models.loading import device_named, dtype_named, is_checkpoint, is_large, model_folder
+    from hawk.models.loading import device_named, dtype_named, is_large, model_folder
     from hawk.pipeline import grid_of, sampling_params
     from hawk.training.drafters.recipe import load_recipe
     from hawk.training.drafters.run import FrozenModel, Plan, train_drafter
-    from hawk.training.sprites.texts import SpriteCaptions
+    from hawk.training.scenes.prompts import SceneCaptions, knows_scenes
     from hawk.training.texts import PromptFile, Texts
     from hawk.training.world import World
 
-    if (prompts is None) == (data is None):
-        raise HawkError("give either --prompts FILE (one prompt a line) or --data FOLDER (of `hawk data build`)")
-    if not math.isfinite(cache_gb):
-        raise HawkError(f"--cache-gb must be a finite number, not {cache_gb}")
+    check_finite("--cache-gb", cache_gb)
     chosen = load_recipe(recipe)
     if chosen.ranges is not None:
         for option, value, span in (
@@ -243,16 +253,16 @@ def train_drafter_command(
     world = World.join(options.on)
     for how in kinds.values():
         world.own(how.fit.batch_size)  # raises HawkError early for a batch that does not split among the processes
-    texts: Texts
-    if prompts is not None:
-        texts = PromptFile.read(prompts)
-        count = images or chosen.images or max(MIN_IMAGES, len(texts.lines))
-    else:
-        assert data is not None
-        texts, count = SpriteCaptions.read(data), images or chosen.images or 512
+    texts: Texts | None = None if prompts is None else PromptFile.read(prompts)
+    here = target == "bundled" or Path(target).is_dir()  # a hub id is not fetched to look into it
+    if texts is None and not (here and knows_scenes(model_folder(target))):
+        raise HawkError(
+            f"give --prompts FILE (one prompt a line): only captions of drawn scenes are known, not {target}'s"
+        )
     device, folder = device_named(options.on), model_folder(target)
-    if data is not None and is_checkpoint(folder):
-        raise HawkError(f"{folder} is a transformers checkpoint, nothing is written into it: give --prompts FILE")
+    texts = texts or SceneCaptions()
+    few = max(MIN_IMAGES, len(texts.lines)) if isinstance(texts, PromptFile) else CAPTIONS
+    count = images or chosen.images or few
     frozen = FrozenModel.load(folder, device, dtype_named(target_dtype, device, large=is_large(folder)), engine)
     plan = Plan(
         kinds=kinds,
@@ -264,7 +274,7 @@ def train_drafter_command(
         cache_gb=cache_gb,
         ranges=chosen.ranges,
     )
-    summary = train_drafter(frozen, texts, plan, out, folder / HEADS_FOLDER if data else None, world)
+    summary = train_drafter(frozen, texts, plan, out, world)
     world.leave()
     if summary is not None:
         typer.echo(summary)
@@ -273,3 +283,15 @@ def train_drafter_command(
 def listed(names: str) -> list[str]:
     """The names in a text that separates them by commas."""
     return [name.strip() for name in names.split(",")]
+
+
+def levels_named(text: str) -> tuple[int, ...]:
+    """The levels of a tokenizer's channels; raises `HawkError` for anything but a few numbers from 2 on."""
+    words = listed(text)
+    levels = tuple(int(word) for word in words if word.isascii() and word.isdigit() and len(word) < 6)
+    if len(levels) < len(words) or min(levels) < 2 or math.prod(levels) > MOST_CODES:
+        raise HawkError(
+            f"--levels must be whole numbers from 2 on with commas, as 8,8,8,8, whose product is at most {MOST_CODES}, "
+            f"not {text!r}"
+        )
+    return levels

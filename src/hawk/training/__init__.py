@@ -1,1 +1,1 @@
-"""Training: the loop and its processes; `drafters` (for any target) and `sprites` (the bundled model) use them."""
+"""Training: the loop and its processes; `drafters` (for any target) and `endless` (the bundled model) use them."""

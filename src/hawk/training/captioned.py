@@ -11,7 +11,6 @@ from torch import Tensor
 
 from hawk.models.llamagen.words import StaticTextEncoder, TextFeatures
 from hawk.models.tokenizers.fsq import ImageTokenizer
-from hawk.training.sprites.tokenizer import to_tensor
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,14 @@ class CaptionedTokens:
     mask: Bool[Tensor, "b t"]
 
 
+def to_tensor(images: UInt8[Tensor, "b h w 3"], device: str = "cpu") -> Float[Tensor, "b 3 h w"]:
+    """Convert pictures into a float batch on `device`, with values in [-1, 1]."""
+    scaled = images.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return scaled.contiguous(memory_format=torch.channels_last)
+
+
 @torch.no_grad()
-def tokenised(read: Readable, tokenizer: ImageTokenizer, device: str, half: bool = False) -> CaptionedTokens:
-    """Pictures and captions as the target reads them, on `device`; `half` encodes the pictures in bfloat16."""
-    with torch.autocast(device, torch.bfloat16, enabled=half):
-        codes = tokenizer.encode(to_tensor(read.rgb, device))
+def tokenised(read: Readable, tokenizer: ImageTokenizer, device: str) -> CaptionedTokens:
+    """Pictures and captions as the target reads them, on `device`."""
+    codes = tokenizer.encode(to_tensor(read.rgb, device))
     return CaptionedTokens(codes.flatten(1), read.text.features.to(device), read.text.mask.to(device))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hawk.errors import HawkError
-from hawk.files import replacing
+from hawk.files import read_json, replacing, write_json
 from hawk.training.world import World
 
 
@@ -197,6 +197,22 @@ def save_atomically(value: Any, path: Path) -> None:
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
+
+
+def keep_settings(run: Path, name: str, settings: dict[str, Any], world: World) -> None:
+    """Write settings to the file `name` of a run folder, beside the state. Every process calls this, rank 0 writes.
+
+    Raises `HawkError` if the folder holds the state of a run with other settings.
+    """
+    path = run / name
+    if (run / "state.pt").is_file() and path.is_file():
+        kept = read_json(path)
+        for key, value in settings.items():
+            if _as_list(kept.get(key)) != _as_list(value):
+                raise HawkError(f"{path} says {key}={kept.get(key)}, not {value}: use it or another folder")
+    elif world.first:
+        run.mkdir(parents=True, exist_ok=True)
+        write_json(path, settings)
 
 
 def load_averaged(path: Path) -> dict[str, Tensor]:

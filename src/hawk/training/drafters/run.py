@@ -109,10 +109,8 @@ class FrozenModel:
         return copy
 
 
-def train_drafter(
-    frozen: FrozenModel, texts: Texts, plan: Plan, out: Path, folder: Path | None = None, world: World | None = None
-) -> str | None:
-    """Fit the planned kinds and the pool, write a drafter folder (by default OUT/drafter), return a line of figures.
+def train_drafter(frozen: FrozenModel, texts: Texts, plan: Plan, out: Path, world: World | None = None) -> str | None:
+    """Fit the planned kinds and the pool, write the drafter folder OUT/drafter, return a line of figures.
 
     Heads always begin a new drafter, and a spatial drafter does so if the folder does not exist; any other kind is
     added to the drafter in the folder. A feature drafter belongs to the method `eagle` and is no source of the pool, so
@@ -121,8 +119,7 @@ def train_drafter(
     """
     world = world or World()
     model, params, grid, images = frozen.bare, plan.params, plan.grid, plan.images
-    stands_alone = folder is None  # the drafter of a model folder is described by the model's own card
-    folder = folder or out / "drafter"
+    folder = out / "drafter"
     parts = initial_parts(folder, model, tuple(plan.kinds))
     check_sources(plan, parts)
 
@@ -161,8 +158,7 @@ def train_drafter(
     }
     save_parts(folder, replace(parts, fused=pool.settings, left=pool.left), model.fingerprint)
     write_json(folder / "report.json", report)
-    if stands_alone:
-        write_bytes(folder / "README.md", drafter_card(model, plan, pool).encode())
+    write_bytes(folder / "README.md", drafter_card(model, plan, pool).encode())
     return f"{folder}: {pool.quality['fused']}"
 
 

@@ -1,4 +1,4 @@
-"""Fit a text-to-image transformer on endless pictures, tokenised while it trains."""
+"""`hawk train target`: fit a text-to-image transformer on endless pictures, tokenised while it trains."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from hawk.decoding.sampling import SamplingParams
+from hawk.errors import HawkError
+from hawk.files import read_json
+from hawk.models.folder import save_model
 from hawk.models.llamagen.target import LlamaGen, LlamaGenConfig
 from hawk.models.llamagen.words import StaticTextEncoder
 from hawk.models.tokenizers.fsq import FSQTokenizer
@@ -18,10 +22,18 @@ from hawk.training.captioned import CaptionedTokens, Readable, readable, tokenis
 from hawk.training.endless.codes import fold_rows, share_rows
 from hawk.training.endless.pause import wait_while_exists
 from hawk.training.endless.pictures import Pictures
-from hawk.training.loop import BatchLoss, FitConfig, Fitted, fit, load_averaged
-from hawk.training.sprites.target import Dropouts, TeacherForced, held_out_loss, training_loss
+from hawk.training.endless.teacher_forcing import Dropouts, TeacherForced, held_out_loss, training_loss
+from hawk.training.loop import BatchLoss, FitConfig, Fitted, fit, keep_settings, load_averaged
 from hawk.training.world import World
 
+SHAPE_FILE = "target.json"
+"""The target's shape, in its run folder."""
+TEXT_FOLDER = "text"
+"""The folder of the text encoder, in a target's run folder."""
+MODEL_FOLDER = "model"
+"""The model folder that a run writes, in its run folder."""
+DEFAULTS = SamplingParams(temperature=1.0, cfg_scale=2.0)
+"""What a new model samples with where nobody asks for anything else."""
 CHECK, CHECKS = 16, 3
 """Pictures to a batch that is measured, and how many batches of each split are."""
 
@@ -48,7 +60,12 @@ class EndlessTokens:
         return tokenised(read, self.tokenizer, self.device)
 
 
-def fit_endless_target(
+def preset() -> FitConfig:
+    """The recipe of the target for two CPU cores."""
+    return FitConfig(steps=40_000, batch_size=16, lr=2e-3, warmup=100, ema=0.998, save_every=50, evaluate_every=500)
+
+
+def fit_target(
     source: EndlessTokens,
     shape: LlamaGenConfig,
     config: FitConfig,
@@ -62,20 +79,29 @@ def fit_endless_target(
     """Fit a target on endless pictures; state and tensorboard go to `out`.
 
     Args:
-        dropouts: shares of captions dropped and of context hidden (default: captions 0.1, all context is seen).
+        dropouts: shares of captions dropped and of context hidden.
         start: weights to begin from in place of fresh ones.
         shared_rows: let codes share embedding and output rows by their digits while training (`codes.py`).
         pause: training waits while this file exists.
         workers: processes that draw pictures in advance.
+
+    Raises:
+        HawkError: `start` has another shape, or `out` holds a run of another shape or of other settings.
     """
-    rates = dropouts or Dropouts(caption=0.1, blind=0.0, hazy=0.0)
+    rates = dropouts or Dropouts()
     torch.manual_seed(config.seed)
     target = LlamaGen(shape, dropout=rates.hidden)
     target.initialize()
     if start is not None:
-        target.load_state_dict(start)
+        try:
+            target.load_state_dict(start)
+        except RuntimeError as error:
+            raise HawkError(
+                "the model to start from has another shape: give one with the layers and widths of this target"
+            ) from error
     if shared_rows:
         share_rows(target, source.tokenizer, 0.02 if start is None else 0.0)
+    keep_settings(out, SHAPE_FILE, shape.to_dict(), World.join(config.device))
     module = TeacherForced(target, target.grid)
     checks = {
         split: [source.batch(split, range(i * CHECK, (i + 1) * CHECK)) for i in range(CHECKS)]
@@ -87,9 +113,25 @@ def fit_endless_target(
     return target, fitted
 
 
-def load_averaged_target(run: Path, shape: LlamaGenConfig, tokenizer: FSQTokenizer) -> LlamaGen:
-    """The target with the averaged weights that a run under way (or a finished one) has saved."""
+def save_run(run: Path, tokenizer: FSQTokenizer, name: str) -> Path:
+    """Write the model folder of a run under way (or finished), with the averaged weights so far; return the folder."""
+    folder = run / MODEL_FOLDER
+    save_model(folder, name, load_averaged_target(run, tokenizer), tokenizer, run / TEXT_FOLDER, DEFAULTS)
+    return folder
+
+
+def load_averaged_target(run: Path, tokenizer: FSQTokenizer) -> LlamaGen:
+    """The target with the averaged weights that a run under way (or a finished one) has saved.
+
+    Raises `HawkError` if the folder holds no such run, or one whose target draws other codes than the tokenizer's.
+    """
     weights = {name.removeprefix("target."): value for name, value in load_averaged(run / "state.pt").items()}
+    shape = LlamaGenConfig(**read_json(run / SHAPE_FILE))
+    if shape.vocab_size != tokenizer.codebook_size:
+        raise HawkError(
+            f"the target in {run} draws {shape.vocab_size} codes, the tokenizer has {tokenizer.codebook_size}: "
+            "give the tokenizer that the target was trained with"
+        )
     target = LlamaGen(shape)
     if any("parametrizations" in name for name in weights):
         share_rows(target, tokenizer)
@@ -140,7 +182,7 @@ def held_out_nats(
     return measured | {"nll without captions": mean(first, null=True)}
 
 
-def endless_shape(
+def target_shape(
     tokenizer: FSQTokenizer, text: StaticTextEncoder, dim: int, layers: int, side: int = 128
 ) -> LlamaGenConfig:
     """A target for small pictures: heads of 64 channels, captions that keep their keys."""

@@ -12,8 +12,11 @@ from typing import Any
 
 import torch
 
+from hawk.errors import HawkError
 from hawk.files import save_tensors, write_bytes, write_json
 from hawk.models.llamagen.words import StaticTextEncoder
+from hawk.training.endless.pictures import Pictures
+from hawk.training.world import World
 
 TOKENS = 24
 """Words that fit into a caption; most captions have ten, and no prompt needs filling up (captions keep their keys)."""
@@ -44,3 +47,20 @@ def write_text_encoder(folder: Path, words: Mapping[str, str], examples: Sequenc
     settings["examples"] = list(examples)
     write_json(folder / "text.json", settings)
     return StaticTextEncoder.load(folder)
+
+
+def text_encoder_of(folder: Path, pictures: Pictures, world: World) -> StaticTextEncoder:
+    """The text encoder in a run's folder, which is written first where there is none. Every process calls this.
+
+    A run that goes on keeps the words that it began with. Raises `HawkError` if captions have words that these are not.
+    """
+    if world.first and not (folder / "text.json").is_file():
+        write_text_encoder(folder, pictures.vocabulary, pictures.examples)
+    world.wait()
+    encoder = StaticTextEncoder.load(folder)
+    new = [word for word in pictures.vocabulary if word not in encoder.index]
+    if new:
+        raise HawkError(
+            f"{folder} lacks words of these pictures ({new[0]!r}): give their own pictures, or another --out"
+        )
+    return encoder

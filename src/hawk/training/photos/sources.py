@@ -52,21 +52,28 @@ class Photo:
     subject: str
 
 
-def fetch_photos(folder: Path) -> list[Photo]:
-    """Download the packages by Debian's package manager, unpack them into `folder`, and find the photographs there.
+def photos_in(folder: Path) -> list[Photo]:
+    """The photographs under a folder; they are fetched into a folder that is new or empty."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        fetch_photos(folder)
+    return find_photos(folder)
 
-    Nothing is installed, and no rights are needed. Raises `HawkError` where there is no `apt-get`.
+
+def fetch_photos(folder: Path) -> None:
+    """Download the packages by Debian's package manager, and unpack them into a new folder.
+
+    Nothing is installed, and no rights are needed. Raises `HawkError` where there is no `apt-get`, or if it fails.
     """
     if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
         raise HawkError(f"apt-get and dpkg-deb are needed to fetch {', '.join(PACKAGES)}: unpack them into {folder}")
-    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as downloads:
         got = subprocess.run(["apt-get", "download", "-q", *PACKAGES], cwd=downloads, capture_output=True, text=True)
         if got.returncode:
-            raise HawkError(f"apt-get download failed ({got.stderr.strip().splitlines()[-1:]}): run apt-get update")
+            said = got.stderr.strip().splitlines() or [f"exit code {got.returncode}"]
+            raise HawkError(f"apt-get download failed ({said[-1]}): run apt-get update first")
         for package in sorted(Path(downloads).glob("*.deb")):
-            subprocess.run(["dpkg-deb", "-x", str(package), str(folder)], check=True)
-    return find_photos(folder)
+            subprocess.run(["dpkg-deb", "-x", str(package), str(Path(downloads) / "unpacked")], check=True)
+        shutil.copytree(Path(downloads) / "unpacked", folder, symlinks=True, dirs_exist_ok=True)
 
 
 def find_photos(folder: Path) -> list[Photo]:
@@ -76,6 +83,6 @@ def find_photos(folder: Path) -> list[Photo]:
     for name, subject in SUBJECTS.items():
         found = [path for text, path in files.items() if text.endswith(f"/{name}")]
         if not found:
-            raise HawkError(f"no {name} under {folder}: run `python recipes/endless.py photos {folder}` first")
+            raise HawkError(f"no {name} under {folder}: name a new folder, into which they are fetched")
         photos.append(Photo(found[0], subject))
     return photos

@@ -47,10 +47,15 @@ class ScenePictures:
         return [*KINDS, *COLOURS, *PATTERN_WORDS, *SIZES, *MOODS, *HATS]
 
     def batch(self, split: str, places: Sequence[int], seed: int = 0) -> Captioned:
-        numbers = [_number(split, place) for place in places]
         scenes = self.scenes(split, places, seed)
-        captions = tuple(caption(scene, scene_rng(seed, n, 1)) for n, scene in zip(numbers, scenes, strict=True))
+        captions = tuple(self.captions(split, places, seed))
         return Captioned(np.stack([render(scene, self.side) for scene in scenes]), captions)
+
+    def captions(self, split: str, places: Sequence[int], seed: int = 0) -> list[str]:
+        """The captions of the pictures at some places of a split's row, which are not drawn for them."""
+        scenes = self.scenes(split, places, seed)
+        numbers = [_number(split, place) for place in places]
+        return [caption(scene, scene_rng(seed, n, 1)) for n, scene in zip(numbers, scenes, strict=True)]
 
     def scenes(self, split: str, places: Sequence[int], seed: int = 0) -> list[Scene]:
         """What the pictures at some places of a split's row show."""

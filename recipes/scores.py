@@ -2,8 +2,8 @@
 
     python recipes/scores.py MODEL [IMAGES] [SCALE]
 
-Half of the questions are about held-out pairs: things in colours that training never shows them in. The shares of kind,
-colour, background, place and of all four together are printed for both halves.
+Half of the prompts are about held-out pairs: things in colours that training never shows them in. The share of pictures
+with each part of a prompt as asked is printed for both halves.
 """
 
 import sys
@@ -11,17 +11,28 @@ import sys
 import numpy as np
 
 from hawk import HawkPipeline
-from hawk.training.scenes.scores import judge, mean_of, plain_caption, plain_question
+from hawk.evaluation.faithfulness import PARTS
+from hawk.evaluation.gallery import Gallery
+from hawk.evaluation.questions import question
+from hawk.training.scenes.plain import plain_caption, plain_question
 
 
 def main(model: str, images: str = "48", scale: str = "2") -> None:
-    pipe = HawkPipeline.from_pretrained(model)
-    questions = [plain_question(i, pairs="held-out" if i % 2 else "taught") for i in range(int(images))]
-    prompts, seeds = [plain_caption(question) for question in questions], list(range(len(questions)))
-    drawn = pipe(prompts, guidance_scale=float(scale), temperature=1.0, seed=seeds, method="ar", batch_size=16).images
-    scores = [judge(np.asarray(image), question) for image, question in zip(drawn, questions, strict=True)]
-    print("taught pairs  ", mean_of(scores[::2]))
-    print("held-out pairs", mean_of(scores[1::2]))
+    pipe, gallery = HawkPipeline.from_pretrained(model), Gallery()
+    for pairs in ("taught", "held-out"):
+        prompts = [plain_caption(plain_question(number, pairs=pairs)) for number in range(int(images) // 2)]
+        seeds = list(range(len(prompts)))
+        drawn = pipe(prompts, guidance_scale=float(scale), temperature=1.0, seed=seeds, batch_size=4).images
+        judged = zip(drawn, prompts, strict=True)
+        seen_and_asked = [
+            (gallery.see(np.asarray(image)), question(text)) for image, text in zip(drawn, prompts, strict=True)
+        ]
+        shares = {
+            name: float(np.mean(found))
+            for name, part in PARTS.items()
+            if (found := [part.holds(seen, asked) for seen, asked in seen_and_asked if part.named(asked)])
+        }
+        print(f"{pairs} pairs:", ", ".join(f"{name} {share:.2f}" for name, share in shares.items()))
 
 
 if __name__ == "__main__":

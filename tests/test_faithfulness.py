@@ -16,8 +16,8 @@ from hawk.evaluation.run import CONTROL, Drawn, EvalJob
 from hawk.evaluation.scoring import FAITHFULNESS, SCENES, metrics_of
 from hawk.training.scenes.captions import SIZES
 from hawk.training.scenes.colours import COLOURS
+from hawk.training.scenes.plain import plain_caption, plain_question
 from hawk.training.scenes.scene import render
-from hawk.training.scenes.scores import plain_caption, plain_question
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ from hawk.evaluation.run import Drawn, EvalJob
 from hawk.evaluation.scoring import FEW_PROMPTS, Figure, OnStep, judged, over_prompts
 from hawk.intervals import Interval
 from hawk.training.scenes.kinds import KINDS
+from hawk.training.scenes.plain import plain_caption, plain_question
 from hawk.training.scenes.scene import render
-from hawk.training.scenes.scores import plain_caption, plain_question
 
 SMALL, LARGE = 0.4, 0.6
 """The longest side of a figure, in sides of the picture, below which it is small and above which it is large."""

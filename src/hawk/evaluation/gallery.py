@@ -10,19 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from hawk.training.scenes.backgrounds import Background
 from hawk.training.scenes.colours import COLOURS
 from hawk.training.scenes.kinds import KINDS
 from hawk.training.scenes.scene import Figure, Scene, render
-from hawk.training.scenes.scores import border_colour, extent_of, figure_mask, middle_of, nearest_colour
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 
 CROP = 24
 """Side of the cut-outs that are compared, in pixels."""
+APART = 48
+"""How far a pixel's colour is from the background's where it belongs to a figure (Euclidean, of 441)."""
 SIDE = 64
 """Side of the pictures that the cut-outs are made from, in pixels."""
 FEWEST_PIXELS = 10
@@ -114,3 +115,33 @@ def cut_out(picture: Pixels) -> CutOut | None:
     box = (x + width - reach, y + height - reach, x + width + reach, y + height + reach)
     cut = wide.transform((CROP, CROP), Image.Transform.EXTENT, box, Image.Resampling.BILINEAR)
     return CutOut(np.asarray(cut, dtype=float).ravel(), (x / width, y / height), extent / max(height, width))
+
+
+def border_colour(picture: UInt8[np.ndarray, "height width 3"]) -> Float[np.ndarray, " 3"]:
+    """The median colour at the top, the left and the right edge."""
+    border = np.concatenate([picture[:4].reshape(-1, 3), picture[:, :4].reshape(-1, 3), picture[:, -4:].reshape(-1, 3)])
+    return np.median(border, axis=0)
+
+
+def nearest_colour(rgb: Float[np.ndarray, " 3"]) -> str:
+    """The palette's colour that is closest."""
+    return min(COLOURS, key=lambda name: float(np.square(rgb - np.array(COLOURS[name])).sum()))
+
+
+def figure_mask(
+    picture: UInt8[np.ndarray, "height width 3"], behind: Float[np.ndarray, " 3"]
+) -> Bool[np.ndarray, "height width"]:
+    """Pixels that are not the background's."""
+    return np.square(picture - behind).sum(-1) > APART**2
+
+
+def middle_of(places: np.ndarray) -> float:
+    """The middle of the rows, or of the columns, that a figure's pixels lie in; a few stray pixels do not move it."""
+    low, high = np.quantile(places, (0.03, 0.97))
+    return float(low + high) / 2
+
+
+def extent_of(places: np.ndarray) -> float:
+    """How many rows, or columns, a figure's pixels lie in, without the outermost few."""
+    low, high = np.quantile(places, (0.03, 0.97))
+    return float(high - low)

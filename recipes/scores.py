@@ -23,7 +23,6 @@ def main(model: str, images: str = "48", scale: str = "2") -> None:
         prompts = [plain_caption(plain_question(number, pairs=pairs)) for number in range(int(images) // 2)]
         seeds = list(range(len(prompts)))
         drawn = pipe(prompts, guidance_scale=float(scale), temperature=1.0, seed=seeds, batch_size=4).images
-        judged = zip(drawn, prompts, strict=True)
         seen_and_asked = [
             (gallery.see(np.asarray(image)), question(text)) for image, text in zip(drawn, prompts, strict=True)
         ]

@@ -21,6 +21,9 @@ ALIASES = (
 )
 """Names that clients have built in; each of them means the model that is served."""
 
+GUIDANCE = "Scale of classifier-free guidance, more than 1; 0 and 1 turn guidance off, and numbers between are refused."
+"""The description of `guidance_scale`."""
+
 
 class ImageRequest(BaseModel):
     """What to draw. Fields that are left out, or null, take the model's own setting."""
@@ -46,7 +49,7 @@ class ImageRequest(BaseModel):
     # Hawk's own
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Seed of the first image; random if left out.")
     negative_prompt: str | None = Field(None, description="What the images should not show.")
-    guidance_scale: float | None = Field(None, description="Scale of classifier-free guidance; 1 turns it off.")
+    guidance_scale: float | None = Field(None, description=GUIDANCE)
     temperature: float | None = Field(None, description="Sampling temperature; 0 is greedy.")
     top_k: int | None = Field(None, description="Sample from the k most likely tokens; 0 turns it off.")
     top_p: float | None = Field(None, description="Sample from the most likely tokens that hold this probability.")

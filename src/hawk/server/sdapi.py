@@ -15,8 +15,9 @@ from hawk.decoding.request import MAX_SEED
 from hawk.errors import HawkError
 from hawk.server.answers import wrong
 from hawk.server.jobs import Drawn, Wish
+from hawk.server.openai_schema import GUIDANCE
 from hawk.server.pictures import encoded
-from hawk.server.service import ModelCard, Service, client_of
+from hawk.server.service import ModelCard, Service, check_guidance, client_of
 
 MOST_SIDE = 2**16
 
@@ -31,7 +32,7 @@ class TextToImage(BaseModel):
     seed: int | None = Field(-1, ge=-1, le=MAX_SEED, description="-1 is a random seed.")
     width: int | None = Field(None, ge=1, le=MOST_SIDE)
     height: int | None = Field(None, ge=1, le=MOST_SIDE, description="A size that the model lacks becomes its own.")
-    cfg_scale: float | None = None
+    cfg_scale: float | None = Field(None, description=GUIDANCE)
     batch_size: int | None = Field(1, ge=1, le=100)
     n_iter: int | None = Field(1, ge=1, le=100)
     sampler_name: str | None = Field(None, description="A method of Hawk; other names mean hawk.")
@@ -155,6 +156,7 @@ def wish_of(body: TextToImage, service: Service) -> Wish:
         service.worker.studio.check_size(height, width)
     except HawkError:
         height = width = None
+    check_guidance("cfg_scale", body.cfg_scale)
     return Wish(
         prompt=body.prompt,
         negative_prompt=body.negative_prompt or "",

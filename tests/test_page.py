@@ -9,9 +9,11 @@ import shutil
 import pytest
 from PIL import Image
 
+from hawk.models.bundled_prompts import BENCH_PROMPTS
 from hawk.outputs import image_metadata
 from hawk.pictures.png import png_bytes
-from serving import PROMPT, alone, serving
+from hawk.server.studio import Studio
+from serving import PROMPT, alone, serving, tiny_pipe
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -180,6 +182,11 @@ def test_history_and_a_dropped_png_bring_settings_back(open_page, tmp_path, save
         page.set_input_files("#file", tmp_path / f"{number}.png")
         playwright.expect(page.locator("#error")).to_have_text("This PNG carries no settings of Hawk's.")
         assert page.input_value("#prompt") == "a cat"
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cat.png").read_bytes()[:-20])
+    page.set_input_files("#file", tmp_path / "cut.png")
+    playwright.expect(page.locator("#error")).to_have_text(
+        "This PNG file is cut off: its end is missing. Copy or download it again."
+    )
     page.reload()
     assert page.locator("#history button").count() == 2
     page.click("#forget")
@@ -241,6 +248,24 @@ def test_steps_are_told_one_by_one(served, saved_model):
     assert last["tokens_sha256"] == alone(saved_model, PROMPT, 5)
     assert last["nfe"] == steps[-1]["nfe"] + 1
     assert len(last["origins"]) == 24
+    assert last["forwards"] == [1, *committed, 24]
+
+
+def test_a_client_that_missed_the_steps_gets_all_that_a_replay_needs(open_page):
+    page = open_page()
+    page.evaluate("""() => import("/static/panel.js").then(({ Panel }) => { Panel.prototype.step = () => {}; })""")
+    page.fill("#prompt", PROMPT)
+    page.click("#draw")
+    drawn(page)
+    forwards = page.inner_text("[data-of=nfe]")
+    assert page.inner_text("#replay-text").startswith(f"Forward {forwards} of {forwards} committed")
+    assert page.get_attribute("#replay", "max") == forwards
+
+
+def test_the_chips_name_what_the_bundled_model_was_taught(unchecked):
+    studio = Studio(tiny_pipe("bundled"))
+    assert len(studio.taught(BENCH_PROMPTS)) >= 4
+    assert studio.taught(["a fox in snow", "a red apple"]) == ["a red apple"]
 
 
 @pytest.mark.parametrize("name", ["../app.py", "%2e%2e%2fapp.py", "..%5capp.py", "nothing.js"])

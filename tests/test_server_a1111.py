@@ -78,7 +78,8 @@ def test_a_key_as_a_password(saved_model):
 
 
 @pytest.mark.parametrize(
-    "body", [{"batch_size": 100}, {"seed": -2}, {"width": 0}, {"prompt": "a" * 5000}, {"cfg_scale": "x"}]
+    "body",
+    [{"batch_size": 100}, {"seed": -2}, {"width": 0}, {"prompt": "a" * 5000}, {"cfg_scale": "x"}, {"cfg_scale": 0.5}],
 )
 def test_wrong_requests(served, body):
     answer = served.post({"prompt": PROMPT, **body}, "/sdapi/v1/txt2img")

@@ -104,17 +104,6 @@ def test_a_body_that_does_not_arrive_is_408(served):
         assert b" 408 " in connection.recv(100)
 
 
-def test_100_open_connections(served, saved_model):
-    connections = [served.connection() for _ in range(100)]
-    try:
-        for connection in connections[:50]:
-            connection.sendall(b"POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\n")
-        assert shas(served.post({"prompt": PROMPT, "seed": 8, "method": "ar"})) == [alone(saved_model, PROMPT, 8)]
-    finally:
-        for connection in connections:
-            connection.close()
-
-
 @pytest.mark.proofs
 def test_a_slow_reader_keeps_nobody_waiting(saved_model):
     with serving(saved_model, Limits(write_seconds=0.5, per_client=1000)) as served:

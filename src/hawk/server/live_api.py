@@ -16,7 +16,7 @@ from hawk.models.bundled_prompts import BENCH_PROMPTS
 from hawk.server.answers import ApiError
 from hawk.server.jobs import Drawn, Partial, Stepped, Wish
 from hawk.server.openai_api import ALIVE, EventStream, server_sent
-from hawk.server.openai_schema import ERRORS, GUIDANCE
+from hawk.server.openai_schema import ERRORS, GUIDANCE, METHOD
 from hawk.server.pictures import encoded
 from hawk.server.service import ClientGoneError, Drawing, ModelCard, Service, check_guidance
 
@@ -36,7 +36,7 @@ class LiveRequest(BaseModel):
     temperature: float | None = Field(None, description="Sampling temperature; 0 is greedy.")
     top_k: int | None = Field(None, description="Sample from the k most likely tokens; 0 turns it off.")
     top_p: float | None = Field(None, description="Sample from the most likely tokens that hold this probability.")
-    method: str | None = Field(None, description="hawk, scd or ar: the same tokens, at different speed.")
+    method: str | None = Field(None, description=METHOD)
     partials: int = Field(0, ge=0, le=MOST_PARTIALS, description="Pictures of the unfinished image.")
 
 
@@ -75,7 +75,11 @@ def live_routes(service: Service) -> APIRouter:
 
     @router.post("/draw", response_class=StreamingResponse, summary="Draw an image and tell of every step")
     async def draw(body: LiveRequest, request: Request) -> EventStream:
-        """Server-sent events: accepted, step, partial, then drawn; or error."""
+        """Server-sent events: accepted, then step and partial, then drawn; or error.
+
+        `drawn` has the file, `origins` (the source of each token, an index of `sources`, -1 for the model itself) and
+        `forwards` (the number of tokens that were committed after each forward).
+        """
         drawing = await service.begin(request, wish_of(body))
         return EventStream(drawing, events(drawing, service.model))
 

@@ -27,16 +27,16 @@ class TextToImage(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    prompt: str = ""
-    negative_prompt: str | None = ""
+    prompt: str = Field("", description="What to draw.")
+    negative_prompt: str | None = Field("", description="What the images should not show.")
     seed: int | None = Field(-1, ge=-1, le=MAX_SEED, description="-1 is a random seed.")
-    width: int | None = Field(None, ge=1, le=MOST_SIDE)
-    height: int | None = Field(None, ge=1, le=MOST_SIDE, description="A size that the model lacks becomes its own.")
+    width: int | None = Field(None, ge=1, le=MOST_SIDE, description="A size that the model lacks becomes its own.")
+    height: int | None = Field(None, ge=1, le=MOST_SIDE, description="As `width`.")
     cfg_scale: float | None = Field(None, description=GUIDANCE)
-    batch_size: int | None = Field(1, ge=1, le=100)
-    n_iter: int | None = Field(1, ge=1, le=100)
+    batch_size: int | None = Field(1, ge=1, le=100, description="Images; `n_iter` times as many are drawn.")
+    n_iter: int | None = Field(1, ge=1, le=100, description="See `batch_size`.")
     sampler_name: str | None = Field(None, description="A method of Hawk; other names mean hawk.")
-    send_images: bool | None = True
+    send_images: bool | None = Field(True, description="False leaves the files out of the answer.")
 
 
 class Options(BaseModel):
@@ -117,7 +117,7 @@ def listing(content: list[dict[str, Any]]) -> Any:
     """A route that answers with a list that does not change."""
 
     async def listed() -> JSONResponse:
-        """The list."""
+        """A list of this server, in the form of the A1111 API."""
         return JSONResponse(content)
 
     return listed

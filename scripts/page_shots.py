@@ -21,7 +21,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 DOCS = Path(__file__).parents[1] / "docs"
 PROMPT = "a happy green star with a crown on a pink background"
 SEED = "7"
-COLOURS = 128
+COLOURS = 256
 HALF = 130
 """Tokens of a picture that is shown half drawn."""
 MOST_BYTES = 120_000

@@ -127,6 +127,8 @@ def test_wrong_input_is_one_sentence_on_the_page(open_page):
         playwright.expect(page.locator("#error")).to_contain_text(message)
         playwright.expect(page.locator("#draw")).to_be_enabled()
         assert page.is_hidden("#stage")
+    assert page.get_attribute("#guidance_scale", "aria-invalid") == "true"
+    assert page.locator("[aria-invalid]").count() == 1
 
 
 def test_a_drawing_is_stopped_and_a_server_that_is_gone_is_told(open_page, served):

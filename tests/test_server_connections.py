@@ -54,6 +54,13 @@ def test_a_head_that_comes_byte_by_byte_gets_no_more_time(served):
         assert closed_while_it_sends(connection, b"x", pause=0.05)
 
 
+def test_a_head_that_is_no_http_is_refused_without_an_error_in_the_log(served, caplog):
+    with served.connection() as connection:
+        connection.sendall(b"\x16\x03\x01 a handshake of TLS\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 def test_a_connection_is_kept_for_the_next_request_and_closed_when_none_comes(served):
     connection = http.client.HTTPConnection(*served.address(), timeout=10)
     for _ in range(2):

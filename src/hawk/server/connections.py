@@ -40,10 +40,12 @@ class TimedProtocol(H11Protocol):
 
     def _watch(self) -> None:
         """Count the seconds while no request is under way; those that count already go on."""
-        answered = self.cycle is not None and self.cycle.response_complete
-        if self.conn.their_state is not h11.IDLE and not answered:
+        if self.transport.is_closing():  # as after a head that is no HTTP
+            return
+        # before the first head, the state is IDLE and there is no cycle
+        if self.conn.their_state is not h11.IDLE and not self.cycle.response_complete:
             self._forget()
-        elif self._limit is None and not self.transport.is_closing():
+        elif self._limit is None:
             self._limit = self.loop.call_later(self.idle_seconds, self._close)
 
     def _forget(self) -> None:

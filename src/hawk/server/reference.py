@@ -92,7 +92,7 @@ def kind_of(field: Json, schemas: Json) -> str:
     if "enum" in field or "const" in field:
         return ", ".join(f"`{each}`" for each in field.get("enum", (field.get("const"),)))
     own = resolved(field, schemas)
-    kind = {"array": "list", "object": "object", "string": "text"}.get(own["type"], own["type"])
+    kind = str({"array": "list", "string": "text"}.get(own["type"], own["type"]))
     if kind == "list":
         return f"list of {kind_of(own['items'], schemas)}s"
     low, high = own.get("minimum"), own.get("maximum")

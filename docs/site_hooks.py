@@ -1,4 +1,4 @@
-"""Hooks of the site's build: pages that lie outside docs/, help texts, the executed notebook, no outside resources."""
+"""Hooks of the site's build: pages outside docs/, help texts, the HTTP API, the notebook, no outside resources."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ PAGES = {
 LINKED = {**PAGES, f"docs/{NOTEBOOK}": "tour.md"}
 
 LINK = re.compile(r"(\]\()([^)\s#:]+)(?=[)#])")
+ROUTES = "<!-- routes -->"
 HELP = re.compile(r"^<!-- help: ([a-z ]+) -->$", re.MULTILINE)
 OUTSIDE = re.compile(
     r"""<(?:script|img|iframe|source|video)\b[^>]*\bsrc=["']?(?:https?:)?//[^"'\s>]+"""
@@ -52,7 +53,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links between files of the repository into links between pages, and fill in help texts."""
+    """Turn links between files of the repository into links between pages, and fill in help texts and routes."""
+    if ROUTES in markdown:
+        markdown = markdown.replace(ROUTES, http_reference())
     outside = {site: path for path, site in PAGES.items()}
     source = outside.get(page.file.src_uri, f"docs/{page.file.src_uri}")
 
@@ -86,6 +89,20 @@ def help_text(words: list[str]) -> str:
     if result.exit_code:
         raise PluginError(f"hawk {' '.join(words)} --help: {result.output}")
     return f"```text\n{result.output.strip()}\n```"
+
+
+def http_reference() -> str:
+    """The reference of the routes of a server of the bundled model."""
+    from hawk import HawkPipeline
+    from hawk.server.app import fastapi_app, make_worker
+    from hawk.server.config import ServerConfig
+    from hawk.server.metrics import ServerMetrics
+    from hawk.server.reference import reference
+
+    config = ServerConfig()
+    metrics = ServerMetrics(config.places)
+    worker = make_worker(HawkPipeline.from_pretrained("bundled", "cpu"), config, metrics)  # its thread is not started
+    return reference(fastapi_app(config, worker, metrics).openapi())
 
 
 def executed(notebook: Path) -> tuple[str, dict[str, bytes]]:

@@ -263,6 +263,7 @@ def test_the_command_measures_keeps_and_writes(saved_model: Path, empty_folder: 
     done = hawk_command(*call)
     document = last_json(done)
     assert json.loads(Path("fair.json").read_text()) == document
+    assert done.stderr.startswith("round 1 of ")  # no bar is drawn where stderr is no terminal
     assert {"rows", "equal_nodes", "summary", "left_out", "environment"} == document.keys()
     assert document["environment"]["settings"] == {"prompts": 2, "seeds": 1, "batches": [2]}
     text = " ".join(done.stdout.split())

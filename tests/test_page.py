@@ -9,9 +9,11 @@ import shutil
 import pytest
 from PIL import Image
 
+from hawk.models.bundled_prompts import BENCH_PROMPTS
 from hawk.outputs import image_metadata
 from hawk.pictures.png import png_bytes
-from serving import PROMPT, alone, serving
+from hawk.server.studio import Studio
+from serving import PROMPT, alone, serving, tiny_pipe
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -105,25 +107,28 @@ def test_a_race_ends_with_identical_pictures(open_page):
     assert plain == 24 > hawk
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("document.getElementById('prompt').value = 'one two three four five six seven eight'", "6 fit"),
-        ("document.getElementById('temperature').value = '-1'", "temperature"),
-        ("document.getElementById('seed').value = 'red'", "The seed must be a whole number"),
-        ("document.getElementById('prompt').value = '  '", "Say what to draw"),
-        ("document.getElementById('guidance_scale').value = '1e30'", "guidance_scale"),
-    ],
+WRONG_INPUT = (
+    ("prompt", "one two three four five six seven eight", "6 fit"),
+    ("temperature", "-1", "temperature"),
+    ("seed", "red", "The seed must be a whole number"),
+    ("prompt", "  ", "Say what to draw"),
+    ("guidance_scale", "1e30", "guidance_scale"),
+    ("guidance_scale", "0.5", "guidance_scale must be 0 or 1 (guidance off), or more than 1, not 0.5"),
 )
-def test_wrong_input_is_one_sentence_on_the_page(open_page, change, message):
+
+
+def test_wrong_input_is_one_sentence_on_the_page(open_page):
     page = open_page()
-    page.fill("#prompt", PROMPT)
-    page.evaluate(change)
-    page.evaluate("document.getElementById('form').requestSubmit()")
-    page.wait_for_selector("#error:not([hidden])")
-    assert message in page.inner_text("#error")
-    assert page.is_enabled("#draw")
-    assert page.is_hidden("#stage")
+    for name, value, message in WRONG_INPUT:
+        page.evaluate("document.getElementById('reset').click()")
+        page.fill("#prompt", PROMPT)
+        page.evaluate("([name, value]) => { document.getElementById(name).value = value; }", [name, value])
+        page.evaluate("document.getElementById('form').requestSubmit()")
+        playwright.expect(page.locator("#error")).to_contain_text(message)
+        playwright.expect(page.locator("#draw")).to_be_enabled()
+        assert page.is_hidden("#stage")
+    assert page.get_attribute("#guidance_scale", "aria-invalid") == "true"
+    assert page.locator("[aria-invalid]").count() == 1
 
 
 def test_a_drawing_is_stopped_and_a_server_that_is_gone_is_told(open_page, served):
@@ -180,6 +185,11 @@ def test_history_and_a_dropped_png_bring_settings_back(open_page, tmp_path, save
         page.set_input_files("#file", tmp_path / f"{number}.png")
         playwright.expect(page.locator("#error")).to_have_text("This PNG carries no settings of Hawk's.")
         assert page.input_value("#prompt") == "a cat"
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cat.png").read_bytes()[:-20])
+    page.set_input_files("#file", tmp_path / "cut.png")
+    playwright.expect(page.locator("#error")).to_have_text(
+        "This PNG file is cut off: its end is missing. Copy or download it again."
+    )
     page.reload()
     assert page.locator("#history button").count() == 2
     page.click("#forget")
@@ -225,7 +235,7 @@ def test_a_key_is_asked_for_where_the_server_wants_one(browser, saved_model):
 
 
 def test_steps_are_told_one_by_one(served, saved_model):
-    body = {"prompt": PROMPT, "seed": 5, "partials": 2}
+    body = {"prompt": PROMPT, "seed": 1, "partials": 2}
     with served.http.stream("POST", f"{served.url}/live/draw", json=body) as answer:
         parts = "".join(answer.iter_text()).strip().split("\n\n")
     events = [(part.split("\n")[0].removeprefix("event: "), json.loads(part.split("data: ")[1])) for part in parts]
@@ -238,9 +248,27 @@ def test_steps_are_told_one_by_one(served, saved_model):
     seconds = [data["seconds"] for data in steps] + [events[-1][1]["seconds"]]
     assert seconds == sorted(seconds)
     last = events[-1][1]
-    assert last["tokens_sha256"] == alone(saved_model, PROMPT, 5)
+    assert last["tokens_sha256"] == alone(saved_model, PROMPT, 1)
     assert last["nfe"] == steps[-1]["nfe"] + 1
     assert len(last["origins"]) == 24
+    assert last["forwards"] == [1, *committed, 24]
+
+
+def test_a_client_that_missed_the_steps_gets_all_that_a_replay_needs(open_page):
+    page = open_page()
+    page.evaluate("""() => import("/static/panel.js").then(({ Panel }) => { Panel.prototype.step = () => {}; })""")
+    page.fill("#prompt", PROMPT)
+    page.click("#draw")
+    drawn(page)
+    forwards = page.inner_text("[data-of=nfe]")
+    assert page.inner_text("#replay-text").startswith(f"Forward {forwards} of {forwards} committed")
+    assert page.get_attribute("#replay", "max") == forwards
+
+
+def test_the_chips_name_what_the_bundled_model_was_taught(unchecked):
+    studio = Studio(tiny_pipe("bundled"))
+    assert len(studio.taught(BENCH_PROMPTS)) >= 4
+    assert studio.taught(["a fox in snow", "a red apple"]) == ["a red apple"]
 
 
 @pytest.mark.parametrize("name", ["../app.py", "%2e%2e%2fapp.py", "..%5capp.py", "nothing.js"])

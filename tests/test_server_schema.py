@@ -5,6 +5,10 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 
 from hawk.server.config import Limits
+from hawk.server.live_api import LiveRequest
+from hawk.server.openai_schema import ImageRequest
+from hawk.server.reference import reference
+from hawk.server.sdapi import TextToImage
 from serving import serving
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # checks of signatures would take most of the time
@@ -56,6 +60,19 @@ def test_the_document_tells_how_wrong_bodies_are_answered(served):
     assert {"200", "400", "401", "429", "500", "503", "504"} <= set(drawing)
     assert "422" not in str(document)
     assert set(drawing["200"]["content"]) == {"application/json", "text/event-stream"}
+
+
+def test_the_reference_has_every_route_and_every_field(served):
+    document = served.get("/openapi.json").json()
+    text = reference(document)
+    for path, operations in document["paths"].items():
+        assert all(f"### `{method.upper()} {path}`" in text for method in operations)
+    for name, model in (("generations", ImageRequest), ("txt2img", TextToImage), ("draw", LiveRequest)):
+        section = text.partition(f"/{name}`")[2].partition("###")[0]
+        assert all(f"| `{field}` |" in section for field in model.model_fields)
+    assert "| `n` | integer, 1 to 10 | `1` | Number of images; image i has the seed `seed + i`. |" in text
+    assert "| `data[].b64_json` | text |" in text
+    assert "0 and 1 turn guidance off" in text
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hawk.cli.app import app
+from hawk.cli.serve import check_origin, host_name
 from hawk.errors import HawkError
 from hawk.server.answers import ApiError
 from hawk.server.config import ServerConfig, read_keys
@@ -139,14 +140,44 @@ def test_files_of_keys(tmp_path, content, message):
     assert read_keys(path) == (KEY,)
 
 
+WRONG_ORIGINS = (
+    "*",
+    "null",
+    "app.example",
+    "https://",
+    "https://*.example",
+    "https://app.example/",
+    "https://app.example/page",
+    "https://app.example:443",
+    "https://App.example",
+    "https://app.example https://other.example",
+    "https://me@app.example",
+)
+WRONG_HOSTS = (
+    "",
+    "*",
+    "*.example",
+    "https://app.example",
+    "app.example:8000",
+    "app.example/x",
+    "a b",
+    "bücher.example",
+)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--api-key-file", "nothing"], "cannot read the API keys in nothing: No such file"),
         (["--host", "0.0.0.0"], "0.0.0.0 can be reached from other machines"),
-        (["--host", "example.org"], "can be reached from other machines"),
-        (["--cors", "*"], "--cors takes an origin"),
-        (["--host", "no.such.name.invalid", "--no-auth"], "cannot listen on no.such.name.invalid"),
+        (["--host", "no.such.name.invalid", "--no-auth"], "--host takes an address of this machine, as 127.0.0.1 or"),
+        (["--host", "nohost"], "not 'nohost': there is no such address or host name"),
+        (["--host", ""], "--host takes an address of this machine"),
+        (["--host", "http://127.0.0.1"], "--host takes an address of this machine"),
+        (["--host", "127.0.0.1:8000"], "--host takes an address of this machine"),
+        (["--host", "192.0.2.1", "--no-auth"], "this machine does not have that address"),
+        *((["--cors", origin], "--cors takes an origin as a browser sends it") for origin in WRONG_ORIGINS),
+        *((["--allowed-host", name], "--allowed-host takes a host name alone") for name in WRONG_HOSTS),
     ],
 )
 def test_wrong_options_end_with_one_line(empty_folder, options, message):
@@ -154,6 +185,12 @@ def test_wrong_options_end_with_one_line(empty_folder, options, message):
     assert result.exit_code == 2
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_sound_names_and_origins_are_taken():
+    assert host_name("Images.example.ORG.") == "images.example.org"
+    for origin in ("https://app.example", "http://localhost:3000", "http://[::1]:5173", "https://app.example:8443"):
+        check_origin(origin)
 
 
 def test_a_missing_package_ends_with_what_to_install(monkeypatch):

@@ -258,6 +258,8 @@ def _fair(
 
     def show(done: int, total: int, what: str) -> None:
         update(completed=done, total=total, description=what)
+        if not sys.stderr.isatty():  # no bar is drawn there, and the suite takes an hour
+            print(f"round {done} of {total}: {what}", file=sys.stderr, flush=True)
 
     with measuring() as update:
         result = run_fair(pipe, names, prompts, out, seeds, sizes, on_progress=show)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,11 @@ import typer
 
 from hawk.cli.options import DeviceOption, DrafterOption, DtypeOption, EngineOption, ModelOption, ThreadsOption
 from hawk.errors import INTERRUPTED, HawkError, install
+
+LABEL = r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"
+HOST_NAME = re.compile(rf"{LABEL}(?:\.{LABEL})*")
+ORIGIN = re.compile(rf"(?P<scheme>https?)://(?:{LABEL}(?:\.{LABEL})*|\[[0-9a-f:]+\])(?::(?P<port>[1-9][0-9]{{0,4}}))?")
+"""A web origin as browsers send it in the header Origin."""
 
 
 def serve(
@@ -62,14 +68,16 @@ def serve(
     check_installed()
     from hawk.cli.options import load_pipeline
     from hawk.server.config import Limits, ServerConfig, read_keys
+    from hawk.server.running import check_address
 
+    check_address(host)
     keys = () if api_key_file is None else read_keys(api_key_file)
     if not (keys or no_auth or is_loopback(host)):
         raise HawkError(f"{host} can be reached from other machines: give --api-key-file, or --no-auth for no key")
     for origin in cors or []:
         check_origin(origin)
+    hosts = tuple(host_name(name) for name in allowed_host or [])
     limits = Limits(queue=max_queue, per_client=per_client, timeout=timeout)
-    hosts = tuple(name.lower().rstrip(".") for name in allowed_host or [])
     config = ServerConfig(max_batch, limits, keys, tuple(cors or ()), hosts, log_prompts, behind_proxy)
 
     from hawk.server.app import make_app, make_worker
@@ -121,10 +129,22 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def check_origin(origin: str) -> None:
-    """Raise `HawkError` for what is no web origin."""
-    from urllib.parse import urlsplit
+def host_name(name: str) -> str:
+    """A host name as the server compares it; `HawkError` for what no client sends as a host name."""
+    plain = name.lower().rstrip(".")
+    if not HOST_NAME.fullmatch(plain):
+        raise HawkError(
+            "--allowed-host takes a host name alone, as images.example.org (no scheme, port, path or *; letters beyond "
+            f"a-z in their xn-- form), not {name!r}"
+        )
+    return plain
 
-    parts = urlsplit(origin)
-    if parts.scheme not in ("http", "https") or not parts.netloc or parts.path or parts.query or "*" in origin:
-        raise HawkError(f"--cors takes an origin as https://example.org, not {origin!r}")
+
+def check_origin(origin: str) -> None:
+    """Raise `HawkError` for what no browser sends as the origin of a page."""
+    match = ORIGIN.fullmatch(origin)
+    if match is None or (match["scheme"], match["port"]) in (("http", "80"), ("https", "443")):
+        raise HawkError(
+            "--cors takes an origin as a browser sends it: http:// or https://, a host name in small letters, and the "
+            f"port unless it is 80 or 443, as https://example.org or http://localhost:3000, not {origin!r}"
+        )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -90,14 +91,44 @@ async def invalid(request: Request, error: Exception) -> JSONResponse:
     """The answer to a body that does not match its schema: the first fault, in OpenAI's shape."""
     assert isinstance(error, RequestValidationError)
     first: dict[str, Any] = error.errors()[0]
-    param = param_at(first["loc"])
-    message = "the body is no JSON text" if first["type"] == "json_invalid" else plain(str(first["msg"]))
-    if param is None and first["type"] in ("model_attributes_type", "dict_type", "missing"):
-        message = "send a JSON object, with the header content-type: application/json"
-    if first["type"] == "extra_forbidden":
-        message = "there is no such parameter"
-    text = message if param is None else f"{param}: {message}"
-    return ApiError(400, text, param=param, code=str(first["type"])).response(request.url.path)
+    kind, param = str(first["type"]), param_at(first["loc"])
+    if kind == "json_invalid":
+        text = "the body is no JSON text"
+        param = None
+    elif param is None:
+        text = "send a JSON object, with the header content-type: application/json"
+    else:
+        text = f"{param} {fault(kind, first)}"
+    return ApiError(400, text, param=param, code=kind).response(request.url.path)
+
+
+FAULTS = {
+    "bool": "must be true or false",
+    "extra_forbidden": "is not a parameter of this route",
+    "float": "must be a number",
+    "greater_than_equal": "must be {ge} or more",
+    "int": "must be a whole number",
+    "less_than_equal": "must be {le} or less",
+    "literal_error": "must be {expected}",
+    "missing": "is missing",
+    "string": "must be text",
+    "string_too_short": "must not be empty",
+}
+"""What is wrong with a field, by the kind of pydantic's error, or by the first word of that kind."""
+LONGEST_SHOWN = 20
+"""The most characters of a wrong value that a message repeats."""
+
+
+def fault(kind: str, error: Mapping[str, Any]) -> str:
+    """What is wrong with a field, with the value that was given where it is short."""
+    text = FAULTS.get(kind) or FAULTS.get(kind.partition("_")[0])
+    if text is None:
+        return plain(str(error["msg"]))
+    told, given = text.format(**error.get("ctx", {})), error.get("input")
+    if kind in ("extra_forbidden", "missing", "string_too_short") or isinstance(given, (dict, list)):
+        return told
+    shown = json.dumps(given) if not isinstance(given, int) or abs(given) < 10**LONGEST_SHOWN else ""
+    return f"{told}, not {shown}" if 0 < len(shown) <= LONGEST_SHOWN else told
 
 
 def param_at(place: Sequence[str | int]) -> str | None:

@@ -19,7 +19,8 @@ class Limits:
     """The bounds of what clients may ask for.
 
     `body` is in bytes, `prompt` in characters, `timeout` in seconds from a request's arrival to its last image,
-    `body_seconds` and `write_seconds` the time that a client may take to send a body and to read a part of the answer.
+    `idle_seconds` the time until the head of a connection's next request has arrived, `body_seconds` and
+    `write_seconds` the time that a client may take to send a body and to read a part of the answer.
     `queue` is the number of images that may wait, `per_client` the number of requests that a client may have at once,
     `area` the largest image as a multiple of the model's own number of pixels.
     """
@@ -30,6 +31,7 @@ class Limits:
     per_client: int = 16
     connections: int = 1000
     timeout: float = 300.0
+    idle_seconds: float = 20.0
     body_seconds: float = 20.0
     write_seconds: float = 30.0
     area: float = 4.0

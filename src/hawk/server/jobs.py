@@ -85,7 +85,8 @@ class Partial:
 class Drawn:
     """A finished image: its picture, the text of its PNG, its tokens with their origins, and its counts.
 
-    `seconds` is the image's share of the time of the steps that it took part in, pixels included.
+    `forwards` has the number of tokens that were committed after each forward, the prefill first. `seconds` is the
+    image's share of the time of the steps that it took part in, pixels included.
     """
 
     place: int
@@ -94,6 +95,7 @@ class Drawn:
     metadata: dict[str, str]
     tokens: tuple[int, ...]
     origins: tuple[int, ...]
+    forwards: tuple[int, ...]
     source_names: tuple[str, ...]
     stats: Stats
     seconds: float
@@ -164,7 +166,8 @@ class Job:
 class JobImage:
     """An image of a job: its place in it, how many of its `size` tokens are committed, and the partials sent so far.
 
-    `seconds` is its share of the time of its steps so far.
+    `seconds` is its share of the time of its steps so far; `forwards` is as in `Drawn`. An image that is drawn once
+    more after a failed step keeps what its client was told of it.
     """
 
     job: Job
@@ -176,7 +179,12 @@ class JobImage:
     crossed: int = 0
     partials: int = 0
     seconds: float = 0.0
-    nfe: int = 1  # the prefill
+    forwards: list[int] = field(default_factory=lambda: [1])
+
+    @property
+    def nfe(self) -> int:
+        """The number of its forwards so far."""
+        return len(self.forwards)
 
     @property
     def request(self) -> Request:

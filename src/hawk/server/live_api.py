@@ -16,9 +16,9 @@ from hawk.models.bundled_prompts import BENCH_PROMPTS
 from hawk.server.answers import ApiError
 from hawk.server.jobs import Drawn, Partial, Stepped, Wish
 from hawk.server.openai_api import ALIVE, EventStream, server_sent
-from hawk.server.openai_schema import ERRORS
+from hawk.server.openai_schema import ERRORS, GUIDANCE, METHOD
 from hawk.server.pictures import encoded
-from hawk.server.service import ClientGoneError, Drawing, ModelCard, Service
+from hawk.server.service import ClientGoneError, Drawing, ModelCard, Service, check_guidance
 
 MOST_PARTIALS = 32
 """The most pictures of an unfinished image in a stream."""
@@ -32,11 +32,11 @@ class LiveRequest(BaseModel):
     prompt: str = Field(description="What to draw.", min_length=1)
     negative_prompt: str | None = Field(None, description="What the image should not show.")
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Seed of the image; random if left out.")
-    guidance_scale: float | None = Field(None, description="Scale of classifier-free guidance; 1 turns it off.")
+    guidance_scale: float | None = Field(None, description=GUIDANCE)
     temperature: float | None = Field(None, description="Sampling temperature; 0 is greedy.")
     top_k: int | None = Field(None, description="Sample from the k most likely tokens; 0 turns it off.")
     top_p: float | None = Field(None, description="Sample from the most likely tokens that hold this probability.")
-    method: str | None = Field(None, description="hawk, scd or ar: the same tokens, at different speed.")
+    method: str | None = Field(None, description=METHOD)
     partials: int = Field(0, ge=0, le=MOST_PARTIALS, description="Pictures of the unfinished image.")
 
 
@@ -75,7 +75,11 @@ def live_routes(service: Service) -> APIRouter:
 
     @router.post("/draw", response_class=StreamingResponse, summary="Draw an image and tell of every step")
     async def draw(body: LiveRequest, request: Request) -> EventStream:
-        """Server-sent events: accepted, step, partial, then drawn; or error."""
+        """Server-sent events: accepted, then step and partial, then drawn; or error.
+
+        `drawn` has the file, `origins` (the source of each token, an index of `sources`, -1 for the model itself) and
+        `forwards` (the number of tokens that were committed after each forward).
+        """
         drawing = await service.begin(request, wish_of(body))
         return EventStream(drawing, events(drawing, service.model))
 
@@ -87,6 +91,7 @@ def about(service: Service) -> About:
     pipe, card = service.worker.studio.pipe, service.model
     model = pipe.model
     params, grid = model.defaults, model.grid
+    is_bundled = pipe.origin is not None and pipe.origin.model == "bundled"
     return About(
         model=card.name,
         width=card.width,
@@ -98,12 +103,13 @@ def about(service: Service) -> About:
         top_k=params.top_k,
         top_p=params.top_p,
         methods=[MethodFact(name=name, summary=METHODS[name].summary) for name in card.methods],
-        prompts=list(BENCH_PROMPTS) if pipe.origin is not None and pipe.origin.model == "bundled" else [],
+        prompts=service.worker.studio.taught(BENCH_PROMPTS) if is_bundled else [],
     )
 
 
 def wish_of(body: LiveRequest) -> Wish:
     """The image that a body asks for."""
+    check_guidance("guidance_scale", body.guidance_scale)
     return Wish(
         prompt=body.prompt,
         negative_prompt=body.negative_prompt or "",
@@ -156,11 +162,15 @@ async def events(drawing: Drawing, card: ModelCard) -> AsyncIterator[str]:
 
 
 async def drawn(event: Drawn) -> dict[str, Any]:
-    """A finished image: its PNG file with the settings, the source of each cell, and its counts."""
+    """A finished image: its PNG file with the settings, the source and the forward of each cell, and its counts.
+
+    All that the overlay and the replay of a picture need is in this event, also for a client that missed the steps.
+    """
     return {
         "picture": await asyncio.to_thread(encoded, event.picture, "png", event.metadata),
         "seed": event.seed,
         "origins": event.origins,
+        "forwards": event.forwards,
         "sources": event.source_names,
         "nfe": event.stats.nfe,
         "accept_length": round(event.stats.accept_length, 4),

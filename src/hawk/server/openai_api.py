@@ -26,9 +26,11 @@ from hawk.server.openai_schema import (
     Usage,
 )
 from hawk.server.pictures import Format, encoded
-from hawk.server.service import ClientGoneError, Drawing, ModelCard, Service
+from hawk.server.service import ClientGoneError, Drawing, ModelCard, Service, check_guidance
 
 SIZE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})", re.ASCII)
+LONGEST_SIZE = 20
+"""The most characters of a wrong size that an error message repeats."""
 ALIVE = 15.0
 """Seconds after which a stream without events sends a comment, so that proxies keep the connection."""
 
@@ -113,6 +115,7 @@ def wish_of(body: ImageRequest, card: ModelCard) -> Wish:
     if body.partial_images and not body.stream:
         raise wrong("partial_images go with stream", "partial_images")
     width, height = size_of(body.size, card)
+    check_guidance("guidance_scale", body.guidance_scale)
     return Wish(
         prompt=body.prompt,
         negative_prompt=body.negative_prompt or "",
@@ -134,9 +137,15 @@ def size_of(size: str | None, card: ModelCard) -> tuple[int | None, int | None]:
     if size is None or size == "auto":
         return None, None
     match = SIZE.fullmatch(size)
-    if match is None:
-        raise wrong(f"size must be auto or width x height in pixels, as {card.width}x{card.height}", "size")
-    return int(match[1]), int(match[2])
+    sides = (0, 0) if match is None else (int(match[1]), int(match[2]))
+    if match is None or any(side % card.cell for side in sides):
+        given = f", not {size}" if len(size) <= LONGEST_SIZE and size.isascii() and size.isprintable() else ""
+        raise wrong(
+            f"size must be auto or WIDTHxHEIGHT in pixels, each a multiple of {card.cell}, as "
+            f"{card.width}x{card.height}{given}",
+            "size",
+        )
+    return sides
 
 
 class Answer:

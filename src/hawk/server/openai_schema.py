@@ -21,6 +21,14 @@ ALIASES = (
 )
 """Names that clients have built in; each of them means the model that is served."""
 
+METHOD = (
+    "hawk, scd or ar, at different speed: ar is plain decoding, scd drafts from the model's own earlier guesses, and "
+    "hawk drafts from those and from all other sources that the model has. All draw the same tokens from one seed."
+)
+"""The description of `method`."""
+GUIDANCE = "Scale of classifier-free guidance, more than 1; 0 and 1 turn guidance off, and numbers between are refused."
+"""The description of `guidance_scale`."""
+
 
 class ImageRequest(BaseModel):
     """What to draw. Fields that are left out, or null, take the model's own setting."""
@@ -30,7 +38,7 @@ class ImageRequest(BaseModel):
     prompt: str = Field(description="What to draw.", min_length=1)
     model: str | None = Field(None, description="The served model's name, or a name that clients have built in.")
     n: int | None = Field(1, ge=1, le=MOST_IMAGES, description="Number of images; image i has the seed `seed + i`.")
-    size: str | None = Field("auto", description="auto, or width x height in pixels, as 256x256.")
+    size: str | None = Field("auto", description="auto, or WIDTHxHEIGHT in pixels, as 256x256.")
     response_format: Literal["b64_json", "url"] | None = Field(
         None, description="b64_json; url is refused, since the server keeps no files."
     )
@@ -46,22 +54,22 @@ class ImageRequest(BaseModel):
     # Hawk's own
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Seed of the first image; random if left out.")
     negative_prompt: str | None = Field(None, description="What the images should not show.")
-    guidance_scale: float | None = Field(None, description="Scale of classifier-free guidance; 1 turns it off.")
+    guidance_scale: float | None = Field(None, description=GUIDANCE)
     temperature: float | None = Field(None, description="Sampling temperature; 0 is greedy.")
     top_k: int | None = Field(None, description="Sample from the k most likely tokens; 0 turns it off.")
     top_p: float | None = Field(None, description="Sample from the most likely tokens that hold this probability.")
-    method: str | None = Field(None, description="hawk, scd or ar: the same tokens, at different speed.")
+    method: str | None = Field(None, description=METHOD)
 
 
 class ImageData(BaseModel):
-    """A finished image; `nfe` is its number of target forwards, `seconds` its share of the steps' time."""
+    """A finished image."""
 
-    b64_json: str
-    seed: int
-    nfe: int
-    accept_length: float
-    seconds: float
-    tokens_sha256: str
+    b64_json: str = Field(description="The file in base64.")
+    seed: int = Field(description="The seed, which draws the image again.")
+    nfe: int = Field(description="Target forwards of the image, prefill included.")
+    accept_length: float = Field(description="Tokens that were committed per target forward.")
+    seconds: float = Field(description="The image's share of the time of its steps.")
+    tokens_sha256: str = Field(description="A fingerprint of the image's tokens.")
 
 
 class TokenDetails(BaseModel):
@@ -90,9 +98,9 @@ class Usage(BaseModel):
 class ImagesResponse(BaseModel):
     """The finished images of a request."""
 
-    created: int
-    data: list[ImageData]
-    size: str
+    created: int = Field(description="Seconds since 1970.")
+    data: list[ImageData] = Field(description="The images, in the order of their seeds.")
+    size: str = Field(description="WIDTHxHEIGHT in pixels.")
     output_format: str
     background: str = "opaque"
     quality: str = "high"
@@ -107,8 +115,8 @@ class ModelEntry(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "hawk"
-    size: str
-    methods: list[str]
+    size: str = Field(description="WIDTHxHEIGHT in pixels.")
+    methods: list[str] = Field(description="The methods that a request may name.")
 
 
 class ModelList(BaseModel):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import math
 import os
 import signal
 import socket
@@ -17,6 +19,7 @@ from starlette.types import ASGIApp
 
 from hawk.errors import HawkError
 from hawk.server.config import ServerConfig
+from hawk.server.connections import protocol_of
 from hawk.server.worker import Worker
 
 LOGGER = logging.getLogger(__name__)
@@ -73,9 +76,30 @@ def listening(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=512)
     except socket.gaierror as error:
-        raise HawkError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+        raise HawkError(no_address(host)) from error
     except OSError as error:
-        raise HawkError(f"cannot listen on {host} port {port}: {os.strerror(error.errno or 0)}") from error
+        why = os.strerror(error.errno or 0)
+        if error.errno == errno.EADDRNOTAVAIL:
+            why = "this machine does not have that address"
+        raise HawkError(f"cannot listen on {host} port {port}: {why}") from error
+
+
+def check_address(host: str) -> None:
+    """Raise `HawkError` for what is neither an IP address nor a host name that has one."""
+    try:
+        if not host:
+            raise HawkError(no_address(host))
+        socket.getaddrinfo(host, None, socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (socket.gaierror, UnicodeError) as error:
+        raise HawkError(no_address(host)) from error
+
+
+def no_address(host: str) -> str:
+    """The message that a host cannot be listened on, whatever the port."""
+    return (
+        f"--host takes an address of this machine, as 127.0.0.1 or 0.0.0.0 (all addresses), not {host!r}: "
+        "there is no such address or host name"
+    )
 
 
 def server_of(app: ASGIApp, worker: Worker, config: ServerConfig) -> HawkServer:
@@ -88,9 +112,10 @@ def server_of(app: ASGIApp, worker: Worker, config: ServerConfig) -> HawkServer:
         proxy_headers=config.behind_proxy,
         forwarded_allow_ips="127.0.0.1,::1",
         lifespan="off",
+        http=protocol_of(config.limits.idle_seconds),
         ws="none",
         limit_concurrency=config.limits.connections,
-        timeout_keep_alive=30,
+        timeout_keep_alive=math.ceil(config.limits.idle_seconds),
         timeout_graceful_shutdown=LAST_ANSWERS,
     )
     return HawkServer(settings, worker)

@@ -15,8 +15,9 @@ from hawk.decoding.request import MAX_SEED
 from hawk.errors import HawkError
 from hawk.server.answers import wrong
 from hawk.server.jobs import Drawn, Wish
+from hawk.server.openai_schema import GUIDANCE
 from hawk.server.pictures import encoded
-from hawk.server.service import ModelCard, Service, client_of
+from hawk.server.service import ModelCard, Service, check_guidance, client_of
 
 MOST_SIDE = 2**16
 
@@ -26,16 +27,16 @@ class TextToImage(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    prompt: str = ""
-    negative_prompt: str | None = ""
+    prompt: str = Field("", description="What to draw.")
+    negative_prompt: str | None = Field("", description="What the images should not show.")
     seed: int | None = Field(-1, ge=-1, le=MAX_SEED, description="-1 is a random seed.")
-    width: int | None = Field(None, ge=1, le=MOST_SIDE)
-    height: int | None = Field(None, ge=1, le=MOST_SIDE, description="A size that the model lacks becomes its own.")
-    cfg_scale: float | None = None
-    batch_size: int | None = Field(1, ge=1, le=100)
-    n_iter: int | None = Field(1, ge=1, le=100)
+    width: int | None = Field(None, ge=1, le=MOST_SIDE, description="A size that the model lacks becomes its own.")
+    height: int | None = Field(None, ge=1, le=MOST_SIDE, description="As `width`.")
+    cfg_scale: float | None = Field(None, description=GUIDANCE)
+    batch_size: int | None = Field(1, ge=1, le=100, description="Images; `n_iter` times as many are drawn.")
+    n_iter: int | None = Field(1, ge=1, le=100, description="See `batch_size`.")
     sampler_name: str | None = Field(None, description="A method of Hawk; other names mean hawk.")
-    send_images: bool | None = True
+    send_images: bool | None = Field(True, description="False leaves the files out of the answer.")
 
 
 class Options(BaseModel):
@@ -116,7 +117,7 @@ def listing(content: list[dict[str, Any]]) -> Any:
     """A route that answers with a list that does not change."""
 
     async def listed() -> JSONResponse:
-        """The list."""
+        """A list of this server, in the form of the A1111 API."""
         return JSONResponse(content)
 
     return listed
@@ -155,6 +156,7 @@ def wish_of(body: TextToImage, service: Service) -> Wish:
         service.worker.studio.check_size(height, width)
     except HawkError:
         height = width = None
+    check_guidance("cfg_scale", body.cfg_scale)
     return Wish(
         prompt=body.prompt,
         negative_prompt=body.negative_prompt or "",

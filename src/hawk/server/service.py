@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -154,11 +155,10 @@ class Service:
             ClientGoneError: the client closed its connection.
         """
         limits, client = self.config.limits, client_of(request)
-        if len(wish.prompt) > limits.prompt or len(wish.negative_prompt) > limits.prompt:
-            param = "prompt" if len(wish.prompt) > limits.prompt else "negative_prompt"
-            raise wrong(f"{param} must have at most {limits.prompt} characters", param, "string_above_max_length")
+        check_text("prompt", wish.prompt, limits.prompt)
+        check_text("negative_prompt", wish.negative_prompt, limits.prompt)
         if wish.images > self.config.most_images:
-            raise wrong(f"n must be at most {self.config.most_images}", "n")
+            raise wrong(f"n must be from 1 to {self.config.most_images} images, not {wish.images}", "n")
         if wish.method not in self.model.methods:
             raise wrong(f"method must be one of {', '.join(self.model.methods)}", "method")
         if self.clients[client] >= limits.per_client:
@@ -179,6 +179,27 @@ class Service:
             drawing.close()
             raise
         return drawing
+
+
+def check_text(param: str, text: str, most: int) -> None:
+    """Raise `ApiError` for a prompt that is too long or has characters that no prompt needs.
+
+    Line breaks and tabs are taken. JSON can carry half of a surrogate pair, which no text encoder takes.
+    """
+    if len(text) > most:
+        raise wrong(f"{param} must have at most {most} characters, not {len(text)}", param, "string_above_max_length")
+    for letter in text:
+        kind = unicodedata.category(letter)
+        if kind == "Cs":
+            raise wrong(f"{param} must be Unicode text: U+{ord(letter):04X} is half of a surrogate pair", param)
+        if kind == "Cc" and letter not in "\t\n\r":
+            raise wrong(f"{param} must not have control characters: leave out U+{ord(letter):04X}", param)
+
+
+def check_guidance(param: str, scale: float | None) -> None:
+    """Raise `ApiError` for a guidance scale between 0 and 1 or below 0: 0 and 1 turn guidance off."""
+    if scale is not None and scale < 1 and scale != 0:
+        raise wrong(f"{param} must be 0 or 1 (guidance off), or more than 1, not {scale:g}", param)
 
 
 async def left(request: Request) -> None:

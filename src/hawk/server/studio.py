@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
 from hawk.decoding.grid import Grid
+from hawk.decoding.request import Request
 from hawk.decoding.tree import Window
 from hawk.decoding.trees import Drafter
-from hawk.drafters.methods import METHODS, lacking, method_named
+from hawk.drafters.methods import METHODS, Method, lacking, method_named
 from hawk.drafters.settings import TreeLimits
 from hawk.engine import DrawingEngine
 from hawk.errors import HawkError
@@ -48,11 +50,25 @@ class Studio:
     def check_size(self, height: int | None, width: int | None) -> Grid:
         """The grid of an image of that many pixels; `HawkError` for one that the model or the server refuses."""
         model = self.pipe.model
-        grid = grid_of(model, height, width)
-        if grid.size > self.area * model.grid.size:
-            most = int(self.area * model.grid.size) * model.cell**2
-            raise HawkError(f"size must not exceed {most} pixels, which is this server's limit")
-        return grid
+        sides = [
+            side * model.cell if given is None else given
+            for given, side in ((height, model.grid.height), (width, model.grid.width))
+        ]
+        most = int(self.area * model.grid.size) * model.cell**2
+        if sides[0] * sides[1] > most:
+            raise HawkError(f"size must be at most {most} pixels, width x height, which is this server's limit")
+        return grid_of(model, height, width)
+
+    def taught(self, prompts: Sequence[str]) -> list[str]:
+        """Those of the prompts that the model reads without a warning: every word of them was taught."""
+        taught = []
+        for prompt in prompts:
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                self.pipe.model.condition([prompt], [""], self.pipe.model.grid)
+            if not told:
+                taught.append(prompt)
+        return taught
 
     def read(self, wish: Wish) -> Reading:
         """Read a wish: prompts are encoded, settings checked. Raises `HawkError` for a wrong one."""
@@ -60,21 +76,11 @@ class Studio:
         grid = self.check_size(wish.height, wish.width)
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            request = request_of(
-                model,
-                wish.prompt,
-                wish.negative_prompt or None,
-                wish.guidance_scale,
-                wish.images,
-                wish.seed,
-                None,
-                wish.temperature,
-                wish.top_k,
-                wish.top_p,
-                method.verifier,
-                wish.height,
-                wish.width,
-            )
+            try:
+                request = self._request(wish, method)
+            except HawkError as error:
+                self._check_negative(wish.negative_prompt, grid)
+                raise error
         settings = image_settings(request.params, grid, model.cell, request.verifier, self.pipe.dtype)
         texts = [
             image_metadata(wish.prompt, wish.negative_prompt, seed, model.name, method.name, settings)
@@ -82,6 +88,32 @@ class Studio:
         ]
         hint = str(told[0].message) if told else ""
         return Reading(request, self.drafter(wish.method, grid), texts, hint)
+
+    def _request(self, wish: Wish, method: Method) -> Request:
+        """The request of a wish; `HawkError` for a wrong one."""
+        return request_of(
+            self.pipe.model,
+            wish.prompt,
+            wish.negative_prompt or None,
+            wish.guidance_scale,
+            wish.images,
+            wish.seed,
+            None,
+            wish.temperature,
+            wish.top_k,
+            wish.top_p,
+            method.verifier,
+            wish.height,
+            wish.width,
+        )
+
+    def _check_negative(self, negative: str, grid: Grid) -> None:
+        """Raise a `HawkError` that names the negative prompt, where the model cannot read it as a prompt."""
+        try:
+            if negative:
+                self.pipe.model.condition([negative], [""], grid)
+        except HawkError as error:
+            raise HawkError(str(error).replace("the prompt", "the negative prompt", 1)) from error
 
     def picture(self, tokens: Int[Tensor, " n"], grid: Grid, committed: int | None = None) -> Image.Image:
         """The picture of an image's tokens; with `committed`, the cells from that position on are grey."""

@@ -239,7 +239,7 @@ class Worker:
             self._fail([job], error, "submitting a request")
             return False
         for image in images:
-            image.began = image.began or now
+            image.began, image.forwards = image.began or now, [1]
             self._live[image] = None
         return True
 
@@ -271,8 +271,9 @@ class Worker:
         canvas, now = progress.canvas, time.perf_counter()
         share, self._began = (now - self._began) / len(progress.keys), now
         for image in progress.keys:
-            image.seconds, image.nfe = image.seconds + share, image.nfe + 1
+            image.seconds += share
         for row, (image, committed) in enumerate(zip(progress.keys, canvas.committed, strict=True)):
+            image.forwards.append(committed)
             grew, image.committed = committed > image.committed, committed
             wish = image.job.wish
             if not grew or image.job.over or committed >= image.size:
@@ -322,7 +323,8 @@ class Worker:
         text = dict(reading.texts[image.place]) | drawn_metadata(tokens)
         seed, names, stats = reading.request.seeds[image.place], generation.source_names, generation.stats
         done = numbers(tokens), numbers(generation.origins)
-        self._tell(job, Drawn(image.place, seed, picture, text, *done, names, stats, seconds))
+        forwards = tuple(image.forwards)
+        self._tell(job, Drawn(image.place, seed, picture, text, *done, forwards, names, stats, seconds))
         self.observer.drawn(job.wish.method, stats, stats.images, image.began - image.arrived, seconds)
         self._note_pace()
         with self._lock:

@@ -7,9 +7,9 @@ import { follow, reach, refusal } from "./stream.js";
 const PARTIALS = 7, KEPT = 18, STORE = "hawk-history";
 const NUMBERS = ["guidance_scale", "temperature", "top_k", "top_p"], LONGEST = 4000;
 const METHODS = {
-  hawk: "many tokens a forward: guesses from the cell above and from earlier forwards",
-  scd: "many tokens a forward: guesses from earlier forwards, at first from noise",
-  ar: "plain decoding: one token a forward",
+  hawk: "many tokens per forward: guesses from the cell above and from earlier forwards",
+  scd: "many tokens per forward: guesses from earlier forwards, at first from noise",
+  ar: "plain decoding: one token per forward",
 };
 const at = (id) => document.getElementById(id);
 
@@ -107,8 +107,8 @@ async function single(body, seed) {
 async function contest(body, seed) {
   const rival = body.method === "ar" ? "hawk" : body.method;
   panels = [
-    new Panel(at("panels"), facts, "Plain decoding", "one token a forward"),
-    new Panel(at("panels"), facts, rival === "hawk" ? "Hawk" : rival, "many tokens a forward"),
+    new Panel(at("panels"), facts, "Plain decoding", "one token per forward"),
+    new Panel(at("panels"), facts, rival === "hawk" ? "Hawk" : rival, "many tokens per forward"),
   ];
   at("stage").hidden = false;
   say("The race begins");
@@ -122,7 +122,7 @@ async function contest(body, seed) {
   const same = plain.tokens_sha256 === other.tokens_sha256;
   const times = (plain.seconds / other.seconds).toFixed(1);
   at("verdict").textContent = same
-    ? `Identical: all ${panels[0].size} tokens. ${panels[1].title} took ${other.seconds.toFixed(1)} s and ${other.nfe} forwards, plain decoding ${plain.seconds.toFixed(1)} s and ${plain.nfe}: ${times} times as fast.`
+    ? `Identical: all ${panels[0].size} tokens. ${panels[1].title} took ${other.seconds.toFixed(1)} s and ${other.nfe} forwards, plain decoding ${plain.seconds.toFixed(1)} s and ${plain.nfe} forwards: ${times} times as fast.`
     : `The pictures differ: rounding let a near-tie between two tokens fall the other way. ${times} times as fast.`;
   at("verdict").hidden = false;
   say(at("verdict").textContent);
@@ -280,6 +280,7 @@ function busy(is) {
 
 function clear(pictures = true) {
   for (const name of ["error", "hint"]) at(name).hidden = true;
+  for (const field of document.querySelectorAll("[aria-invalid]")) field.removeAttribute("aria-invalid");
   if (!pictures) return;
   panels = [];
   at("panels").replaceChildren();
@@ -290,6 +291,7 @@ function fail(error) {
   const stopped = error.name === "AbortError";
   at("error").textContent = stopped ? "Stopped." : error.message;
   at("error").hidden = false;
+  if (at("form").elements[error.param]) at("form").elements[error.param].setAttribute("aria-invalid", "true");
 }
 
 function hint(text) {

@@ -52,7 +52,7 @@ export class Panel {
   async finish(data) {
     this.drawn = data;
     this.seed = data.seed;
-    this.steps.push(this.size);
+    this.steps = data.forwards;
     this.figures(this.size, data.nfe, data.seconds);
     this.canvas.getContext("2d").drawImage(await picture(data.picture), 0, 0);
     this.detail.textContent = `seed ${data.seed}`;

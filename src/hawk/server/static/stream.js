@@ -38,13 +38,13 @@ export async function reach(path, options) {
 
 /** The error of an answer that is no success. */
 export async function refusal(answer) {
-  let message = `the server answered ${answer.status}`;
+  let message = `the server answered ${answer.status}`, param = null;
   try {
-    message = (await answer.json()).error.message;
+    ({ message, param } = (await answer.json()).error);
   } catch {
     // the answer is no JSON document: the status says all that is known
   }
   const error = new Error(message);
-  error.status = answer.status;
+  Object.assign(error, { status: answer.status, param });
   return error;
 }

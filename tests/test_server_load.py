@@ -14,7 +14,7 @@ from serving import alone, serving
 
 pytestmark = pytest.mark.slow
 
-PROMPTS = ("a red apple on a blue background", "a cat", "a tree in 3d", "two green stars", "a yellow boat")
+PROMPTS = ("a red apple on a blue background", "a cat", "a green tree at night", "a green star", "a yellow boat")
 CLIENTS, REQUESTS = 8, 10
 MOST_GROWTH = 32 * 2**20
 

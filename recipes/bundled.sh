@@ -3,7 +3,7 @@
 #
 #   bash recipes/bundled.sh                              # two CPU cores: days
 #   DEVICE=cuda bash recipes/bundled.sh                  # one GPU of 80 GB, 16 CPU cores: 10.5 minutes and the drafters
-#   DEVICE=cuda TRAIN_ON=cpu SHARE=0.001 bash recipes/bundled.sh      # the GPU's recipe, rehearsed on a CPU
+#   DEVICE=cuda TRAIN_ON=cpu SHARE=0.001 CPU_BATCH=2 bash recipes/bundled.sh   # that recipe rehearsed on a CPU
 #
 # The same command again resumes a killed run. Pictures are drawn while training, and nothing is downloaded.
 # START=FOLDER lets the tokenizer start from the weights of another model's. Needs: pip install -e '.[train]'

@@ -65,19 +65,8 @@ def test_a_model_is_trained_by_three_commands(saved_model: Path, tmp_path: Path)
     assert "has another shape" in refusal(*other, "--dim", 128, "--layers", 1)
 
     (tmp_path / "own.yaml").write_text(RECIPE)
-    how = (
-        "--recipe",
-        tmp_path / "own.yaml",
-        "--sources",
-        "stale",
-        "--dtype",
-        "float32",
-        "--images",
-        64,
-        "--draw-batch",
-        4,
-    )
-    hawk("train", "drafter", "--target", model, "--out", tmp_path / "drafter", *how)
+    how = ("--recipe", tmp_path / "own.yaml", "--sources", "stale", "--dtype", "float32", "--draw-batch", 32)
+    hawk("train", "drafter", "--target", model, "--out", tmp_path / "drafter", "--images", 64, *how)
     assert load_model(model, drafter=tmp_path / "drafter" / "drafter").drafting is not None
     assert not (model / "drafters").exists()
 

@@ -1,6 +1,6 @@
 # Each target works alone on a machine with Python 3.11+ and make: it makes .venv, installs what it needs, runs.
 PYTHON ?= python3
-PROMPT ?= a red apple
+PROMPT ?= a yellow car on the grass
 ARGS ?=
 
 VENV := .venv

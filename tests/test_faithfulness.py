@@ -75,7 +75,7 @@ def test_a_picture_of_nothing_shows_nothing(gallery):
     seen = gallery.see(np.full((128, 128, 3), COLOURS["teal"], np.uint8))
     assert seen.behind == "teal"
     assert seen.middle is None
-    assert cut_out(np.full((64, 64, 3), 200, np.uint8)) is None
+    assert cut_out(np.full((64, 64, 3), 200, np.uint8), np.full(3, 200.0)) is None
     asked = Question("cat", "red", "red", ("left", "top"), "small")
     assert not any(part.holds(seen, asked) for part in PARTS.values())
 

@@ -5,15 +5,17 @@ import io
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
+import hawk
 from hawk.models.bundled_prompts import BENCH_PROMPTS
+from hawk.models.llamagen.words import StaticTextEncoder
 from hawk.outputs import image_metadata
 from hawk.pictures.png import png_bytes
-from hawk.server.studio import Studio
-from serving import PROMPT, alone, serving, tiny_pipe
+from serving import PROMPT, alone, serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -266,9 +268,11 @@ def test_a_client_that_missed_the_steps_gets_all_that_a_replay_needs(open_page):
 
 
 def test_the_chips_name_what_the_bundled_model_was_taught(unchecked):
-    studio = Studio(tiny_pipe("bundled"))
-    assert len(studio.taught(BENCH_PROMPTS)) >= 4
-    assert studio.taught(["a fox in snow", "a red apple"]) == ["a red apple"]
+    text = StaticTextEncoder.load(Path(hawk.__file__).parent / "weights/bundled")
+    assert len(BENCH_PROMPTS) >= 4
+    assert text.hint(BENCH_PROMPTS) is None
+    assert text.hint(["a red apple"]) is None
+    assert "not taught: fox, snow;" in text.hint(["a fox in snow", "a red apple"])
 
 
 @pytest.mark.parametrize("name", ["../app.py", "%2e%2e%2fapp.py", "..%5capp.py", "nothing.js"])

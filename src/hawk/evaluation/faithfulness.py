@@ -33,8 +33,8 @@ FIRST = 5
 """A thing also counts if it is among so many closest ones."""
 TAUGHT = 200
 """How many of the training's own pictures give the ceiling."""
-EDGES = {"left": (-1.0, LOW_EDGE), "top": (-1.0, LOW_EDGE), "centre": (LOW_EDGE, HIGH_EDGE)}
-EDGES |= {"right": (HIGH_EDGE, 2.0), "bottom": (HIGH_EDGE, 2.0)}
+LOW, HIGH = (-1.0, LOW_EDGE), (HIGH_EDGE, 2.0)
+EDGES = {"left": LOW, "top": LOW, "centre": (LOW_EDGE, HIGH_EDGE), "right": HIGH, "bottom": HIGH}
 """Where the middle of a figure lies, from and to, by the word for it."""
 
 

@@ -62,14 +62,15 @@ class Gallery:
     def on(self, behind: str) -> Float[np.ndarray, "kinds colours n"]:
         """The cut-outs on a background of that colour."""
         if behind not in self.drawn:
-            cuts = ([cut_out(drawn_alone(kind, colour, behind)) for colour in COLOURS] for kind in KINDS)
+            rgb = np.array(COLOURS[behind], dtype=float)
+            cuts = ([cut_out(drawn_alone(kind, colour, behind), rgb) for colour in COLOURS] for kind in KINDS)
             self.drawn[behind] = np.array([[UNSEEN if cut is None else cut.pixels for cut in row] for row in cuts])
         return self.drawn[behind]
 
     def see(self, picture: Pixels) -> Seen:
         """What a picture with a plain background shows."""
-        colour = nearest_colour(border_colour(picture))
-        cut = cut_out(picture)
+        behind = border_colour(picture)
+        colour, cut = nearest_colour(behind), cut_out(picture, behind)
         if cut is None:
             return Seen(colour)
         distances = np.square(self.on(colour) - cut.pixels).sum(2)
@@ -100,10 +101,9 @@ def drawn_alone(kind: str, colour: str, behind: str) -> Pixels:
     return render(Scene(plain, "one", (figure,)), SIDE)
 
 
-def cut_out(picture: Pixels) -> CutOut | None:
-    """The figure of a picture with a plain background; None where there is none."""
+def cut_out(picture: Pixels, behind: Float[np.ndarray, " 3"]) -> CutOut | None:
+    """The figure of a picture on a plain background of the colour `behind`; None where there is none."""
     height, width = picture.shape[:2]
-    behind = border_colour(picture)
     rows, columns = np.nonzero(figure_mask(picture, behind))
     if len(rows) < FEWEST_PIXELS * height * width / SIDE**2:
         return None

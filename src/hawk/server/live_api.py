@@ -103,7 +103,7 @@ def about(service: Service) -> About:
         top_k=params.top_k,
         top_p=params.top_p,
         methods=[MethodFact(name=name, summary=METHODS[name].summary) for name in card.methods],
-        prompts=service.worker.studio.taught(BENCH_PROMPTS) if is_bundled else [],
+        prompts=list(BENCH_PROMPTS) if is_bundled else [],
     )
 
 

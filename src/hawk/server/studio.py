@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 
 from jaxtyping import Int
 from PIL import Image
@@ -58,17 +57,6 @@ class Studio:
         if sides[0] * sides[1] > most:
             raise HawkError(f"size must be at most {most} pixels, width x height, which is this server's limit")
         return grid_of(model, height, width)
-
-    def taught(self, prompts: Sequence[str]) -> list[str]:
-        """Those of the prompts that the model reads without a warning: every word of them was taught."""
-        taught = []
-        for prompt in prompts:
-            with warnings.catch_warnings(record=True) as told:
-                warnings.simplefilter("always")
-                self.pipe.model.condition([prompt], [""], self.pipe.model.grid)
-            if not told:
-                taught.append(prompt)
-        return taught
 
     def read(self, wish: Wish) -> Reading:
         """Read a wish: prompts are encoded, settings checked. Raises `HawkError` for a wrong one."""

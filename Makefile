@@ -7,8 +7,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 QUIET := $(if $(CI),-q)
-# A process for each core, each with one thread: tiny models gain nothing from more.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
+# A process for each core, each with one thread: tiny models gain nothing from more. Tests start many processes: an
+# environment without __pycache__ would have each of them compile what it imports.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
 # Stamps say which installs are done; they are out of date once the pins change.
 MADE := $(VENV)/.made
 CORE := $(VENV)/.installed-core

@@ -5,7 +5,7 @@ import os
 import jaxtyping
 import pytest
 
-CHECKED_CALLS = 500
+CHECKED_CALLS = 200
 """The calls of a test whose signatures are checked: its first ones, since a check takes longer than a tiny forward."""
 
 
@@ -24,10 +24,21 @@ class FirstCalls(type(jaxtyping.config)):
         self.disabled = disabled
 
 
+def outer(jaxtyped):
+    """jaxtyping's decorator, which leaves a function inside a function alone: it would be compiled at every call."""
+
+    def decorator(*, typechecker):
+        checked = jaxtyped(typechecker=typechecker)
+        return lambda made: made if "<locals>" in made.__qualname__ else checked(made)
+
+    return decorator
+
+
 if not os.environ.get("HAWK_NO_TYPECHECK"):
     # Before anything of hawk is imported, so that every jaxtyping signature in it is checked.
     jaxtyping.install_import_hook("hawk", "beartype.beartype")
     jaxtyping.config.__class__ = FirstCalls
+    jaxtyping.jaxtyped = outer(jaxtyping.jaxtyped)  # what the hook writes above each function
 
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402

@@ -271,7 +271,8 @@ def test_every_proof_holds():
     assert [check for proof in proofs() for check in proof() if not check.passed] == []
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.proofs)])
+@pytest.mark.proofs
+@pytest.mark.parametrize("processes", [1, 2])
 def test_proofs_run_in_processes_as_they_do_here(processes):
     few = [partial(check_laws, vocab) for vocab in (3, 4)]
     assert list(run_in_processes(few, processes)) == [proof() for proof in few]

@@ -256,6 +256,7 @@ def test_sentences_of_equal_nodes() -> None:
 # --- the command line
 
 
+@pytest.mark.proofs
 def test_the_command_measures_keeps_and_writes(saved_model: Path, empty_folder: Path, one_setting: None) -> None:
     Path("mine.txt").write_text("a cat\na red apple\n")
     call = ("bench", "--suite", "fair", "--methods", "sjd", "--prompts", "mine.txt", "--batch", "2", "--out", "run")

@@ -28,6 +28,7 @@ def rows(out: Path, part: str) -> list[dict]:
     return json.loads((out / f"{part}.json").read_text())[part]
 
 
+@pytest.mark.proofs
 def test_every_part_writes_what_it_found(script, saved_model, tmp_path, monkeypatch, capsys):
     called = []
 

@@ -126,6 +126,7 @@ def generated(model, ids, grid, **more) -> list[list[int]]:
     return hawk.hawk_generate(model, ids, [], [], settings, **{**size, **more}).tolist()
 
 
+@pytest.mark.proofs
 def test_a_second_generate_call_captures_nothing_until_the_weights_move(monkeypatch):
     one, ids = tiny("emu3"), torch.tensor([[1, 5, 6]])
     expected = generated(one.hf, ids, one.grid)

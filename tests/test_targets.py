@@ -92,6 +92,7 @@ def test_a_given_draft_is_right_with_its_chance(chance):
     assert drafts.max() < 7
 
 
+@pytest.mark.proofs
 def test_a_target_is_freed_before_the_next_is_made():
     kept = []
 

@@ -86,7 +86,12 @@ def dying(function: Any, at: int) -> Any:
 
 
 @pytest.mark.parametrize(
-    "name", ["llamagen", pytest.param("janus", marks=pytest.mark.slow), pytest.param("emu3", marks=pytest.mark.proofs)]
+    "name",
+    [
+        pytest.param("llamagen", marks=pytest.mark.proofs),
+        pytest.param("janus", marks=pytest.mark.slow),
+        pytest.param("emu3", marks=pytest.mark.proofs),
+    ],
 )
 def test_a_drafter_for_any_target_survives_kills_and_is_lossless(
     targets: dict[str, Path], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

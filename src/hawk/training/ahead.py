@@ -10,18 +10,25 @@ from torch.utils.data import DataLoader, Dataset
 Batch = TypeVar("Batch")
 
 
-class Ahead(Dataset[Batch], Generic[Batch]):
+class Made(Dataset[Batch], Generic[Batch]):
+    """The batches by the numbers of their steps."""
+
+    def __init__(self, make: Callable[[int], Batch]) -> None:
+        self.make = make
+
+    def __getitem__(self, step: int) -> Batch:
+        return self.make(step)
+
+
+class Ahead(Generic[Batch]):
     """The batch of each of `steps` steps: `make(step)`, which must depend on its argument alone.
 
-    `workers` processes make batches in advance; with 0 each is made when it is asked for.
+    `workers` processes make batches in advance and end with this object; with 0 each is made when it is asked for.
     """
 
     def __init__(self, make: Callable[[int], Batch], steps: int, workers: int = 0) -> None:
         self.make, self.steps, self.workers = make, steps, workers
         self.made: Iterator[Batch] | None = None
-
-    def __getitem__(self, step: int) -> Batch:
-        return self.make(step)
 
     def at(self, step: int) -> Batch:
         """The batch of a step. The first call may ask for any step; later calls must ask for the steps that follow."""
@@ -29,5 +36,6 @@ class Ahead(Dataset[Batch], Generic[Batch]):
             return self.make(step)
         if self.made is None:
             order = range(step, self.steps)
-            self.made = iter(DataLoader(self, batch_size=None, sampler=order, num_workers=self.workers))
+            # `Made`, not this object: in a circle of references the processes would end at some later time only.
+            self.made = iter(DataLoader(Made(self.make), batch_size=None, sampler=order, num_workers=self.workers))
         return next(self.made)

@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from hawk import __version__
+from hawk.cli.batch import batch
 from hawk.cli.convert import convert_app
 from hawk.cli.evaluate import evaluate
 from hawk.cli.generate import generate
@@ -165,6 +166,6 @@ def root(
     """Draw images from text with autoregressive models: the same images as plain decoding, in fewer forwards."""
 
 
-for command in (generate, serve, compare, bench, verify, info, show, study, report):
+for command in (generate, batch, serve, compare, bench, verify, info, show, study, report):
     app.command()(command)
 app.command("eval")(evaluate)

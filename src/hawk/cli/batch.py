@@ -24,7 +24,6 @@ from hawk.cli.options import (
     check_printable,
     image_bar,
 )
-from hawk.errors import HawkError
 
 if TYPE_CHECKING:
     from hawk.batch.job import Job, Settings
@@ -159,8 +158,21 @@ def drawn_locally(settings: Settings, prompts: Path, workers: int) -> Summary:
 
 
 def drawn_on_ray(settings: Settings, prompts: Path, address: str, workers: int | None) -> Summary:
-    """Draw a job on a Ray cluster, which is not asked for anything if the job is complete."""
-    raise HawkError("not yet")
+    """Draw a job on a Ray cluster, which is not asked for anything where the job is complete."""
+    from contextlib import ExitStack
+    from functools import cache
+
+    import torch
+
+    from hawk.batch.job import kept_places, plan
+    from hawk.batch.on_ray import check_installed, cluster_at, drawn_on
+
+    check_installed()
+    settings = kept_places(settings)
+    with ExitStack() as stack:
+        cluster = cache(lambda: stack.enter_context(cluster_at(address)))
+        job = plan(settings, prompts, torch.device(cluster().device if settings.device == "auto" else settings.device))
+        return drawn(job, lambda blocks, _: drawn_on(cluster(), job.settings, blocks, workers))
 
 
 def drawn(job: Job, runner: Runner) -> Summary:

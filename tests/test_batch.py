@@ -326,14 +326,16 @@ def test_the_file_of_failures_is_a_file_of_prompts(saved_model, tmp_path):
     assert [*again] == [("x", 0)]
 
 
-def test_a_fault_that_meets_every_row_ends_the_job(saved_model, tmp_path, monkeypatch):
-    def no_memory(self, rows, on_image=None):
-        raise HawkError("the machine's memory is too small")
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_fault_that_is_not_the_rows_ends_the_job(saved_model, tmp_path, monkeypatch, rows):
+    def no_memory(self, some, on_image=None):
+        raise HawkError("the machine's memory is too small") from (MemoryError() if rows == 1 else None)
 
     monkeypatch.setattr(Worker, "_pictures", no_memory)
-    lines = write_lines(tmp_path / "p.jsonl", LINES)
+    lines = write_lines(tmp_path / "p.jsonl", LINES[:rows])
     line = refused(lines, "-o", tmp_path / "out", "-m", saved_model, *SMALL)
-    assert "none of the 4 prompts of block 0 is drawn: the machine's memory is too small" in line
+    none = "none of the 4 prompts of block 0 is drawn: " if rows == 4 else ""
+    assert line == f"hawk: {none}the machine's memory is too small\n"
     assert not (tmp_path / "out" / "blocks").exists()
     assert failures(tmp_path / "out") == []
 

@@ -24,6 +24,7 @@ from hawk.batch.folder import Record
 from hawk.batch.job import Block, Settings
 from hawk.batch.worker import Worker
 from hawk.errors import HawkError, install, one_line
+from hawk.processes import without_stderr
 
 PATIENCE = 5.0
 """Seconds that a machine has to answer at the cluster's address."""
@@ -40,8 +41,9 @@ def check_installed() -> None:
 def ray_package() -> Any:
     """Ray with its data library, which keep their progress bars, logs and warnings off the terminal."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it is read when Ray is loaded
-    import ray
-    import ray.data
+    with without_stderr():  # which says so
+        import ray
+        import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.enable_operator_progress_bars = False
@@ -87,13 +89,10 @@ def cluster_at(address: str) -> Iterator[Cluster]:
     check_installed()
     check_reachable(address)
     ray = ray_package()
+    own = {"num_cpus": os.cpu_count(), "include_dashboard": False} if address == LOCAL else {}
     try:
-        ray.init(
-            None if address == LOCAL else address,
-            **({"num_cpus": os.cpu_count(), "include_dashboard": False} if address == LOCAL else {}),
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
+        with without_stderr():  # Ray's core writes its warnings there itself
+            ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **own)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise HawkError(
             f"no Ray cluster can be reached at {address} ({one_line(error)}): start one with ray start; a cluster that "

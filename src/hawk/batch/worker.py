@@ -13,6 +13,7 @@ from hawk.batch.folder import Folder, Record
 from hawk.batch.job import Block, Settings, marks_of, params_of, seeds_of
 from hawk.batch.rows import Failure, Row
 from hawk.batch.shards import Picture, write_shard
+from hawk.decoding.memory import is_out_of_memory
 from hawk.errors import HawkError
 from hawk.outputs import drawn_metadata, image_metadata, image_settings
 from hawk.pictures.png import png_bytes
@@ -99,7 +100,8 @@ class Worker:
     def _one_by_one(self, block: Block) -> tuple[list[Picture], list[Failure]]:
         """The images of rows that are drawn row by row, and the rows that are refused alone.
 
-        Raises `HawkError` where the model can read several rows and none of them can be drawn: the fault is not theirs.
+        Raises `HawkError` where the memory is too small, or where the model can read several rows and none of them can
+        be drawn: the fault is not theirs.
         """
         pictures: list[Picture] = []
         unread: list[Failure] = []
@@ -113,6 +115,8 @@ class Worker:
             try:
                 pictures += self._pictures([row])
             except HawkError as error:
+                if error.__cause__ is not None and is_out_of_memory(error.__cause__):
+                    raise
                 undrawn.append(Failure(row.line, str(error), row.given))
         if not pictures and len(undrawn) > 1:
             raise HawkError(f"none of the {len(undrawn)} prompts of block {block.number} is drawn: {undrawn[0].reason}")

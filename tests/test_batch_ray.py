@@ -221,4 +221,5 @@ def test_what_cannot_be_reached_is_refused_in_one_line(saved_model, tmp_path):
     words = (write_lines(tmp_path / "p.jsonl", [{"prompt": "cat"}]), "-m", saved_model, "-o", tmp_path / "out", *SMALL)
     port = free_port()
     assert f"no Ray cluster can be reached at 127.0.0.1:{port}" in refused(*words, "--ray", f"127.0.0.1:{port}")
+    assert "not 'cuda:1': each worker has a GPU" in refused(*words[:5], "--device", "cuda:1", "--ray", "auto")
     assert "--ray takes HOST:PORT, auto or local, not 'nowhere'" in refused(*words, "--ray", "nowhere")

@@ -13,17 +13,19 @@ import logging
 import os
 import socket
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
+import torch
+
 from hawk import __version__
 from hawk.batch.folder import Record
 from hawk.batch.job import Block, Settings
 from hawk.batch.worker import Worker
-from hawk.errors import HawkError, install, one_line
+from hawk.errors import HawkError, install, one_line, os_line
 from hawk.processes import without_stderr
 
 PATIENCE = 5.0
@@ -105,6 +107,16 @@ def cluster_at(address: str) -> Iterator[Cluster]:
         ray.shutdown()
 
 
+def device_on_ray(name: str, found: Callable[[], Cluster]) -> torch.device:
+    """The kind of device that all workers draw on; "auto" is a GPU where the cluster `found` has one.
+
+    Raises `HawkError` for a single GPU by number, and for any other device.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise HawkError(f"--ray draws on auto, cpu or cuda, not {name!r}: each worker has a GPU of its own")
+    return torch.device(found().device if name == "auto" else name)
+
+
 def check_reachable(address: str) -> None:
     """Raise `HawkError` where nothing answers at an address HOST:PORT; Ray itself would wait for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
@@ -167,7 +179,7 @@ class Drawer:
         try:
             self.worker = Worker(Settings(**settings))
         except (HawkError, OSError) as error:
-            self.refusal = f"a worker on {socket.gethostname()} cannot draw: {error}"
+            self.refusal = refused(error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         if self.worker is None:
@@ -175,5 +187,10 @@ class Drawer:
         try:
             record = self.worker.draw(Block.from_json(str(batch["block"][0])))
         except (HawkError, OSError) as error:
-            return {"record": [""], "refusal": [f"a worker on {socket.gethostname()} stopped: {error}"]}
+            return {"record": [""], "refusal": [refused(error)]}
         return {"record": [record.to_json()], "refusal": [""]}
+
+
+def refused(error: HawkError | OSError) -> str:
+    """Why a worker ends the job, with the name of its machine."""
+    return f"{os_line(error) if isinstance(error, OSError) else error} (a worker on {socket.gethostname()})"

@@ -162,16 +162,14 @@ def drawn_on_ray(settings: Settings, prompts: Path, address: str, workers: int |
     from contextlib import ExitStack
     from functools import cache
 
-    import torch
-
     from hawk.batch.job import kept_places, plan
-    from hawk.batch.on_ray import check_installed, cluster_at, drawn_on
+    from hawk.batch.on_ray import check_installed, cluster_at, device_on_ray, drawn_on
 
     check_installed()
     settings = kept_places(settings)
     with ExitStack() as stack:
         cluster = cache(lambda: stack.enter_context(cluster_at(address)))
-        job = plan(settings, prompts, torch.device(cluster().device if settings.device == "auto" else settings.device))
+        job = plan(settings, prompts, device_on_ray(settings.device, cluster))
         return drawn(job, lambda blocks, _: drawn_on(cluster(), job.settings, blocks, workers))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -20,14 +20,14 @@ AHEAD = 2
 """Blocks of each process that are drawn or wait for it."""
 
 
-def drawn_here(settings: Settings, blocks: Iterable[Block], on_image: OnImage) -> Iterator[Record]:
+def drawn_here(settings: Settings, blocks: Iterable[Block], on_image: OnImage) -> Generator[Record, None, None]:
     """Draw blocks in this process, one after another."""
     worker = Worker(settings)
     for block in blocks:
         yield worker.draw(block, on_image)
 
 
-def drawn_by_processes(settings: Settings, blocks: Iterable[Block], processes: int) -> Iterator[Record]:
+def drawn_by_processes(settings: Settings, blocks: Iterable[Block], processes: int) -> Generator[Record, None, None]:
     """Draw blocks in several processes, each with its own model; the records come in the order in which blocks end.
 
     Raises `HawkError` where a process was killed; the blocks that are done are kept.

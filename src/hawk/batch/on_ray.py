@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -136,7 +136,9 @@ def resources(settings: Settings) -> dict[str, int]:
     return {"num_cpus": settings.threads or 1, "num_gpus": int(settings.device.startswith("cuda"))}
 
 
-def drawn_on(cluster: Cluster, settings: Settings, blocks: Iterable[Block], wanted: int | None) -> Iterator[Record]:
+def drawn_on(
+    cluster: Cluster, settings: Settings, blocks: Iterable[Block], wanted: int | None
+) -> Generator[Record, None, None]:
     """Draw blocks on a cluster by so many workers; the records come in the order in which blocks end.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from hawk.batch.job import Block, Job
 from hawk.batch.worker import OnImage
 from hawk.evaluation.locking import sole_owner
 
-Runner = Callable[[Iterable[Block], OnImage], Iterator[Record]]
+Runner = Callable[[Iterable[Block], OnImage], Generator[Record, None, None]]
 """Draws blocks and yields the record of each as soon as it is done; it may call its second argument at each image."""
 OnProgress = Callable[[int], None]
 """Called with the images that are there, those of earlier runs included."""
@@ -59,7 +59,7 @@ def complete(job: Job, runner: Runner, on_progress: OnProgress) -> Summary:
         try:
             if len(done) < job.blocks:
                 missing = (block for block in job.every_block() if block.number not in done)
-                with closing(runner(missing, progress.image)) as records:  # type: ignore[type-var]
+                with closing(runner(missing, progress.image)) as records:
                     for record in records:
                         sums.add(record)
                         progress.reach(sums.images)

@@ -96,6 +96,7 @@ def begun_only() -> Iterator[Budget]:
             patch.setattr(f"hawk.training.{module}.fit", enough)
         for suite in ("scaling.run_scaling", "steps.run_steps"):
             patch.setattr(f"hawk.measure.{suite}", enough)
+        patch.setattr("hawk.batch.local.drawn_by_processes", enough)
         patch.setattr("hawk.proofs.suite.run_in_processes", lambda every, processes: [])
         patch.setattr("hawk.drafters.settings.step_seconds", lambda target, widths, n, engine: dict.fromkeys(widths, 1))
         patch.setattr("hawk.training.photos.sources.fetch_photos", enough)
@@ -171,6 +172,7 @@ RIGHT = {
     "--width": ["8", "16", "48", "256", "1024", "8000"],
     "--suite": ["paper", "peers", "scaling", "steps"],
     "--prompts": ["1", "2", "mine.txt", "lines.jsonl"],
+    "--format": ["webdataset"],
     "--kind": ["heads", "spatial", "heads,spatial", "feature"],
     "--recipe": ["hawk", "mixed", "paper", "recipe.yaml"],
     "--sources": ["horizontal", "stale", "horizontal,stale"],
@@ -214,6 +216,7 @@ TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=()), ma
 
 PLACES = {
     ("generate",): ["a cat", "red apple", "green cat on blue"],
+    ("batch",): ["mine.txt"],
     ("compare",): ["a cat"],
     ("info",): ["model"],
     ("show",): ["first.png"],

@@ -18,6 +18,12 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
+def os_line(error: OSError) -> str:
+    """What the operating system refused, and the file that it refused it for."""
+    where = f": {error.filename}" if error.filename else ""
+    return f"{error.strerror or error}{where}"
+
+
 class CallersFunction:
     """A function of the caller's, such as a callback, and the error that it raised last.
 

@@ -53,15 +53,22 @@ def _start_tracker() -> None:
     """
     if not hasattr(signal, "pthread_sigmask"):
         return
+    with without_stderr():
+        resource_tracker.ensure_running()
+
+
+@contextmanager
+def without_stderr() -> Iterator[None]:
+    """In the body, what this process and the processes that it starts write to the standard error stream is lost."""
     try:
         kept = os.dup(STDERR)
-    except OSError:  # this process has no stderr either
-        resource_tracker.ensure_running()
+    except OSError:  # this process has no stderr
+        yield
         return
     try:
         with open(os.devnull, "wb") as nothing:
             os.dup2(nothing.fileno(), STDERR)
-        resource_tracker.ensure_running()
+        yield
     finally:
         os.dup2(kept, STDERR)
         os.close(kept)

@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from hawk import __version__
+from hawk.cli.batch import batch
 from hawk.cli.convert import convert_app
 from hawk.cli.evaluate import evaluate
 from hawk.cli.generate import generate
@@ -28,7 +29,7 @@ from hawk.cli.serve import serve
 from hawk.cli.show import show
 from hawk.cli.study import study
 from hawk.cli.train import train_app
-from hawk.errors import INTERRUPTED, HawkError
+from hawk.errors import INTERRUPTED, HawkError, os_line
 
 USAGE = 2
 """The exit code of bad input."""
@@ -92,7 +93,7 @@ def _refused(error: OSError) -> int:
     """End a command for which the system did not read or write something: a file, or standard output."""
     if isinstance(error, BrokenPipeError) and error.filename == Output.NAME:  # the reader, as `head`, has read enough
         return CLOSED
-    return _fail(_os_line(error))
+    return _fail(os_line(error))
 
 
 def _interrupted() -> int:
@@ -132,12 +133,6 @@ def _usage(error: Any) -> int:
     return _fail(plain_usage(error.format_message()))
 
 
-def _os_line(error: OSError) -> str:
-    """What the operating system refused, and the file that it refused it for."""
-    where = f": {error.filename}" if error.filename else ""
-    return f"{error.strerror or error}{where}"
-
-
 app = typer.Typer(
     cls=OneLineErrors,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -165,6 +160,6 @@ def root(
     """Draw images from text with autoregressive models: the same images as plain decoding, in fewer forwards."""
 
 
-for command in (generate, serve, compare, bench, verify, info, show, study, report):
+for command in (generate, batch, serve, compare, bench, verify, info, show, study, report):
     app.command()(command)
 app.command("eval")(evaluate)

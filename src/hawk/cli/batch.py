@@ -1,0 +1,193 @@
+"""`hawk batch`: the command line of `hawk.batch`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hawk.cli.options import (
+    CfgScaleOption,
+    DeviceOption,
+    DrafterOption,
+    DraftTokensOption,
+    DtypeOption,
+    EngineOption,
+    ModelOption,
+    TemperatureOption,
+    ThreadsOption,
+    TopKOption,
+    TopPOption,
+    WindowOption,
+    check_printable,
+    image_bar,
+)
+
+if TYPE_CHECKING:
+    from hawk.batch.job import Job, Settings
+    from hawk.batch.run import Runner, Summary
+
+SOME_FAILED = 1
+"""The exit code of a job that is complete but for rows in failures.jsonl."""
+
+
+def batch(
+    prompts: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PROMPTS", help="File of prompts: .parquet, .jsonl, .csv (all with a column prompt) or .txt."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the images; a rerun continues there.")],
+    model: ModelOption = "bundled",
+    drafter: DrafterOption = None,
+    images: Annotated[
+        int, typer.Option("-k", "--images-per-prompt", min=1, max=4096, help="Images of each prompt.")
+    ] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray", metavar="ADDRESS", help="Draw on a Ray cluster: its address (HOST:PORT or auto), or local."
+        ),
+    ] = None,
+    num_workers: Annotated[
+        int | None,
+        typer.Option(
+            "--num-workers",
+            min=1,
+            max=10_000,
+            help="Processes with a model each (default: 1; with --ray, one for each GPU, or each CPU without GPUs).",
+        ),
+    ] = None,
+    format: Annotated[
+        str, typer.Option("--format", help="Of the shards: webdataset (tar files) or parquet (images as bytes).")
+    ] = "webdataset",
+    block_size: Annotated[
+        int | None,
+        typer.Option(
+            "--block-size",
+            min=1,
+            help="Prompts of a block, which is a shard and the most that a kill of a worker loses (default: about 32 "
+            "images).",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", min=1, help="Images that a worker draws together (default: 1 on a CPU, else 16)."),
+    ] = None,
+    method: Annotated[str, typer.Option("--method", help="Decoding method, as of hawk generate.")] = "hawk",
+    verifier: Annotated[
+        str | None,
+        typer.Option(
+            "--verifier", help="coupled, residual, traversal or relaxed (LOSSY); default: that of the method."
+        ),
+    ] = None,
+    num_draft_tokens: DraftTokensOption = None,
+    window: WindowOption = None,
+    cfg_scale: CfgScaleOption = None,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    negative_prompt: Annotated[
+        str, typer.Option("--negative-prompt", help="What the images of rows without one should not show.")
+    ] = "",
+    height: Annotated[int | None, typer.Option("--height", help="In pixels (default: that of the model).")] = None,
+    width: Annotated[int | None, typer.Option("--width", help="In pixels (default: that of the model).")] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    threads: ThreadsOption = None,
+    engine: EngineOption = "auto",
+) -> None:
+    """Draw images of all prompts of a file, in shards; each image depends on its prompt's id and its number alone.
+
+    A run that was stopped at any moment is continued by the same command. Rows that cannot be drawn are listed in
+    OUT/failures.jsonl, and the command then ends with exit code 1. The last line is one line of JSON.
+    """
+    from hawk.batch.job import Settings
+    from hawk.batch.rows import parquet_package
+
+    check_printable(str(out))
+    if format == "parquet":
+        parquet_package()
+    settings = Settings(
+        str(out.absolute()),
+        model,
+        drafter,
+        device,
+        dtype,
+        engine,
+        threads,
+        method,
+        verifier,
+        num_draft_tokens,
+        window,
+        cfg_scale,
+        temperature,
+        top_k,
+        top_p,
+        negative_prompt,
+        height,
+        width,
+        images,
+        batch_size,
+        block_size,
+        format,
+    )
+    if ray is None:
+        summary = drawn_locally(settings, prompts, num_workers or 1)
+    else:
+        summary = drawn_on_ray(settings, prompts, ray, num_workers)
+    print_summary(summary, out)
+    if summary.failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+def drawn_locally(settings: Settings, prompts: Path, workers: int) -> Summary:
+    """Draw a job on this machine."""
+    from hawk.batch.job import kept_places, plan
+    from hawk.batch.local import drawn_by_processes, drawn_here
+    from hawk.models.loading import device_named
+
+    settings = kept_places(settings)
+    job = plan(settings, prompts, device_named(settings.device))
+    if workers == 1:
+        return drawn(job, lambda blocks, on_image: drawn_here(job.settings, blocks, on_image))
+    return drawn(job, lambda blocks, _: drawn_by_processes(job.settings, blocks, workers))
+
+
+def drawn_on_ray(settings: Settings, prompts: Path, address: str, workers: int | None) -> Summary:
+    """Draw a job on a Ray cluster, which is not asked for anything where the job is complete."""
+    from contextlib import ExitStack
+    from functools import cache
+
+    from hawk.batch.job import kept_places, plan
+    from hawk.batch.on_ray import check_installed, cluster_at, device_on_ray, drawn_on
+
+    check_installed()
+    settings = kept_places(settings)
+    with ExitStack() as stack:
+        cluster = cache(lambda: stack.enter_context(cluster_at(address)))
+        job = plan(settings, prompts, device_on_ray(settings.device, cluster))
+        return drawn(job, lambda blocks, _: drawn_on(cluster(), job.settings, blocks, workers))
+
+
+def drawn(job: Job, runner: Runner) -> Summary:
+    """Draw what is missing of a job, with a progress bar in images."""
+    from hawk.batch.run import complete
+
+    with image_bar() as bar:
+        task = bar.add_task("drawing", total=job.images)
+        return complete(job, runner, lambda images: bar.update(task, completed=images, refresh=True))
+
+
+def print_summary(summary: Summary, out: Path) -> None:
+    """Print what was drawn, where it lies, and the line of JSON."""
+    if not summary.images:
+        print(f"{out} is complete: {summary.skipped} images are there, nothing is drawn")
+    else:
+        print(f"drew {summary.images} images into {out}" + (f", {summary.skipped} were there" * bool(summary.skipped)))
+    if summary.failed:
+        print(f"{summary.failed} rows failed: {out / 'failures.jsonl'} names the reasons")
+    print(json.dumps(summary.document()))

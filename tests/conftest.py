@@ -24,12 +24,17 @@ class FirstCalls(type(jaxtyping.config)):
         self.disabled = disabled
 
 
-def outer(jaxtyped):
-    """jaxtyping's decorator, which leaves a function inside a function alone: it would be compiled at every call."""
+def names_shapes(made):
+    """Whether a function, or a class by its fields, names the shape of an array; mypy checks all other types."""
+    return any("[Tensor" in str(hint) or "[np.ndarray" in str(hint) for hint in made.__annotations__.values())
+
+
+def of_shapes(jaxtyped):
+    """jaxtyping's decorator for what names shapes, but not inside a function: it would be compiled at every call."""
 
     def decorator(*, typechecker):
         checked = jaxtyped(typechecker=typechecker)
-        return lambda made: made if "<locals>" in made.__qualname__ else checked(made)
+        return lambda made: checked(made) if names_shapes(made) and "<locals>" not in made.__qualname__ else made
 
     return decorator
 
@@ -38,7 +43,7 @@ if not os.environ.get("HAWK_NO_TYPECHECK"):
     # Before anything of hawk is imported, so that every jaxtyping signature in it is checked.
     jaxtyping.install_import_hook("hawk", "beartype.beartype")
     jaxtyping.config.__class__ = FirstCalls
-    jaxtyping.jaxtyped = outer(jaxtyping.jaxtyped)  # what the hook writes above each function
+    jaxtyping.jaxtyped = of_shapes(jaxtyping.jaxtyped)  # what the hook writes above each function
 
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402

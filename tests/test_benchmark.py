@@ -70,6 +70,7 @@ def test_the_document_is_json_and_names_everything_that_the_figures_depend_on(pi
     assert environment["settings"]["temperature"] == 0.8
 
 
+@pytest.mark.proofs
 def test_batches_draw_the_same_images(pipe):
     single, batched = (run_benchmark(pipe, ["hawk"], PROMPTS, seeds=2, batch=batch).rows[1] for batch in (1, 3))
     assert batched.identical_to_ar == single.identical_to_ar == 1

@@ -203,6 +203,7 @@ def test_the_stated_total_variation_is_seen_as_often_as_stated():
     assert visible_variation(4 * draws, cells - 1) == pytest.approx(visible / 2)
 
 
+@pytest.mark.proofs
 def test_laws_find_out_the_lossy_method():
     (law,) = joint_laws(method_of("lantern"), JOINT_SETTINGS[:1], 1)
     assert not law.same

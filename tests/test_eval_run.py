@@ -99,6 +99,7 @@ def test_a_rerun_draws_only_what_is_missing(pipe, tmp_path, drawings):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == before
 
 
+@pytest.mark.proofs
 def test_a_continued_run_takes_the_same_steps(pipe, tmp_path):
     """What `hawk` learnt about its drafts is kept with each batch."""
     job = job_of(pipe, "hawk", images=4, batch=1)

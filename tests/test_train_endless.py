@@ -41,6 +41,7 @@ def refusal(*words: object) -> str:
     return done.stderr.splitlines()[-1]
 
 
+@pytest.mark.proofs
 def test_a_model_is_trained_by_three_commands(saved_model: Path, tmp_path: Path) -> None:
     """The tokenizer, the target and a drafter; the model draws as soon as its target is trained."""
     codes, run, model = tmp_path / "tokenizer", tmp_path / "target", tmp_path / "target" / "model"

@@ -95,6 +95,7 @@ def reference_generate(one: Tiny, scale: float) -> Tensor:
     return back[drawn].view(len(ids), grid.height, rows)[:, :, : grid.width].flatten(1)
 
 
+@pytest.mark.proofs
 def test_transformers_own_speculation_with_guidance_changes_the_image_and_ours_does_not():
     """Its unconditional branch has its own KV cache, in which rejected drafts stay."""
     one = tiny("emu3")

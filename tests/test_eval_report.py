@@ -277,6 +277,7 @@ def test_the_page_says_what_the_report_says(folder, document):
     assert document["seeds"] in text
 
 
+@pytest.mark.proofs
 def test_thumbnails_are_bounded(tmp_path):
     """Noise is the hardest picture to compress."""
     path = tmp_path / "noise.png"

@@ -210,6 +210,7 @@ def test_toys_are_lossless_without_their_faults(toys):
     assert max(toy.drift() for toy in (toys.WINDOWS, toys.TREES, toys.NOISE)) < LAW_TOLERANCE
 
 
+@pytest.mark.proofs
 def test_the_guide_has_the_measured_drifts(toys):
     guide = (ROOT / "docs" / "lossless.md").read_text(encoding="utf-8")
     assert toys.table() in guide

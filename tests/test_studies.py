@@ -61,7 +61,9 @@ def refused(*words: object) -> str:
 # --- every study
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.proofs if name == "settings" else ()) for name in STUDIES]
+)
 def test_a_study_writes_finite_figures_and_a_plot(name, album, tmp_path):
     chosen = STUDIES[name]
     document = run_study(chosen, album, tmp_path, f"hawk study {name}")

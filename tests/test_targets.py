@@ -57,6 +57,7 @@ def test_the_sizes_are_those_of_the_drawing_layers(result):
     assert 2 * janus < by_name["Janus"] < 4 * janus  # float16
 
 
+@pytest.mark.proofs
 def test_each_target_is_handed_over_when_it_is_measured():
     measured = []
 

@@ -1,5 +1,6 @@
 """What every test runs under: checked tensor shapes, two threads, a fixed seed."""
 
+import gc
 import os
 
 import jaxtyping
@@ -56,6 +57,11 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 torch.use_deterministic_algorithms(True)
 torch.backends.cuda.matmul.allow_tf32 = False
 torch.backends.cudnn.allow_tf32 = False
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over all that was imported: it stays."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -144,7 +144,7 @@ def replicas_at(
     """The replicas on a Ray cluster, which end with the stack; `HawkError` where the cluster has no room for them."""
     from dataclasses import replace
 
-    from hawk.batch.on_ray import check_installed, cluster_at, device_on_ray
+    from hawk.batch.on_ray import LOCAL, check_installed, cluster_at, device_on_ray
 
     check_installed()
     from hawk.server.on_ray import replicas_on_ray, resources
@@ -161,7 +161,7 @@ def replicas_at(
     if wanted is not None and wanted > room:
         raise HawkError(f"the cluster at {address} has room for {room} replicas, not {wanted}: lower --replicas")
     count = wanted or (room if kind == "cuda" else 1)
-    return stack.enter_context(replicas_on_ray(settings, count, config, metrics))
+    return stack.enter_context(replicas_on_ray(settings, count, config, metrics, address != LOCAL))
 
 
 def show_page(port: int) -> None:

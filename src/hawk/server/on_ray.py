@@ -1,7 +1,7 @@
 """Images that the replicas of a Ray cluster draw, by Ray Serve.
 
-`hawk serve --ray` answers HTTP itself and has a deployment of `Drawer`s; it ends with the command. `application` is what
-a file for `serve deploy` names: the same deployment, and one of `Front`s, whose HTTP Ray's proxies speak.
+`hawk serve --ray` answers HTTP itself and has a deployment of `Drawer`s, which ends with the command. A file for
+`serve deploy` has the same deployment, and one of `Front`s behind Ray's proxies (`hawk.server.ray_app`).
 """
 
 from __future__ import annotations
@@ -115,9 +115,11 @@ def resources(settings: ReplicaSettings) -> dict[str, int]:
 
 @contextmanager
 def replicas_on_ray(
-    settings: ReplicaSettings, replicas: int, config: ServerConfig, metrics: ServerMetrics
+    settings: ReplicaSettings, replicas: int, config: ServerConfig, metrics: ServerMetrics, shared: bool
 ) -> Iterator[RemoteWorker]:
     """A backend of so many replicas on the cluster that this process is connected to; they end with the body.
+
+    A cluster that is not `shared` ends with this process, and its replicas with it.
 
     Raises:
         HawkError: the replicas cannot load the model, or do not start.
@@ -139,7 +141,8 @@ def replicas_on_ray(
             raise HawkError(f"the replicas did not start: {one_line(error)}") from error
         yield RemoteWorker(found, asyncio.run(found.introduce()), metrics, config.log_prompts)
     finally:
-        with without_stderr():
-            serve.delete(name)
-            if began and not serve.status().applications:
-                serve.shutdown()
+        if shared:
+            with without_stderr():
+                serve.delete(name)
+                if began and not serve.status().applications:
+                    serve.shutdown()

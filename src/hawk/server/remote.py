@@ -156,7 +156,7 @@ class RemoteWorker:
         except FullError as error:
             self._end(job, Failed("full", str(error), retry_after=error.retry_after))
         except LostError as error:
-            LOGGER.warning("a request is lost: %s", error)
+            LOGGER.warning("a request is lost with replica %s: %s", replica or "(none yet)", error)
             self._counts.pop(replica, None)
             self._end(job, Failed("lost", LOST, retry_after=1))
         except Exception as error:

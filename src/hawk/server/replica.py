@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -38,7 +38,7 @@ class ReplicaSettings:
     engine: str = "auto"
     threads: int | None = None
     places: int = 4
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     version: str = __version__
 
 

@@ -103,7 +103,8 @@ def cluster_at(address: str) -> Iterator[Cluster]:
         found = ray.cluster_resources()
         yield Cluster(address, int(found.get("CPU", 0)), int(found.get("GPU", 0)))
     finally:
-        ray.shutdown()
+        with without_stderr():
+            ray.shutdown()
 
 
 def device_on_ray(name: str, found: Callable[[], Cluster]) -> torch.device:

@@ -22,6 +22,7 @@ from hawk.server.jobs import FullError, Wish
 from hawk.server.metrics import ServerMetrics
 from hawk.server.remote import LostError, RemoteWorker
 from hawk.server.replica import Drawer, ReplicaSettings, Report
+from hawk.server.running import LAST_ANSWERS
 
 LOGGER = logging.getLogger(__name__)
 
@@ -85,23 +86,23 @@ class ServedReplicas:
         return int(found.get("RUNNING", 0))
 
 
-def drawer_deployment(settings: ReplicaSettings, **options: Any) -> Any:
-    """The deployment of `Drawer`s. A request waits for a replica once each has twice the images that it draws at once.
+def drawer_deployment(settings: ReplicaSettings, seconds: float, **options: Any) -> Any:
+    """The deployment of `Drawer`s, which have so many seconds to end what they draw before they are stopped.
 
-    Requests that wait so are lost with no replica, and a new replica takes its share of them.
+    `limits.queue` requests may wait until a replica has room. They outlive any replica, and a new replica gets its
+    share of them.
     """
     from ray import serve
 
-    limits = settings.limits
     deployment = serve.deployment(
         Drawer,
         name=Drawer.__name__,
-        max_ongoing_requests=2 * settings.places,
-        max_queued_requests=limits.queue or 1,
+        max_ongoing_requests=settings.requests,
+        max_queued_requests=max(1, settings.limits.queue),  # Ray takes no 0
         ray_actor_options=resources(settings),
         health_check_period_s=HEALTH_SECONDS,
         graceful_shutdown_wait_loop_s=0.2,
-        graceful_shutdown_timeout_s=limits.timeout,
+        graceful_shutdown_timeout_s=seconds,
         logging_config=QUIET,
         **options,
     )
@@ -129,7 +130,8 @@ def replicas_on_ray(
     name = f"hawk-{uuid.uuid4().hex[:8]}"
     before = serve.status()
     began = not before.proxies and not before.applications  # whether Ray Serve has to be started
-    deployment = drawer_deployment(settings, num_replicas=replicas)
+    deployment = drawer_deployment(settings, LAST_ANSWERS, num_replicas=replicas)
+    LOGGER.info("%d replicas start on the Ray cluster, as soon as it has room for them", replicas)
     try:
         try:
             with without_stderr():  # Ray Serve writes its progress there
@@ -143,6 +145,6 @@ def replicas_on_ray(
     finally:
         if shared:
             with without_stderr():
-                serve.delete(name)
-                if began and not serve.status().applications:
+                serve.delete(name, _blocking=False)
+                if began and not serve.status().applications.keys() - {name}:
                     serve.shutdown()

@@ -110,4 +110,4 @@ def application(args: dict[str, Any]) -> Any:
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=config.limits.timeout,
     )
-    return front.bind(drawer_deployment(settings), config)
+    return front.bind(drawer_deployment(settings, config.limits.timeout), config)

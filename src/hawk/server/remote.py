@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from hawk.server.card import ModelCard
 from hawk.server.jobs import (
@@ -44,6 +44,7 @@ class LostError(Exception):
     """The replica that had a job ended, or no replica could take the job."""
 
 
+@runtime_checkable
 class Replicas(Protocol):
     """The replicas of a cluster."""
 
@@ -82,7 +83,8 @@ class RemoteWorker:
         self._watcher = threading.Thread(target=self._watch, name="hawk-replicas", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch the replicas."""
+        """Begin to watch the replicas; that one of them told of the model says that there is one."""
+        self.ready.set()
         self._watcher.start()
 
     @property

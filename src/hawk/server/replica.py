@@ -16,7 +16,7 @@ from hawk import __version__
 from hawk.errors import HawkError
 from hawk.pipeline import HawkPipeline
 from hawk.server.card import ModelCard
-from hawk.server.config import Limits
+from hawk.server.config import MOST_IMAGES, Limits
 from hawk.server.jobs import DrainingError, Event, Failed, Finished, FullError, Inbox, Wish
 from hawk.server.observer import Note, Notebook
 from hawk.server.studio import Studio
@@ -27,8 +27,7 @@ from hawk.server.worker import Worker
 class ReplicaSettings:
     """What each replica loads and how much it takes: see the options of `hawk serve`.
 
-    `places` images are drawn together in a replica, and `limits.queue` images may wait there. `version` is that of Hawk
-    in the process that made these settings.
+    `places` images are drawn together in a replica. `version` is that of Hawk in the process that made these settings.
     """
 
     model: str
@@ -40,6 +39,11 @@ class ReplicaSettings:
     places: int = 4
     limits: Limits = field(default_factory=Limits)
     version: str = __version__
+
+    @property
+    def requests(self) -> int:
+        """The number of requests that a replica has at once; the images that it draws next are there already."""
+        return 2 * self.places
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ def started_worker(settings: ReplicaSettings, notebook: Notebook) -> Worker:
     pipe = HawkPipeline.from_pretrained(
         settings.model, settings.device, settings.dtype, settings.drafter, settings.engine
     )
-    worker = Worker(Studio(pipe, settings.limits.area), settings.places, settings.limits.queue, notebook)
+    worker = Worker(Studio(pipe, settings.limits.area), settings.places, settings.requests * MOST_IMAGES, notebook)
     worker.start()
     while not worker.ready.wait(0.1):
         if worker.ended.is_set():

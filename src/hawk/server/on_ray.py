@@ -10,7 +10,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,9 +65,11 @@ class ServedReplicas:
             raise
         except (RayError, RayServeException) as error:
             raise LostError(one_line(error)) from error
-        finally:
+        except (asyncio.CancelledError, GeneratorExit):
             if not over:
-                reports.cancel()
+                with suppress(RayError, RayServeException):  # what the request has failed by meanwhile
+                    reports.cancel()
+            raise
 
     def running(self) -> int:
         """The number of replicas that take jobs; 0 where the cluster does not answer."""

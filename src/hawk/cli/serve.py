@@ -151,10 +151,7 @@ def replicas_at(
 
     cluster = stack.enter_context(cluster_at(address))
     kind = device_on_ray(settings.device, lambda: cluster).type
-    model = str(Path(settings.model).resolve()) if Path(settings.model).is_dir() else settings.model
-    drafter = settings.drafter
-    if drafter is not None and Path(drafter).is_dir():
-        drafter = str(Path(drafter).resolve())
+    model, drafter = absolute(settings.model), settings.drafter and absolute(settings.drafter)
     threads = settings.threads or (1 if kind == "cpu" else None)
     settings = replace(settings, model=model, drafter=drafter, device=kind, threads=threads)
     room = cluster.room(resources(settings))
@@ -162,6 +159,11 @@ def replicas_at(
         raise HawkError(f"the cluster at {address} has room for {room} replicas, not {wanted}: lower --replicas")
     count = wanted or (room if kind == "cuda" else 1)
     return stack.enter_context(replicas_on_ray(settings, count, config, metrics, address != LOCAL))
+
+
+def absolute(name: str) -> str:
+    """The name of a model with the whole path, if it is a folder: a replica has another working folder."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def show_page(port: int) -> None:

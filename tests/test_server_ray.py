@@ -193,25 +193,32 @@ def test_what_the_cluster_refuses_is_told_in_one_line(saved_model):
     assert (run.returncode, "replicas, not 9999: lower --replicas" in errors.splitlines()[-1]) == (2, True), errors
 
 
-def test_the_documented_file_deploys(saved_model, tmp_path):
+def test_the_documented_file_deploys(saved_model, tmp_path_factory):
     """`serve deploy` takes the file; the second deployment of it that runs here has the tiny model."""
     from ray.serve.schema import ServeDeploySchema
 
+    folder = Path(tmp_path_factory.mktemp("ray", numbered=True))  # a short path, for the sockets in it
     document = yaml.safe_load(FILE.read_text(encoding="utf-8"))
     ServeDeploySchema.model_validate(document)
     port, dashboard, http = free_port(), free_port(), free_port()
     document["http_options"]["port"] = http
     document["applications"][0]["args"] |= {"model": str(saved_model), "dtype": "float64"}
-    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(document))
+    (folder / "serve.yaml").write_text(yaml.safe_dump(document))
     ray, serve = (str(Path(sys.executable).parent / name) for name in ("ray", "serve"))
-    words = ["--head", f"--port={port}", "--num-cpus=2", f"--dashboard-port={dashboard}", f"--temp-dir={tmp_path}/r"]
-    more = ["--include-dashboard=true", "--object-store-memory=100000000", "--disable-usage-stats", "--block"]
-    with (tmp_path / "log").open("wb") as log:
+    words = ["--head", f"--port={port}", "--num-cpus=2", f"--dashboard-port={dashboard}", f"--temp-dir={folder}/r"]
+    more = [f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}", "--block"]
+    more += ["--include-dashboard=true", "--object-store-memory=100000000", "--disable-usage-stats"]
+    with (folder / "log").open("wb") as log:
         head = subprocess.Popen([ray, "start", *words, *more], env=ENVIRONMENT, stdout=log, stderr=log)
     try:
-        deploy = [serve, "deploy", str(tmp_path / "serve.yaml"), "-a", f"http://127.0.0.1:{dashboard}"]
-        wait_until(lambda: subprocess.run(deploy, env=ENVIRONMENT, capture_output=True, check=False).returncode == 0)
-        served = Served(f"http://127.0.0.1:{http}", head, tmp_path / "log")
+        deploy = [serve, "deploy", str(folder / "serve.yaml"), "-a", f"http://127.0.0.1:{dashboard}"]
+
+        def deployed() -> bool:
+            assert head.poll() is None, (folder / "log").read_text()
+            return subprocess.run(deploy, env=ENVIRONMENT, capture_output=True, check=False).returncode == 0
+
+        wait_until(deployed)
+        served = Served(f"http://127.0.0.1:{http}", head, folder / "log")
 
         def ready() -> bool:
             try:

@@ -67,7 +67,8 @@ ROUTES = frozenset(
 # Where one module is too few: the modules that may share a heavy package.
 HOMES = {
     "fastapi": ROUTES,
-    "starlette": ROUTES | {"server/running.py"},
+    "starlette": ROUTES | {"server/running.py", "server/ray_app.py"},
+    "ray": frozenset({"batch/on_ray.py", "server/on_ray.py", "server/ray_app.py"}),
     "transformers": frozenset(
         {
             "measure/published.py",

@@ -7,10 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from hawk.cli.app import app
-from hawk.cli.serve import check_origin, host_name
 from hawk.errors import HawkError
 from hawk.server.answers import ApiError
-from hawk.server.config import ServerConfig, read_keys
+from hawk.server.config import ServerConfig, check_origin, host_name, read_keys
 from hawk.server.security import Doorkeeper
 from serving import PROMPT, serving
 

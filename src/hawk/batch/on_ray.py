@@ -68,18 +68,17 @@ class Cluster:
         """The kind of device that workers draw on unless the command says otherwise."""
         return "cuda" if self.gpus else "cpu"
 
-    def workers(self, settings: Settings, wanted: int | None) -> int:
-        """The number of workers: as wanted, else one for each GPU, or for each CPU (or `threads` CPUs) without GPUs.
+    def room(self, needs: dict[str, int]) -> int:
+        """How many processes with such needs fit: one for each GPU, or for each `num_cpus` CPUs without GPUs.
 
-        Raises `HawkError` where the cluster has no room for a single worker.
+        Raises `HawkError` where the cluster has no room for a single one.
         """
-        needs = resources(settings)
         if needs["num_gpus"] > self.gpus:
             raise HawkError(f"the cluster at {self.address} has no GPU: give --device cpu")
         room = self.gpus if needs["num_gpus"] else self.cpus // needs["num_cpus"]
         if not room or needs["num_cpus"] > self.cpus:
             raise HawkError(f"the cluster at {self.address} has {self.cpus} CPUs, and a worker needs {needs}")
-        return min(wanted or room, room)
+        return room
 
 
 @contextmanager
@@ -104,7 +103,8 @@ def cluster_at(address: str) -> Iterator[Cluster]:
         found = ray.cluster_resources()
         yield Cluster(address, int(found.get("CPU", 0)), int(found.get("GPU", 0)))
     finally:
-        ray.shutdown()
+        with without_stderr():
+            ray.shutdown()
 
 
 def device_on_ray(name: str, found: Callable[[], Cluster]) -> torch.device:
@@ -146,7 +146,9 @@ def drawn_on(
             not that of the job.
     """
     ray = ray_package()
-    needs, workers = resources(settings), cluster.workers(settings, wanted)
+    needs = resources(settings)
+    room = cluster.room(needs)
+    workers = min(wanted or room, room)
     settings = replace(settings, threads=settings.threads or (1 if settings.device == "cpu" else None))
     items = [{"block": block.to_json()} for block in blocks]
     # One worker is enough to go on: those of a machine that is gone come back where there is room.

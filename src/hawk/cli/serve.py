@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
-import re
+from contextlib import ExitStack
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hawk.cli.options import DeviceOption, DrafterOption, DtypeOption, EngineOption, ModelOption, ThreadsOption
 from hawk.errors import INTERRUPTED, HawkError, install
 
-LABEL = r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"
-HOST_NAME = re.compile(rf"{LABEL}(?:\.{LABEL})*")
-ORIGIN = re.compile(rf"(?P<scheme>https?)://(?:{LABEL}(?:\.{LABEL})*|\[[0-9a-f:]+\])(?::(?P<port>[1-9][0-9]{{0,4}}))?")
-"""A web origin as browsers send it in the header Origin."""
+if TYPE_CHECKING:
+    from hawk.server.backend import Backend
+    from hawk.server.config import ServerConfig
+    from hawk.server.metrics import ServerMetrics
+    from hawk.server.replica import ReplicaSettings
 
 
 def serve(
@@ -59,6 +60,21 @@ def serve(
     threads: ThreadsOption = None,
     engine: EngineOption = "auto",
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log.")] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray", metavar="ADDRESS", help="Draw on a Ray cluster: its address (HOST:PORT or auto), or local."
+        ),
+    ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            "--replicas",
+            min=1,
+            max=10_000,
+            help="With --ray: processes with a model each (default: one for each GPU, or 1 without GPUs).",
+        ),
+    ] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
     """Serve images over HTTP: OpenAI's images API, and the part of the A1111 API that chat programs use.
@@ -66,8 +82,7 @@ def serve(
     Ctrl-C or SIGTERM ends the server once the accepted images are drawn, a second one at once.
     """
     check_installed()
-    from hawk.cli.options import load_pipeline
-    from hawk.server.config import Limits, ServerConfig, read_keys
+    from hawk.server.config import LOG_FORMAT, Limits, ServerConfig, check_origin, host_name, read_keys
     from hawk.server.running import check_address
 
     check_address(host)
@@ -80,19 +95,26 @@ def serve(
     limits = Limits(queue=max_queue, per_client=per_client, timeout=timeout)
     config = ServerConfig(max_batch, limits, keys, tuple(cors or ()), hosts, log_prompts, behind_proxy)
 
-    from hawk.server.app import make_app, make_worker
+    if ray is None and replicas is not None:
+        raise HawkError("--replicas goes with --ray: without it, this process draws all images")
+
+    from hawk.server.app import make_app
     from hawk.server.metrics import ServerMetrics
+    from hawk.server.replica import ReplicaSettings
     from hawk.server.running import listening, run, server_of
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    with listening(host, port) as sock:
-        pipe = load_pipeline(model, device, dtype, drafter, threads, engine)
+    settings = ReplicaSettings(model, device, dtype, drafter, engine, threads, max_batch, limits)
+    with listening(host, port) as sock, ExitStack() as stack:
         metrics = ServerMetrics(max_batch)
-        worker = make_worker(pipe, config, metrics)
+        if ray is None:
+            worker = local_worker(settings, config, metrics)
+        else:
+            worker = replicas_at(ray, replicas, settings, config, metrics, stack)
         server = server_of(make_app(config, worker, metrics), worker, config)
         at = f"[{host}]" if ":" in host else host
-        print(f"serving {pipe.model.name} at http://{at}:{sock.getsockname()[1]}", flush=True)
+        print(f"serving {worker.card.name} at http://{at}:{sock.getsockname()[1]}", flush=True)
         if no_auth and not keys and not is_loopback(host):
             print("WARNING: --no-auth: everybody who reaches this address can draw images", flush=True)
         if open_page:
@@ -100,6 +122,48 @@ def serve(
         finished = run(server, sock)
     if not finished:
         raise typer.Exit(INTERRUPTED)
+
+
+def local_worker(settings: ReplicaSettings, config: ServerConfig, metrics: ServerMetrics) -> Backend:
+    """The worker of this process, which has loaded the model."""
+    from hawk.cli.options import load_pipeline
+    from hawk.server.app import make_worker
+
+    loaded = (settings.model, settings.device, settings.dtype, settings.drafter, settings.threads, settings.engine)
+    return make_worker(load_pipeline(*loaded), config, metrics)
+
+
+def replicas_at(
+    address: str,
+    wanted: int | None,
+    settings: ReplicaSettings,
+    config: ServerConfig,
+    metrics: ServerMetrics,
+    stack: ExitStack,
+) -> Backend:
+    """The replicas on a Ray cluster, which end with the stack; `HawkError` where the cluster has no room for them."""
+    from dataclasses import replace
+
+    from hawk.batch.on_ray import LOCAL, check_installed, cluster_at, device_on_ray
+
+    check_installed()
+    from hawk.server.on_ray import replicas_on_ray, resources
+
+    cluster = stack.enter_context(cluster_at(address))
+    kind = device_on_ray(settings.device, lambda: cluster).type
+    model, drafter = absolute(settings.model), settings.drafter and absolute(settings.drafter)
+    threads = settings.threads or (1 if kind == "cpu" else None)
+    settings = replace(settings, model=model, drafter=drafter, device=kind, threads=threads)
+    room = cluster.room(resources(settings))
+    if wanted is not None and wanted > room:
+        raise HawkError(f"the cluster at {address} has room for {room} replicas, not {wanted}: lower --replicas")
+    count = wanted or (room if kind == "cuda" else 1)
+    return stack.enter_context(replicas_on_ray(settings, count, config, metrics, address != LOCAL))
+
+
+def absolute(name: str) -> str:
+    """The name of a model with the whole path, if it is a folder: a replica has another working folder."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def show_page(port: int) -> None:
@@ -127,24 +191,3 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def host_name(name: str) -> str:
-    """A host name as the server compares it; `HawkError` for what no client sends as a host name."""
-    plain = name.lower().rstrip(".")
-    if not HOST_NAME.fullmatch(plain):
-        raise HawkError(
-            "--allowed-host takes a host name alone, as images.example.org (no scheme, port, path or *; letters beyond "
-            f"a-z in their xn-- form), not {name!r}"
-        )
-    return plain
-
-
-def check_origin(origin: str) -> None:
-    """Raise `HawkError` for what no browser sends as the origin of a page."""
-    match = ORIGIN.fullmatch(origin)
-    if match is None or (match["scheme"], match["port"]) in (("http", "80"), ("https", "443")):
-        raise HawkError(
-            "--cors takes an origin as a browser sends it: http:// or https://, a host name in small letters, and the "
-            f"port unless it is 80 or 443, as https://example.org or http://localhost:3000, not {origin!r}"
-        )

@@ -48,9 +48,9 @@ def internal(reference: str) -> ApiError:
     return ApiError(500, f"the server failed (error {reference})", "server_error", code="internal_error")
 
 
-def unavailable(message: str) -> ApiError:
-    """The server is stopping or not ready yet (503)."""
-    return ApiError(503, message, "server_error", code="unavailable", headers={"retry-after": "10"})
+def unavailable(message: str, code: str = "unavailable", retry_after: int = 10) -> ApiError:
+    """The server is stopping, is not ready yet, or lost what it was drawing (503)."""
+    return ApiError(503, message, "server_error", code=code, headers={"retry-after": str(retry_after)})
 
 
 def too_many(message: str, retry_after: int) -> ApiError:

@@ -1,9 +1,8 @@
-"""The application: routes, errors and the guard around them, made from settings and a worker."""
+"""The application: routes, errors and the guard around them, made from settings and a backend."""
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from starlette.types import ASGIApp
 from hawk import __version__
 from hawk.pipeline import HawkPipeline
 from hawk.server.answers import ApiError, internal
+from hawk.server.backend import Backend
 from hawk.server.config import ServerConfig
 from hawk.server.guard import Guard
 from hawk.server.health import health_routes
@@ -24,7 +24,7 @@ from hawk.server.metrics import ServerMetrics
 from hawk.server.openai_api import openai_routes
 from hawk.server.page import page_routes
 from hawk.server.sdapi import sdapi_routes
-from hawk.server.service import ClientGoneError, ModelCard, Service
+from hawk.server.service import ClientGoneError, Service
 from hawk.server.studio import Studio
 from hawk.server.worker import Worker
 
@@ -37,16 +37,16 @@ def make_worker(pipe: HawkPipeline, config: ServerConfig, metrics: ServerMetrics
     return Worker(Studio(pipe, config.limits.area), config.places, config.limits.queue, metrics, config.log_prompts)
 
 
-def make_app(config: ServerConfig, worker: Worker, metrics: ServerMetrics) -> ASGIApp:
+def make_app(config: ServerConfig, worker: Backend, metrics: ServerMetrics) -> ASGIApp:
     """The application of a server."""
     app = fastapi_app(config, worker, metrics)
     routes = frozenset(app.openapi()["paths"]) | {"/", "/openapi.json"}
     return Guard(app, config, metrics, routes)
 
 
-def fastapi_app(config: ServerConfig, worker: Worker, metrics: ServerMetrics) -> FastAPI:
+def fastapi_app(config: ServerConfig, worker: Backend, metrics: ServerMetrics) -> FastAPI:
     """The routes, without the guard: what the OpenAPI document describes."""
-    service = Service(config, worker, ModelCard.of(worker.studio.pipe, int(time.time())))
+    service = Service(config, worker)
     app = FastAPI(
         title="Hawk",
         version=__version__,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,13 @@ SHORTEST_KEY = 16
 
 MOST_IMAGES = 10
 """The most images of one request, as in OpenAI's API."""
+
+LOG_FORMAT = "%(asctime)s %(message)s"
+
+LABEL = r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"
+HOST_NAME = re.compile(rf"{LABEL}(?:\.{LABEL})*")
+ORIGIN = re.compile(rf"(?P<scheme>https?)://(?:{LABEL}(?:\.{LABEL})*|\[[0-9a-f:]+\])(?::(?P<port>[1-9][0-9]{{0,4}}))?")
+"""A web origin as browsers send it in the header Origin."""
 
 
 @dataclass(frozen=True)
@@ -80,3 +88,24 @@ def read_keys(path: Path) -> tuple[str, ...]:
         if len(key) < SHORTEST_KEY or not key.isprintable() or " " in key:
             raise HawkError(f"API key {number} of {path} must have {SHORTEST_KEY} or more characters and no space")
     return keys
+
+
+def host_name(name: str) -> str:
+    """A host name as the server compares it; `HawkError` for what no client sends as a host name."""
+    plain = name.lower().rstrip(".")
+    if not HOST_NAME.fullmatch(plain):
+        raise HawkError(
+            "--allowed-host takes a host name alone, as images.example.org (no scheme, port, path or *; letters beyond "
+            f"a-z in their xn-- form), not {name!r}"
+        )
+    return plain
+
+
+def check_origin(origin: str) -> None:
+    """Raise `HawkError` for what no browser sends as the origin of a page."""
+    match = ORIGIN.fullmatch(origin)
+    if match is None or (match["scheme"], match["port"]) in (("http", "80"), ("https", "443")):
+        raise HawkError(
+            "--cors takes an origin as a browser sends it: http:// or https://, a host name in small letters, and the "
+            f"port unless it is 80 or 443, as https://example.org or http://localhost:3000, not {origin!r}"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -20,8 +21,9 @@ from hawk.decoding.trees import Drafter
 class Wish:
     """The images that a request asks for; None leaves a setting to the model.
 
-    `partials` is the number of pictures of each unfinished image that are sent, at equal distances in tokens. With
-    `watched`, the client is told of every step.
+    A size that the model does not draw is refused; with `any_size` it becomes the model's own. `partials` is the number
+    of pictures of each unfinished image that are sent, at equal distances in tokens. With `watched`, the client is told
+    of every step.
     """
 
     prompt: str
@@ -34,6 +36,7 @@ class Wish:
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    any_size: bool = False
     method: str = "hawk"
     partials: int = 0
     watched: bool = False
@@ -110,16 +113,45 @@ class Finished:
 class Failed:
     """The job is over without all of its images.
 
-    `kind` says why: the request is wrong, its time is over, the client cancelled it, the server is stopping, or an
-    error, which the log names by `reference`.
+    `kind` says why: the request is wrong, its time is over, the client cancelled it, the server is stopping, an error,
+    which the log names by `reference`, the queue of the replica that got it is full, or this replica ended. A try after
+    `retry_after` seconds may succeed in these last two cases.
     """
 
-    kind: Literal["refused", "timeout", "cancelled", "stopping", "error"]
+    kind: Literal["refused", "timeout", "cancelled", "stopping", "error", "full", "lost"]
     message: str
     reference: str = ""
+    retry_after: int = 0
 
 
 Event = Accepted | Stepped | Partial | Drawn | Finished | Failed
+
+
+class Inbox(asyncio.Queue[Event]):
+    """The events of one job as a coroutine reads them; `tell` puts an event into it from any thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._reader = asyncio.get_running_loop()
+
+    def tell(self, event: Event) -> None:
+        """Put an event; `RuntimeError` where the reader's loop has ended."""
+        self._reader.call_soon_threadsafe(self.put_nowait, event)
+
+
+# --- why a job is not taken -----------------------------------------------------------------------------------
+
+
+class FullError(Exception):
+    """The queue has no room for a job; `retry_after` is the number of seconds after which a try may succeed."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"the queue is full: try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+class DrainingError(Exception):
+    """No more jobs are taken."""
 
 
 # --- jobs in the worker ---------------------------------------------------------------------------------------

@@ -12,13 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hawk.decoding.request import MAX_SEED
 from hawk.drafters.methods import METHODS
-from hawk.models.bundled_prompts import BENCH_PROMPTS
 from hawk.server.answers import ApiError
+from hawk.server.card import ModelCard
 from hawk.server.jobs import Drawn, Partial, Stepped, Wish
 from hawk.server.openai_api import ALIVE, EventStream, server_sent
 from hawk.server.openai_schema import ERRORS, GUIDANCE, METHOD
 from hawk.server.pictures import encoded
-from hawk.server.service import ClientGoneError, Drawing, ModelCard, Service, check_guidance
+from hawk.server.service import ClientGoneError, Drawing, Service, check_guidance
 
 MOST_PARTIALS = 32
 """The most pictures of an unfinished image in a stream."""
@@ -66,7 +66,7 @@ class About(BaseModel):
 def live_routes(service: Service) -> APIRouter:
     """The routes under /live."""
     router = APIRouter(prefix="/live", tags=["page"], responses=ERRORS)
-    facts = about(service)
+    facts = about(service.model)
 
     @router.get("/about", summary="Facts about the model")
     async def read_about() -> About:
@@ -86,12 +86,9 @@ def live_routes(service: Service) -> APIRouter:
     return router
 
 
-def about(service: Service) -> About:
+def about(card: ModelCard) -> About:
     """The facts about the served model."""
-    pipe, card = service.worker.studio.pipe, service.model
-    model = pipe.model
-    params, grid = model.defaults, model.grid
-    is_bundled = pipe.origin is not None and pipe.origin.model == "bundled"
+    params, grid = card.defaults, card.grid
     return About(
         model=card.name,
         width=card.width,
@@ -103,7 +100,7 @@ def about(service: Service) -> About:
         top_k=params.top_k,
         top_p=params.top_p,
         methods=[MethodFact(name=name, summary=METHODS[name].summary) for name in card.methods],
-        prompts=list(BENCH_PROMPTS) if is_bundled else [],
+        prompts=list(card.prompts),
     )
 
 

@@ -34,6 +34,8 @@ class ServerMetrics(Observer):
         self.live = Gauge("hawk_live_images", "Images that are being drawn", registry=registry)
         self.places = Gauge("hawk_places", "The most images that are drawn at once", registry=registry)
         self.places.set(places)
+        self.replicas = Gauge("hawk_replicas", "Replicas that draw; 1 without Ray", registry=registry)
+        self.replicas.set(1)
         self.most = places
         self.fill = Histogram(
             "hawk_batch_fill", "Share of the places that a step used", buckets=(0.25, 0.5, 0.75, 1.0), registry=registry
@@ -82,6 +84,11 @@ class ServerMetrics(Observer):
         self.length.observe(stats.accept_length)
         for source, count in stats.accepted_by_source.items():
             self.accepted.labels(source).inc(count / images)
+
+    def replicated(self, replicas: int) -> None:
+        """So many replicas draw, each with the same number of places."""
+        self.replicas.set(replicas)
+        self.places.set(self.most * replicas)
 
     def ended(self, kind: str) -> None:
         """A job ended."""

@@ -14,6 +14,7 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from hawk.server.answers import ApiError, wrong
+from hawk.server.card import ModelCard
 from hawk.server.jobs import Drawn, Partial, Wish
 from hawk.server.openai_schema import (
     ALIASES,
@@ -26,7 +27,7 @@ from hawk.server.openai_schema import (
     Usage,
 )
 from hawk.server.pictures import Format, encoded
-from hawk.server.service import ClientGoneError, Drawing, ModelCard, Service, check_guidance
+from hawk.server.service import ClientGoneError, Drawing, Service, check_guidance
 
 SIZE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})", re.ASCII)
 LONGEST_SIZE = 20

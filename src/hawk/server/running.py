@@ -23,8 +23,8 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hawk.errors import HawkError
+from hawk.server.backend import Backend
 from hawk.server.config import ServerConfig
-from hawk.server.worker import Worker
 
 LOGGER = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ LAST_STEP = 10.0
 class HawkServer(uvicorn.Server):
     """A server that goes on answering while the worker draws the last images: new requests are refused by 503."""
 
-    def __init__(self, config: uvicorn.Config, worker: Worker) -> None:
+    def __init__(self, config: uvicorn.Config, worker: Backend) -> None:
         super().__init__(config)
         self.worker = worker
         self.stopped = False
@@ -166,7 +166,7 @@ def no_address(host: str) -> str:
     )
 
 
-def server_of(app: ASGIApp, worker: Worker, config: ServerConfig) -> HawkServer:
+def server_of(app: ASGIApp, worker: Backend, config: ServerConfig) -> HawkServer:
     """The server of an application."""
     settings = uvicorn.Config(
         app,
@@ -176,6 +176,7 @@ def server_of(app: ASGIApp, worker: Worker, config: ServerConfig) -> HawkServer:
         proxy_headers=config.behind_proxy,
         forwarded_allow_ips="127.0.0.1,::1",
         lifespan="off",
+        loop="asyncio",  # also where uvloop is installed, as with Ray
         http=protocol_of(config.limits.idle_seconds),
         ws="none",
         limit_concurrency=config.limits.connections,

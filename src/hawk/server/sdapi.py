@@ -12,12 +12,12 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from hawk.decoding.request import MAX_SEED
-from hawk.errors import HawkError
 from hawk.server.answers import wrong
+from hawk.server.card import ModelCard
 from hawk.server.jobs import Drawn, Wish
 from hawk.server.openai_schema import GUIDANCE
 from hawk.server.pictures import encoded
-from hawk.server.service import ModelCard, Service, check_guidance, client_of
+from hawk.server.service import Service, check_guidance, client_of
 
 MOST_SIDE = 2**16
 
@@ -55,7 +55,7 @@ def sdapi_routes(service: Service) -> APIRouter:
     @router.post("/txt2img", summary="Draw images")
     async def txt2img(body: TextToImage, request: Request) -> JSONResponse:
         """Draw `batch_size` times `n_iter` images of a prompt."""
-        drawing = await service.begin(request, wish_of(body, service))
+        drawing = await service.begin(request, wish_of(body, card))
         try:
             images = await drawing.images()
             texts = [infotext(each) for each in images]
@@ -149,23 +149,20 @@ def lists(card: ModelCard) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def wish_of(body: TextToImage, service: Service) -> Wish:
+def wish_of(body: TextToImage, card: ModelCard) -> Wish:
     """The images that a body asks for. A size that the model does not draw becomes the model's own."""
-    height, width = body.height, body.width
-    try:
-        service.worker.studio.check_size(height, width)
-    except HawkError:
-        height = width = None
     check_guidance("cfg_scale", body.cfg_scale)
     return Wish(
         prompt=body.prompt,
         negative_prompt=body.negative_prompt or "",
         images=(body.batch_size or 1) * (body.n_iter or 1),
         seed=None if body.seed in (None, -1) else body.seed,
-        height=height,
-        width=width,
+        height=body.height,
+        width=body.width,
+        any_size=True,
         guidance_scale=body.cfg_scale,
-        method=body.sampler_name if body.sampler_name in service.model.methods else "hawk",
+        method=body.sampler_name if body.sampler_name in card.methods else "hawk",
+        watched=True,  # for the route /progress
     )
 
 
@@ -199,7 +196,7 @@ def info_of(wish: Wish, images: list[Drawn], texts: list[str], card: ModelCard) 
         "width": size[0],
         "height": size[1],
         "sampler_name": wish.method,
-        "cfg_scale": card.guidance_scale if wish.guidance_scale is None else wish.guidance_scale,
+        "cfg_scale": card.defaults.cfg_scale if wish.guidance_scale is None else wish.guidance_scale,
         "steps": images[0].stats.nfe,
         "batch_size": len(images),
         "sd_model_name": card.name,

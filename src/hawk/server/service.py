@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 
 from fastapi import Request
 
-from hawk.pipeline import HawkPipeline
 from hawk.server.answers import ApiError, too_many, unavailable, wrong
+from hawk.server.backend import Backend
+from hawk.server.card import ModelCard
 from hawk.server.config import ServerConfig
-from hawk.server.jobs import Accepted, Drawn, Event, Failed, Finished, Job, Wish
-from hawk.server.studio import served_methods
-from hawk.server.worker import DrainingError, FullError, Worker
+from hawk.server.jobs import Accepted, DrainingError, Drawn, Event, Failed, Finished, FullError, Inbox, Job, Wish
 
 PARAMS = {
     "prompt": "prompt",
@@ -43,45 +42,18 @@ class ClientGoneError(Exception):
     """The client closed its connection before the answer was complete."""
 
 
-@dataclass(frozen=True)
-class ModelCard:
-    """Facts about the model that is served; sizes are in pixels, `created` in seconds since 1970."""
-
-    name: str
-    height: int
-    width: int
-    cell: int
-    tokens: int
-    guidance_scale: float
-    methods: tuple[str, ...]
-    created: int
-
-    @classmethod
-    def of(cls, pipe: HawkPipeline, created: int) -> ModelCard:
-        """The facts about a pipeline's model."""
-        model = pipe.model
-        height, width = model.grid.height * model.cell, model.grid.width * model.cell
-        scale, methods = model.defaults.cfg_scale, served_methods(pipe)
-        return cls(model.name, height, width, model.cell, model.grid.size, scale, methods, created)
-
-
 class Drawing:
     """A job as a coroutine waits for it. `close` must be called at the end; it cancels a job that is not over."""
 
     def __init__(self, service: Service, request: Request, wish: Wish, client: str) -> None:
         self.service, self.wish, self.client = service, wish, client
-        self.events: asyncio.Queue[Event] = asyncio.Queue()
+        self.events = Inbox()
         self.accepted: Accepted | None = None
         self._closed = False
         self._gone = asyncio.ensure_future(left(request))
-        loop = asyncio.get_running_loop()
-
-        def tell(event: Event) -> None:
-            loop.call_soon_threadsafe(self.events.put_nowait, event)
-
         service.clients[client] += 1
         try:
-            self.job: Job = service.worker.submit(wish, client, service.config.limits.timeout, tell)
+            self.job: Job = service.worker.submit(wish, client, service.config.limits.timeout, self.events.tell)
         except BaseException:
             self._leave()
             raise
@@ -140,12 +112,16 @@ class Drawing:
 
 @dataclass
 class Service:
-    """The worker, the settings, and the number of requests that each client has at the moment."""
+    """The settings, what draws, and the number of requests that each client has at the moment."""
 
     config: ServerConfig
-    worker: Worker
-    model: ModelCard
+    worker: Backend
     clients: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def model(self) -> ModelCard:
+        """Facts about the model."""
+        return self.worker.card
 
     async def begin(self, request: Request, wish: Wish) -> Drawing:
         """Submit a wish and wait until the model has read it.
@@ -224,6 +200,10 @@ def error_of(failed: Failed) -> ApiError:
         return ApiError(500, failed.message, "server_error", code=f"error_{failed.reference}")
     if failed.kind == "cancelled":
         return ApiError(499, failed.message, code="cancelled")
+    if failed.kind == "full":
+        return too_many(failed.message, failed.retry_after)
+    if failed.kind == "lost":
+        return unavailable(failed.message, "replica_lost", failed.retry_after)
     return unavailable(failed.message)
 
 

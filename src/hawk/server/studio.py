@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 from jaxtyping import Int
 from PIL import Image
@@ -61,6 +62,7 @@ class Studio:
     def read(self, wish: Wish) -> Reading:
         """Read a wish: prompts are encoded, settings checked. Raises `HawkError` for a wrong one."""
         model, method = self.pipe.model, method_named(wish.method)
+        wish = self._drawable(wish)
         grid = self.check_size(wish.height, wish.width)
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
@@ -76,6 +78,16 @@ class Studio:
         ]
         hint = str(told[0].message) if told else ""
         return Reading(request, self.drafter(wish.method, grid), texts, hint)
+
+    def _drawable(self, wish: Wish) -> Wish:
+        """A wish that takes any size, with the model's own size where the model does not draw the wanted one."""
+        if not wish.any_size:
+            return wish
+        try:
+            self.check_size(wish.height, wish.width)
+        except HawkError:
+            return replace(wish, height=None, width=None)
+        return wish
 
     def _request(self, wish: Wish, method: Method) -> Request:
         """The request of a wish; `HawkError` for a wrong one."""

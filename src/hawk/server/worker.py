@@ -23,24 +23,29 @@ from hawk.engine import Ended
 from hawk.errors import HawkError
 from hawk.machine import lacking_operations_refused
 from hawk.outputs import drawn_metadata
+from hawk.server.card import ModelCard
 from hawk.server.fair_queue import FairQueue
-from hawk.server.jobs import Accepted, Drawn, Event, Failed, Finished, Job, JobImage, Partial, Stepped, Wish
+from hawk.server.jobs import (
+    Accepted,
+    DrainingError,
+    Drawn,
+    Event,
+    Failed,
+    Finished,
+    FullError,
+    Job,
+    JobImage,
+    Partial,
+    Stepped,
+    Wish,
+)
 from hawk.server.observer import Observer
 from hawk.server.studio import Studio, joins, numbers
 
 LOGGER = logging.getLogger(__name__)
 
-
-class FullError(Exception):
-    """The queue has no room for a job; `retry_after` is the number of seconds after which a try may succeed."""
-
-    def __init__(self, retry_after: int) -> None:
-        super().__init__(f"the queue is full: try again in {retry_after} s")
-        self.retry_after = retry_after
-
-
-class DrainingError(Exception):
-    """The worker takes no more jobs."""
+PROMPT_LINE = "%d images for %s: %r"
+"""What the log says of a request where it may tell prompts."""
 
 
 class GroupLeftError(Exception):
@@ -58,6 +63,7 @@ class Worker:
     ) -> None:
         self.studio, self.places, self.capacity, self.log_prompts = studio, places, places + queue, log_prompts
         self.observer = observer or Observer()
+        self.card = ModelCard.of(studio.pipe, int(time.time()))
         self.ready, self.ended = threading.Event(), threading.Event()
         self.broken = False  # whether an error ended the thread
         self._calls: SimpleQueue[Job | None] = SimpleQueue()
@@ -183,7 +189,7 @@ class Worker:
     def _read(self, job: Job) -> None:
         """Let the model read a job's wish; the job's images wait then, or the job fails."""
         if self.log_prompts:
-            LOGGER.info("%d images for %s: %r", job.wish.images, job.client, job.wish.prompt)
+            LOGGER.info(PROMPT_LINE, job.wish.images, job.client, job.wish.prompt)
         ahead = len(self._waiting) + len(self._suspects) + len(self._live)
         try:
             job.reading = self.studio.read(job.wish)

@@ -61,7 +61,7 @@ def refused(*words: object) -> str:
 # --- every study
 
 
-@pytest @ pytest.mark.parametrize(
+@pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.proofs if name == "settings" else ()) for name in STUDIES]
 )
 def test_a_study_writes_finite_figures_and_a_plot(name, album, tmp_path):

@@ -54,7 +54,13 @@ def counted_captures(mode, monkeypatch) -> list[torch.device]:
     return captures
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "lantern"])
+FAST = ("ar", "medusa", "sjd", "hawk")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in FAST else pytest.mark.proofs) for name in METHODS if name != "lantern"],
+)
 def test_a_method_draws_on_cuda_what_it_draws_on_the_cpu(name):
     target = small_target()
     drafter, verifier = tiny_drafters(target)[name]

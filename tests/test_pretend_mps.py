@@ -35,7 +35,13 @@ def moved_drafter(drafter) -> None:
                 moved(each)
 
 
-@pytest.mark.parametrize("name", ["scd", "sjd", "sjd-pac", "hawk-paper", "hawk-spatial", "eagle", "hawk"])
+SLOWER = ("scd", "sjd-pac", "hawk-paper", "eagle")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["sjd", "hawk-spatial", "hawk", *(pytest.param(name, marks=pytest.mark.proofs) for name in SLOWER)],
+)
 def test_a_method_draws_on_an_apple_gpu_what_it_draws_on_the_cpu(name):
     target = tiny_target(0, torch.float32, grid=Grid(2, 4), dim=16)
     drafter, verifier = tiny_drafters(target)[name]

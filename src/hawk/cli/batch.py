@@ -16,10 +16,12 @@ from hawk.cli.options import (
     DtypeOption,
     EngineOption,
     ModelOption,
+    RayOption,
     TemperatureOption,
     ThreadsOption,
     TopKOption,
     TopPOption,
+    VerifierOption,
     WindowOption,
     check_printable,
     image_bar,
@@ -46,12 +48,7 @@ def batch(
     images: Annotated[
         int, typer.Option("-k", "--images-per-prompt", min=1, max=4096, help="Images of each prompt.")
     ] = 1,
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            "--ray", metavar="ADDRESS", help="Draw on a Ray cluster: its address (HOST:PORT or auto), or local."
-        ),
-    ] = None,
+    ray: RayOption = None,
     num_workers: Annotated[
         int | None,
         typer.Option(
@@ -78,12 +75,7 @@ def batch(
         typer.Option("--batch-size", min=1, help="Images that a worker draws together (default: 1 on a CPU, else 16)."),
     ] = None,
     method: Annotated[str, typer.Option("--method", help="Decoding method, as of hawk generate.")] = "hawk",
-    verifier: Annotated[
-        str | None,
-        typer.Option(
-            "--verifier", help="coupled, residual, traversal or relaxed (LOSSY); default: that of the method."
-        ),
-    ] = None,
+    verifier: VerifierOption = None,
     num_draft_tokens: DraftTokensOption = None,
     window: WindowOption = None,
     cfg_scale: CfgScaleOption = None,
@@ -112,28 +104,28 @@ def batch(
     if format == "parquet":
         parquet_package()
     settings = Settings(
-        str(out.absolute()),
-        model,
-        drafter,
-        device,
-        dtype,
-        engine,
-        threads,
-        method,
-        verifier,
-        num_draft_tokens,
-        window,
-        cfg_scale,
-        temperature,
-        top_k,
-        top_p,
-        negative_prompt,
-        height,
-        width,
-        images,
-        batch_size,
-        block_size,
-        format,
+        out=str(out.absolute()),
+        model=model,
+        drafter=drafter,
+        device=device,
+        dtype=dtype,
+        engine=engine,
+        threads=threads,
+        method=method,
+        verifier=verifier,
+        num_draft_tokens=num_draft_tokens,
+        window=window,
+        cfg_scale=cfg_scale,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        negative_prompt=negative_prompt,
+        height=height,
+        width=width,
+        images=images,
+        batch_size=batch_size,
+        block_size=block_size,
+        format=format,
     )
     if ray is None:
         summary = drawn_locally(settings, prompts, num_workers or 1)

@@ -23,6 +23,7 @@ from hawk.cli.options import (
     ThreadsOption,
     TopKOption,
     TopPOption,
+    VerifierOption,
     WindowOption,
     check_printable,
     load_pipeline,
@@ -65,12 +66,7 @@ def generate(
             "scd-maximal, sjd-pac or lantern (LOSSY: changes the distribution of the images); default: hawk.",
         ),
     ] = None,
-    verifier: Annotated[
-        str | None,
-        typer.Option(
-            "--verifier", help="coupled, residual, traversal or relaxed (LOSSY); default: that of the method."
-        ),
-    ] = None,
+    verifier: VerifierOption = None,
     num_draft_tokens: DraftTokensOption = None,
     window: WindowOption = None,
     model: ModelOption = "bundled",

@@ -73,6 +73,14 @@ DraftTokensOption = Annotated[
 WindowOption = Annotated[
     int | None, typer.Option("--window", min=1, help="How many positions past the frontier drafts may reach.")
 ]
+VerifierOption = Annotated[
+    str | None,
+    typer.Option("--verifier", help="coupled, residual, traversal or relaxed (LOSSY); default: that of the method."),
+]
+RayOption = Annotated[
+    str | None,
+    typer.Option("--ray", metavar="ADDRESS", help="Draw on a Ray cluster: its address (HOST:PORT or auto), or local."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one line of JSON last.")]
 
 

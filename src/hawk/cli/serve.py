@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hawk.cli.options import DeviceOption, DrafterOption, DtypeOption, EngineOption, ModelOption, ThreadsOption
+from hawk.cli.options import (
+    DeviceOption,
+    DrafterOption,
+    DtypeOption,
+    EngineOption,
+    ModelOption,
+    RayOption,
+    ThreadsOption,
+)
 from hawk.errors import INTERRUPTED, HawkError, install
 
 if TYPE_CHECKING:
@@ -60,12 +68,7 @@ def serve(
     threads: ThreadsOption = None,
     engine: EngineOption = "auto",
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log.")] = False,
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            "--ray", metavar="ADDRESS", help="Draw on a Ray cluster: its address (HOST:PORT or auto), or local."
-        ),
-    ] = None,
+    ray: RayOption = None,
     replicas: Annotated[
         int | None,
         typer.Option(

@@ -5,10 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from hawk.decoding import recording
 from hawk.decoding.canvas import RECOVERED
 from hawk.decoding.generate import generate
 from hawk.decoding.grid import Grid
 from hawk.decoding.lane import Lane
+from hawk.decoding.recorded_lane import RecordedLane
+from hawk.decoding.recording import Recordings
 from hawk.decoding.tree import Window
 from hawk.errors import HawkError
 from hawk.proofs.lanes import LADDER, PROMPTS, Album, Scheduled, check_schedules
@@ -41,6 +44,74 @@ def test_images_that_join_and_leave_have_the_tokens_that_they_have_alone(first, 
 def test_two_hundred_random_schedules():
     (check,) = check_schedules(1000, 200)
     assert check.passed, check.measured
+
+
+@pytest.fixture
+def replayed(monkeypatch):
+    """Recordings whose steps are repeated as they are: CUDA is not needed to tell whether places are mixed up."""
+    monkeypatch.setattr(recording, "captured", lambda call, device, pool: call)
+    return Recordings("graph")
+
+
+@pytest.mark.parametrize(("first", "schedules"), [(0, 4), pytest.param(4, 200, marks=pytest.mark.proofs)])
+def test_images_that_join_and_leave_replayed_steps_have_the_tokens_that_they_have_alone(first, schedules, replayed):
+    (check,) = check_schedules(first, schedules, replayed)
+    assert check.passed, check.measured
+
+
+def test_replayed_lanes_lend_recordings_of_one_two_and_four_places(target, request_for, replayed):
+    lane: RecordedLane[int] = RecordedLane(target, target.grid, Window(5), 4, replayed)
+    for number, places in enumerate((1, 2, 4, 4)):
+        lane.join(number, request_for(number, 1, number))
+        assert len(lane._state.committed) == places
+        lane.step()
+    with pytest.raises(HawkError, match="has room for 0"):
+        lane.join(4, request_for(0, 1, 0))
+    outcomes = {}
+    while lane.keys:
+        outcomes |= {left.key: left.outcome for left in lane.step()}
+    lane.join(9, request_for(0, 1, 0))
+    assert len(lane._state.committed) == 1  # four places are too many for one image
+    lane.close()
+    assert sorted(len(kept.state.committed) for kept in replayed.kept.values()) == [1, 2, 4]
+    for number, drawn in outcomes.items():
+        expected = generate(target, request_for(number, 1, number), Window(5))
+        assert torch.equal(drawn.tokens, expected.tokens)
+        assert torch.equal(drawn.origins, expected.origins)
+        assert drawn.stats.nfe == expected.stats.nfe
+
+
+def test_a_place_without_an_image_waits_as_long_as_it_must(target, request_for, replayed):
+    """More steps than an image has tokens, at places without one, write nowhere."""
+    lane: RecordedLane[int] = RecordedLane(target, target.grid, Window(0), 2, replayed)
+    for number in range(4):
+        lane.join(number, request_for(0, 1, number))
+        while lane.keys:
+            (*_, left) = [*lane.step(), None]
+    assert left is None
+    assert int(lane._state.steps.max()) <= target.grid.size
+
+
+def test_what_a_replayed_lane_tells_is_committed(target, request_for, replayed):
+    lane: RecordedLane[int] = RecordedLane(target, target.grid, Window(5), 2, replayed)
+    plain = {number: generate(target, request_for(number, 1, number), Window(0)).tokens[0] for number in (0, 1)}
+    told = []
+
+    def note(progress):
+        for row, key in enumerate(progress.keys):
+            count = progress.canvas.committed[row]
+            assert torch.equal(progress.canvas.tokens[row, :count], plain[key][:count])
+            told.append((key, count))
+
+    lane.join(0, request_for(0, 1, 0))
+    lane.step(note)
+    lane.join(1, request_for(1, 1, 1))
+    while lane.keys:
+        lane.step(note)
+    for key in plain:
+        counts = [count for each, count in told if each == key]
+        assert counts == sorted(counts)
+        assert counts[-1] == target.grid.size
 
 
 def test_the_counts_of_an_image_are_its_own(target, request_for):
@@ -91,12 +162,13 @@ def test_a_longer_prompt_makes_the_lane_larger(target, album, monkeypatch):
             assert left.outcome.tokens[0].tolist() == album.plain(left.key)
 
 
-def test_an_image_whose_logits_are_not_finite_leaves_alone(target, album):
+@pytest.mark.parametrize("replays", [False, True])
+def test_an_image_whose_logits_are_not_finite_leaves_alone(replays, target, album, replayed):
     class Broken:
         """The target, with a NaN in the states of one image's rows from some step on."""
 
         def __init__(self) -> None:
-            self.after = 4
+            self.after = 4 + 6 * replays  # each of the three recordings runs a step before its capture
 
         def __getattr__(self, name):
             return getattr(target, name)
@@ -106,12 +178,12 @@ def test_an_image_whose_logits_are_not_finite_leaves_alone(target, album):
             self.after -= 1
             return hidden.index_fill(0, torch.tensor([0]), torch.nan) if not self.after else hidden
 
-    lane: Lane[Scheduled] = Lane(Broken(), target.grid, Window(3), 3)
+    lane = RecordedLane(Broken(), target.grid, Window(3), 3, replayed) if replays else Lane(Broken(), target.grid, Window(3), 3)
     keys = [Scheduled(prompt, prompt, 0, prompt) for prompt in range(3)]
     for key in keys:
         lane.join(key, album.request(key))
     outcomes = {}
-    while lane.seats:
+    while lane.keys:
         outcomes |= {left.key: left.outcome for left in lane.step()}
     assert isinstance(outcomes[keys[0]], HawkError)
     assert "not finite" in str(outcomes[keys[0]])

@@ -213,8 +213,9 @@ def test_a_recording_serves_the_next_image_of_its_shape(target, prompt, monkeypa
         request = Request(rows, target.grid, params, seeds)
         plain = generate(target, request, NoDrafter())
         with torch.inference_mode():
-            known = recordings.of(target, first_window(target, request, Window(5)))
+            known = recordings.lend(target, partial(first_window, target, request, Window(5)))
             replay(known.state, known.step, None)
+            recordings.take_back(known)
         assert torch.equal(known.state.tokens[:, : target.grid.size], plain.tokens)
     assert len(recorded) == len(recordings.kept) == 3  # the second image took the first one's
 

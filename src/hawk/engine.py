@@ -1,8 +1,9 @@
 """The engine: draws many images at once, each of which joins and leaves between steps (continuous batching).
 
 Images that are drawn by a window (`ar`, `scd`, `hawk` without trained sources) share lanes (`hawk.decoding.lane`): one
-lane for each grid and window, all lanes together with at most `places` images. Images that are drawn by trees, or by
-the recorded steps of a GPU, are drawn in groups that begin and end together.
+lane for each grid and window, all lanes together with at most `places` images. Where a GPU replays recorded steps, the
+images of a lane also need the same formulas (`hawk.decoding.recorded_lane`). Images that are drawn by trees are drawn
+in groups that begin and end together.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import torch
 from hawk.decoding.canvas import Canvas
 from hawk.decoding.forward import Target
 from hawk.decoding.generate import SMALLER, generate
-from hawk.decoding.grid import Grid
 from hawk.decoding.lane import Lane, Left, Progress
 from hawk.decoding.memory import refused_where_memory_ends
+from hawk.decoding.recorded_lane import RecordedLane, formulas_of
 from hawk.decoding.recording import Recordings
 from hawk.decoding.request import Request
 from hawk.decoding.stats import Generation, Stats
@@ -63,7 +64,7 @@ class Asked(Generic[K]):
 class SharedLane(Generic[K]):
     """A lane, and the seconds that each of its images has used."""
 
-    lane: Lane[K]
+    lane: Lane[K] | RecordedLane[K]
     seconds: dict[K, float] = field(default_factory=dict)
 
 
@@ -73,12 +74,18 @@ class DrawingEngine(Generic[K]):
     Images begin in the order in which they were submitted. `step` is called until the engine is no longer `busy`. An
     image's tokens are those that it has when it is drawn alone, as far as the rounding of the device's products does
     not depend on the number of rows (`hawk verify`).
+
+    `known` says that all images are known beforehand. Then those of recorded windows are drawn in groups, too, whose
+    prompts are read together.
     """
 
-    def __init__(self, target: Target, places: int, recordings: Recordings | None = None) -> None:
-        self.target, self.places, self.recordings = target, places, recordings
+    def __init__(
+        self, target: Target, places: int, recordings: Recordings | None = None, known: bool = False
+    ) -> None:
+        self.target, self.places, self.known = target, places, known
+        self.recordings = None if recordings is None or recordings.engine == "eager" else recordings
         self.waiting: deque[Asked[K]] = deque()
-        self.lanes: dict[tuple[Grid, Window], SharedLane[K]] = {}
+        self.lanes: dict[Hashable, SharedLane[K]] = {}
 
     @property
     def busy(self) -> bool:
@@ -88,7 +95,7 @@ class DrawingEngine(Generic[K]):
     @property
     def live(self) -> int:
         """The number of images that are being drawn."""
-        return sum(len(each.lane.seats) for each in self.lanes.values())
+        return sum(len(each.lane.keys) for each in self.lanes.values())
 
     def submit(self, keys: Sequence[K], request: Request, drafter: Drafter | Window) -> None:
         """Put the images of a request at the end of the queue; `keys` names them.
@@ -97,8 +104,7 @@ class DrawingEngine(Generic[K]):
             HawkError: the drafts do not carry what the request's verifier needs.
         """
         request.check_drafts(drafter.lossless_with)
-        joins = isinstance(drafter, Window) and not self._records
-        size = 1 if joins else self.places
+        size = 1 if self._joins(drafter) else self.places
         for start in range(0, request.images, size):
             part = slice(start, start + size)
             self.waiting.append(Asked(keys[part], request.rows(part), drafter))
@@ -133,21 +139,33 @@ class DrawingEngine(Generic[K]):
                 return ended + self._draw_group(self.waiting.popleft(), told)
             return ended
 
-    @property
-    def _records(self) -> bool:
-        """Whether the steps of windows are recorded."""
-        return self.recordings is not None and self.recordings.engine != "eager"
+    def _joins(self, drafter: Drafter | Window) -> bool:
+        """Whether images of that drafter join and leave between steps."""
+        return isinstance(drafter, Window) and (self.recordings is None or not self.known)
+
+    def _lane_for(self, request: Request, window: Window) -> Hashable:
+        """The key of the lane for a request, which is made where there is none."""
+        if self.recordings is None:
+            at: Hashable = (request.grid, window)
+            if at not in self.lanes:
+                self.lanes[at] = SharedLane(Lane(self.target, request.grid, window, self.places))
+            return at
+        at = (request.grid, window, formulas_of(self.target, request))
+        if at not in self.lanes:
+            made: RecordedLane[K] = RecordedLane(self.target, request.grid, window, self.places, self.recordings)
+            self.lanes[at] = SharedLane(made)
+        return at
 
     def _admit(self) -> list[Ended[K]]:
         """Let the first images of the queue join lanes while there is room; returns those that ended at once."""
         ended: list[Ended[K]] = []
         while self.waiting and self.live < self.places:
             asked = self.waiting[0]
-            if not isinstance(asked.drafter, Window) or self._records:
+            if not isinstance(asked.drafter, Window) or not self._joins(asked.drafter):
                 break  # a group begins when the images before it are finished
             self.waiting.popleft()
-            key, at = asked.keys[0], (asked.request.grid, asked.drafter)
-            shared = self.lanes.setdefault(at, SharedLane(Lane(self.target, *at, self.places)))
+            key, at = asked.keys[0], self._lane_for(asked.request, asked.drafter)
+            shared = self.lanes[at]
             started = time.perf_counter()
             try:
                 finished = shared.lane.join(key, asked.request)
@@ -183,10 +201,13 @@ class DrawingEngine(Generic[K]):
         self._free(at)
         return ended
 
-    def _free(self, at: tuple[Grid, Window]) -> None:
-        """Drop a lane without images, with its memory."""
-        if not self.lanes[at].lane.seats:
+    def _free(self, at: Hashable) -> None:
+        """Drop a lane without images, with its memory; a recording is kept for further images."""
+        lane = self.lanes[at].lane
+        if not lane.keys:
             del self.lanes[at]
+            if isinstance(lane, RecordedLane):
+                lane.close()
 
     def _draw_group(self, asked: Asked[K], told: CallersFunction | None) -> list[Ended[K]]:
         """Draw images that begin and end together."""

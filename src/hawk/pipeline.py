@@ -382,7 +382,7 @@ class HawkPipeline:
 
     def _draw(self, request: Request, drafter: Drafter | Window, places: int, reports: Reports) -> Iterator[DrawnImage]:
         """The images of a request, each as soon as it is finished; `StopDrawingError` where the call is interrupted."""
-        engine: DrawingEngine[int] = DrawingEngine(self.model.target, places, self.recordings)
+        engine: DrawingEngine[int] = DrawingEngine(self.model.target, places, self.recordings, known=True)
         engine.submit(range(request.images), request, drafter)
         while engine.busy:
             reports.call.stop_if_interrupted()

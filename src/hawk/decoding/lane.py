@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from jaxtyping import Int
@@ -69,6 +69,19 @@ class Progress(Generic[K]):
     steps: int
 
 
+class HasPlaces(Protocol):
+    """What a lane says about its places: their number, how many of them are free, and the grid of their images."""
+
+    @property
+    def grid(self) -> Grid: ...
+
+    @property
+    def places(self) -> int: ...
+
+    @property
+    def free(self) -> int: ...
+
+
 class Lane(Generic[K]):
     """A batch whose images may change between steps. `places` is the largest number of images.
 
@@ -104,11 +117,7 @@ class Lane(Generic[K]):
         Raises `HawkError` where the lane is full, the request has another grid than the lane or several images, or
         the target gives the first token no distribution.
         """
-        if not self.free or request.images != 1 or request.grid != self.grid:
-            raise HawkError(
-                f"a lane of {self.places} images of {self.grid.height}x{self.grid.width} tokens takes one such image "
-                f"at a time, and has room for {self.free}"
-            )
+        check_fits(self, request)
         with torch.inference_mode():
             alone = first_window(self.target, request, self.window)
             if bool(alone.broken.any()):
@@ -171,7 +180,7 @@ class Lane(Generic[K]):
             return store
         places = min(self.places, len(store.tokens) if store is not None and has_place else max(1, 2 * images))
         capacity = max(alone.cache.capacity, 0 if store is None else store.cache.capacity)
-        made = empty_store(alone, places, capacity, self.grid.size)
+        made = empty_store(alone, places, 2 * places, capacity)
         if store is not None:
             rows = slice(len(self._lengths))
             for name in PLACED:
@@ -238,14 +247,29 @@ class Lane(Generic[K]):
 
     def _finished(self, place: int) -> Generation:
         """The generation of an image whose tokens are all committed."""
-        state, seat, size = self.state, self.seats[place], self.grid.size
-        origins: Int[Tensor, "1 n"] = state.origins[place : place + 1, :size].clone()
-        history = state.history[place, : int(state.steps[place])].tolist()
-        stats = window_stats([[count] for count in history], origins.tolist(), seat.reaches, SOURCES)
+        drawn = generation_at(self.state, place, self.seats[place].reaches)
         assert self._pace is not None
-        stats.skill = self._pace.image.skill if self.window.ladder else None
-        names = SOURCES if self.window.reach else ()
-        return Generation(state.tokens[place : place + 1, :size].clone(), origins, names, stats)
+        drawn.stats.skill = self._pace.image.skill if self.window.ladder else None
+        return drawn
+
+
+def check_fits(lane: HasPlaces, request: Request) -> None:
+    """Raise `HawkError` where a lane is full, or a request has another grid than the lane or several images."""
+    if not lane.free or request.images != 1 or request.grid != lane.grid:
+        raise HawkError(
+            f"a lane of {lane.places} images of {lane.grid.height}x{lane.grid.width} tokens takes one such image at a "
+            f"time, and has room for {lane.free}"
+        )
+
+
+def generation_at(state: WindowState, place: int, reaches: list[int]) -> Generation:
+    """The generation of the image at a place, all of whose tokens are committed; `reaches` are those of its steps."""
+    size = state.grid.size
+    origins: Int[Tensor, "1 n"] = state.origins[place : place + 1, :size].clone()
+    history = state.history[place, : int(state.steps[place])].tolist()
+    stats = window_stats([[count] for count in history], origins.tolist(), reaches[: len(history) - 1], SOURCES)
+    names = SOURCES if state.window.reach else ()
+    return Generation(state.tokens[place : place + 1, :size].clone(), origins, names, stats)
 
 
 def copy_row(source: WindowState, row: int, state: WindowState, to: int, length: int) -> None:
@@ -255,8 +279,8 @@ def copy_row(source: WindowState, row: int, state: WindowState, to: int, length:
     state.padding[to] = source.padding[row]
 
 
-def empty_store(alone: WindowState, places: int, capacity: int, size: int) -> WindowState:
-    """A state with room for so many images of `size` tokens like the one of `alone`, with two rows for each."""
+def empty_store(alone: WindowState, places: int, rows: int, capacity: int) -> WindowState:
+    """A state with room for so many images like the one of `alone`, with so many of the target's rows."""
     placed: dict[str, Any] = {
         name: (held := getattr(alone, name)).new_zeros(places, *held.shape[1:]) for name in PLACED
     }
@@ -265,8 +289,8 @@ def empty_store(alone: WindowState, places: int, capacity: int, size: int) -> Wi
     return replace(
         alone,
         **placed,
-        cache=KVCache.empty(layers, 2 * places, heads, capacity, width, alone.cache.keys),
-        padding=alone.padding.new_zeros(2 * places),
-        noise=GumbelNoise([0] * places, size, alone.noise.vocab, held, alone.noise.ring),
+        cache=KVCache.empty(layers, rows, heads, capacity, width, alone.cache.keys),
+        padding=alone.padding.new_zeros(rows),
+        noise=GumbelNoise([0] * places, alone.grid.size, alone.noise.vocab, held, alone.noise.ring),
         chain=alone.chain[:1].expand(places, -1, -1),
     )

@@ -59,24 +59,13 @@ def draw(
         generation = finish(state)
         generation.stats.skill = pace.image.skill if window.ladder else None
         return generation
-    recording = begun(target, request, window, recordings)
-    replay(recording.state, recording.step, on_step)
-    return finish(recording.state)
-
-
-def begun(target: Target, request: Request, window: Window, recordings: Recordings) -> Recording:
-    """The recording for a request, after its prompts and with its first drafts.
-
-    The prompts are read into a cache of their own, which is freed as soon as the recording holds its entries. Where
-    the device has no memory left, the recordings of other shapes are dropped, and the request begins once more.
-    """
+    # The prompts are read into a cache of their own, which is freed as soon as the recording holds its entries.
+    recording = recordings.lend(target, lambda: first_window(target, request, window))
     try:
-        return recordings.of(target, first_window(target, request, window))
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-    recordings.clear()
-    return recordings.of(target, first_window(target, request, window))
+        replay(recording.state, recording.step, on_step)
+        return finish(recording.state)
+    finally:
+        recordings.take_back(recording)
 
 
 def replay(state: WindowState, step: Callable[[], Any], on_step: OnStep | None) -> None:
@@ -92,8 +81,6 @@ def replay(state: WindowState, step: Callable[[], Any], on_step: OnStep | None) 
         sent.send(state.progress)
         progress = sent.receive(LAG) or progress
         tell(state, known(state, progress), 1 + len(state.reaches), on_step)
-    # The last steps commit nothing, since all images are finished: they do not count.
-    state.steps.fill_(state.history.any(0).sum())
 
 
 class Sent:
@@ -125,11 +112,12 @@ class Sent:
 
 @dataclass
 class Recording:
-    """A state whose memory stays where it is, and the step of the target that is recorded on it."""
+    """A state whose memory stays where it is, and the step of the target that is recorded on it; `key` names both."""
 
     target: Target
     state: WindowState
     step: Callable[[], Any]
+    key: tuple[Any, ...] = ()
 
 
 @dataclass
@@ -149,16 +137,35 @@ class Recordings:
     kept: dict[tuple[Any, ...], Recording] = field(default_factory=dict, repr=False)
     pool: Any = field(default=None, repr=False)
 
-    def of(self, target: Target, state: WindowState) -> Recording:
-        """The recording for this state, made if need be, with the state loaded; the state must not be used any more."""
+    def lend(self, target: Target, begin: Callable[[], WindowState]) -> Recording:
+        """A recording for the state that `begin` makes, with the state loaded; it is another one's until `take_back`.
+
+        Where the device has no memory left, the recordings of other shapes are dropped, and `begin` is called again.
+        """
+        try:
+            return self._lent(target, begin())
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        self.clear()
+        return self._lent(target, begin())
+
+    def take_back(self, recording: Recording) -> None:
+        """Keep a recording that was lent for further images of its shape."""
+        self.kept.pop(recording.key, None)
+        while len(self.kept) >= self.most:
+            del self.kept[next(iter(self.kept))]
+        self.kept[recording.key] = recording
+
+    def _lent(self, target: Target, state: WindowState) -> Recording:
         shapes = tuple(tuple(tensor.shape) for tensor in (*state.tensors, state.cache.keys))
         key = (id(target), state.tokens.device, state.grid, state.params.formulas, state.window, shapes)
         found = self.kept.pop(key, None)
         if found is None:
             while len(self.kept) >= self.most:
                 del self.kept[next(iter(self.kept))]
-            found = record(target, state, self.engine, self.shared_pool(state.tokens.device))
-        self.kept[key] = found
+            made = record(target, state, self.engine, self.shared_pool(state.tokens.device))
+            found = replace(made, key=key)
         found.state.load(state)
         return found
 

@@ -46,7 +46,7 @@ class WindowState:
 
     `tokens` holds the `committed` tokens of each image, followed by the drafts of the window; `tokens` and `origins`
     are longer than the image by one window. `history[image, i]` is the number of tokens that the image's step i
-    committed, prefill first; `steps` is the number of steps of each image so far. `broken` is whether a committed node
+    committed, prefill first; `steps` is the number of steps of each image so far, until it was finished. `broken` is whether a committed node
     of an image had no distribution (`Scores.broken`). `chain` is the ancestor matrix of the window's nodes. `reaches`
     are those of the steps that the host has started.
     """
@@ -149,7 +149,7 @@ def advance(target: Target, state: WindowState, reach: int) -> Int[Tensor, " b"]
     state.broken |= (scores.broken & (offsets < count[:, None])).any(1)
     state.committed += count
     state.history.scatter_(1, state.steps[:, None], count[:, None])
-    state.steps += 1
+    state.steps += count > 0
     if state.window.reach:
         enter(state, positions[:, -1:] + 1, state.window.reach)
     return count
@@ -224,11 +224,12 @@ def tell(state: WindowState, committed: list[int], steps: int, on_step: OnStep |
         on_step(shown(state, committed), Stats(images=len(committed), nfe=steps, committed=sum(committed)))
 
 
-def shown(state: WindowState, committed: list[int]) -> Canvas:
-    """The canvas of a state, with so many committed tokens of each image and without the target's states."""
-    n = state.grid.size
+def shown(state: WindowState, committed: list[int], places: list[int] | None = None) -> Canvas:
+    """The canvas of the images at `places` (None: all), with so many committed tokens and without the target's states."""
+    rows = slice(None) if places is None else places
+    tokens, origins = state.tokens[rows, : state.grid.size], state.origins[rows, : state.grid.size]
     nothing = state.tokens.new_empty(len(committed), 0, 0, dtype=torch.float32)
-    return Canvas(state.grid, state.tokens[:, :n], nothing, state.origins[:, :n], committed)
+    return Canvas(state.grid, tokens, nothing, origins, committed)
 
 
 def finish(state: WindowState) -> Generation:

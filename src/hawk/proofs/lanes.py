@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from functools import cache
 
 from hawk.decoding.generate import generate
-from hawk.decoding.lane import Lane, Left
 from hawk.decoding.pacing import Rung
+from hawk.decoding.recording import Recordings
 from hawk.decoding.request import Request
 from hawk.decoding.sampling import SamplingParams
 from hawk.decoding.stats import Generation
 from hawk.decoding.tree import Window
 from hawk.decoding.trees import NoDrafter
+from hawk.engine import DrawingEngine, Ended
 from hawk.models.llamagen.target import CaptionPrompt, LlamaGen
 from hawk.proofs.losslessness import Check
 from hawk.proofs.tiny import tiny_prompt, tiny_target
@@ -75,31 +76,38 @@ class Album:
         return tokens
 
 
-def scheduled(album: Album, window: Window, places: int, images: int, seed: int) -> Iterator[Left[Scheduled]]:
-    """Draw random images, which join and leave a lane at random steps; yields those that are finished."""
+def scheduled(
+    album: Album, window: Window, places: int, images: int, seed: int, recordings: Recordings | None = None
+) -> Iterator[Ended[Scheduled]]:
+    """Draw random images, which join and leave lanes at random steps; yields those that are finished.
+
+    With `recordings` the lanes are those of a GPU, whose steps are replayed.
+    """
     chance = random.Random(seed)
     waiting = [
         Scheduled(number, chance.randrange(PROMPTS), chance.randrange(len(SETTINGS)), chance.randrange(SEEDS))
         for number in range(images)
     ]
-    lane: Lane[Scheduled] = Lane(album.target, album.target.grid, window, places)
-    while waiting or lane.seats:
-        while waiting and lane.free and (not lane.seats or chance.random() < JOINING):
+    engine: DrawingEngine[Scheduled] = DrawingEngine(album.target, places, recordings)
+    while waiting or engine.busy:
+        while waiting and engine.live < places and (not engine.busy or chance.random() < JOINING):
             image = waiting.pop()
-            lane.join(image, album.request(image))
-        if chance.random() < LEAVING:
-            lane.leave(chance.choice(lane.keys))
-        if lane.seats:
-            yield from lane.step()
+            engine.submit([image], album.request(image), window)
+            yield from engine.step()
+        there = [image for shared in engine.lanes.values() for image in shared.lane.keys]
+        if there and chance.random() < LEAVING:
+            engine.cancel(chance.choice(there))
+        if engine.busy:
+            yield from engine.step()
 
 
-def check_schedules(first: int = 0, schedules: int = 40) -> list[Check]:
+def check_schedules(first: int = 0, schedules: int = 40, recordings: Recordings | None = None) -> list[Check]:
     """Images of random schedules have the tokens of plain AR drawn alone, whatever is drawn beside them."""
     album, images, wrong = Album.tiny(), 0, []
     plain = cache(lambda image: album.plain(image))
     for seed in range(first, first + schedules):
         window, places = WINDOWS[seed % len(WINDOWS)], 1 + seed % 5
-        for left in scheduled(album, window, places, images=8, seed=seed):
+        for left in scheduled(album, window, places, 8, seed, recordings):
             images += 1
             alone = plain(Scheduled(0, left.key.prompt, left.key.setting, left.key.seed))
             if not isinstance(left.outcome, Generation) or left.outcome.tokens[0].tolist() != alone:

@@ -135,11 +135,6 @@ def served_methods(pipe: HawkPipeline) -> tuple[str, ...]:
     return tuple(method.name for method in exact if lacking(method, pipe.model.drafting) is None)
 
 
-def joins(drafter: Drafter | Window, pipe: HawkPipeline) -> bool:
-    """Whether images of that drafter join and leave between steps; other images begin and end together."""
-    return isinstance(drafter, Window) and pipe.recordings.engine == "eager"
-
-
 def numbers(tokens: Int[Tensor, "*n"]) -> tuple[int, ...]:
     """The numbers of a tensor in raster order."""
     return tuple(tokens.flatten().tolist())

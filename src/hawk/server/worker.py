@@ -19,6 +19,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hawk.decoding.lane import Progress
+from hawk.decoding.tree import Window
 from hawk.engine import Ended
 from hawk.errors import HawkError
 from hawk.machine import lacking_operations_refused
@@ -40,7 +41,7 @@ from hawk.server.jobs import (
     Wish,
 )
 from hawk.server.observer import Observer
-from hawk.server.studio import Studio, joins, numbers
+from hawk.server.studio import Studio, numbers
 
 LOGGER = logging.getLogger(__name__)
 
@@ -224,7 +225,7 @@ class Worker:
             first = self._waiting.pop()
             reading = first.job.reading
             assert reading is not None
-            if joins(reading.drafter, self.studio.pipe):
+            if isinstance(reading.drafter, Window):
                 if not self._submit([first]):
                     continue
             elif self._live:  # a group begins when the engine is empty; nobody overtakes it

@@ -33,6 +33,9 @@ from hawk.decoding.recording import Engine, Recordings
 from hawk.decoding.request import Request
 from hawk.decoding.sampling import SamplingParams
 from hawk.decoding.tree import Window
+from hawk.drafters.methods import METHODS
+from hawk.drafters.settings import TreeLimits
+from hawk.engine import DrawingEngine
 from hawk.machine import machine_facts, seconds_of
 from hawk.measure.prompts import BENCH_PROMPTS
 from hawk.measure.published import janus_pro
@@ -41,7 +44,7 @@ from hawk.measure.steps import copy_bandwidth, costs_by_reach, made_up_request
 from hawk.proofs.suite import prove_on_model
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("verify", "tests", "draw", "steps", "beside", "profile")
+PARTS = ("verify", "tests", "draw", "lanes", "steps", "beside", "profile")
 Row = dict[str, Any]
 Job = Callable[[], Iterator[Row]]
 
@@ -77,6 +80,7 @@ def jobs(settings: Settings) -> dict[str, list[Job]]:
         "verify": [partial(verify, settings, dtype) for dtype in dtypes],
         "tests": [partial(tests, settings, chosen) for chosen in ("not compiled", "compiled and float32")],
         "draw": [partial(draw, settings, *each) for each in drawn],
+        "lanes": [partial(lanes, settings, dtype) for dtype in dtypes[:2]],
         "steps": [partial(steps, settings, *each) for each in product(names, settings.engines)],
         "beside": [partial(beside, settings, name, **sizes) for name, sizes in januses.items()],
         "profile": [partial(trace, settings)],
@@ -105,6 +109,57 @@ def draw(settings: Settings, engine: Engine, batch: int) -> Iterator[Row]:
     pipe, prompt, repeats = settings.pipe("auto", engine), BENCH_PROMPTS[0], 1 if settings.tiny else 5
     for cost in image_costs(pipe, prompt, "batch", batch, repeats, batch, ("ar", "scd", "hawk")):
         yield {"engine": engine, "dtype": pipe.dtype, **asdict(cost), **peak_memory(settings.device)}
+
+
+def lanes(settings: Settings, dtype: str) -> Iterator[Row]:
+    """Images of a queue by `hawk`: all there at the start, and arriving one by one; and which ones are as if alone."""
+    pipe, images, together = settings.pipe(dtype, settings.engines[0]), *((4, 2) if settings.tiny else (64, 16))
+    target, recorded, window = (
+        pipe.model.target,
+        pipe.recordings,
+        pipe.drafter_for(METHODS["hawk"], TreeLimits(), "coupled"),
+    )
+    prompts = [BENCH_PROMPTS[number % len(BENCH_PROMPTS)] for number in range(images)]
+    requests = [
+        Request(pipe.condition([prompt]), pipe.model.grid, pipe.defaults, [i]) for i, prompt in enumerate(prompts)
+    ]
+    engines = {
+        "one by one": partial(DrawingEngine[int], target, 1, recorded, known=True),
+        "lanes, replayed": partial(DrawingEngine[int], target, together, recorded),
+        "lanes, step by step": partial(DrawingEngine[int], target, together),
+    }
+    alone = queued(engines["one by one"](), requests, window).tokens
+    for how, engine in engines.items():
+        queued(engine(), requests, window)  # a warm-up, in which the steps are recorded
+        for every in (0.0, 0.02):
+            done = queued(engine(), requests, window, every)
+            same = sum(torch.equal(tokens, alone[key]) for key, tokens in done.tokens.items())
+            waits = sorted(done.waits)
+            row: Row = {"dtype": dtype, "how": how, "places": together, "images": images, "arriving_every_s": every}
+            row |= {"images_per_second": images / done.seconds, "wait_median_s": waits[images // 2]}
+            yield row | {"wait_95_s": waits[images * 95 // 100], "same_as_alone": same, "window": window.max_nodes - 1}
+
+
+@dataclass(frozen=True)
+class Queued:
+    """The tokens of the images of a queue, the seconds that each of them took from its arrival, and all seconds."""
+
+    tokens: dict[int, torch.Tensor]
+    waits: list[float]
+    seconds: float
+
+
+def queued(engine: DrawingEngine[int], requests: list[Request], drafter: Any, every: float = 0.0) -> Queued:
+    """Draw the image of each request, one of which arrives `every` so many seconds."""
+    tokens, waits, arrived, started = {}, [], 0, time.perf_counter()
+    while len(tokens) < len(requests):
+        while arrived < len(requests) and time.perf_counter() - started >= every * arrived:
+            engine.submit([arrived], requests[arrived], drafter)
+            arrived += 1
+        for ended in engine.step() if engine.busy else ():
+            tokens[ended.key] = ended.generation.tokens.cpu()
+            waits.append(time.perf_counter() - started - every * ended.key)
+    return Queued(tokens, waits, time.perf_counter() - started)
 
 
 def steps(settings: Settings, name: str, engine: Engine) -> Iterator[Row]:

@@ -178,7 +178,11 @@ def test_an_image_whose_logits_are_not_finite_leaves_alone(replays, target, albu
             self.after -= 1
             return hidden.index_fill(0, torch.tensor([0]), torch.nan) if not self.after else hidden
 
-    lane = RecordedLane(Broken(), target.grid, Window(3), 3, replayed) if replays else Lane(Broken(), target.grid, Window(3), 3)
+    lane = (
+        RecordedLane(Broken(), target.grid, Window(3), 3, replayed)
+        if replays
+        else Lane(Broken(), target.grid, Window(3), 3)
+    )
     keys = [Scheduled(prompt, prompt, 0, prompt) for prompt in range(3)]
     for key in keys:
         lane.join(key, album.request(key))

@@ -79,9 +79,7 @@ class DrawingEngine(Generic[K]):
     prompts are read together.
     """
 
-    def __init__(
-        self, target: Target, places: int, recordings: Recordings | None = None, known: bool = False
-    ) -> None:
+    def __init__(self, target: Target, places: int, recordings: Recordings | None = None, known: bool = False) -> None:
         self.target, self.places, self.known = target, places, known
         self.recordings = None if recordings is None or recordings.engine == "eager" else recordings
         self.waiting: deque[Asked[K]] = deque()

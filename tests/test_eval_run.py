@@ -13,7 +13,10 @@ from PIL import Image
 
 from fixtures.coarse_features import coarse
 from hawk import HawkError, HawkPipeline, SamplingParams
+from hawk.drafters.parts import drafters_mark
 from hawk.evaluation import run as module
+from hawk.evaluation.drawn_on import DRAWN_ON, NOT_RECORDED, machines_of, undated
+from hawk.evaluation.elsewhere import Drawing, as_drawn, drawing_promises_tokens
 from hawk.evaluation.prompt_sets import PromptItem, PromptSet
 from hawk.evaluation.run import (
     CONTROL,
@@ -26,6 +29,7 @@ from hawk.evaluation.run import (
     record_path,
     seed_of,
 )
+from hawk.models.loading import load_on
 
 PROMPTS = PromptSet("text", tuple(PromptItem(str(i), text) for i, text in enumerate(["a cat", "red apple", "on blue"])))
 
@@ -97,6 +101,63 @@ def test_a_rerun_draws_only_what_is_missing(pipe, tmp_path, drawings):
     draw_all(pipe, job, tmp_path)
     assert drawings == [("ar", 4), ("hawk", 2), ("medusa", 2)]
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == before
+
+
+def test_every_machine_that_drew_is_listed_once(pipe, tmp_path, monkeypatch):
+    job = job_of(pipe, "ar")
+    machine = {"dtype": "float64", "device": "cpu", "processor": "one", "threads": 1}
+
+    def drawn_by_machine(**facts):
+        monkeypatch.setattr(module, "machine_facts", lambda device, dtype: {**machine, **facts})
+        draw_all(pipe, job, tmp_path)
+        return [(each["processor"], each["date"]) for each in machines_of(tmp_path)]
+
+    first = [("one", "2026-01-01")]
+    assert drawn_by_machine(date="2026-01-01") == first
+    assert drawn_by_machine(processor="two", date="2026-01-02") == first, "nothing was left to draw"
+    record_path(tmp_path, "ar", 1).unlink()
+    assert drawn_by_machine(date="2026-01-03") == first, "another day is no other machine"
+    record_path(tmp_path, "ar", 1).unlink()
+    assert drawn_by_machine(processor="two", date="2026-01-04") == [*first, ("two", "2026-01-04")]
+
+
+def test_batches_of_an_older_version_are_not_said_to_be_of_this_machine(pipe, tmp_path):
+    job = job_of(pipe, "ar")
+    draw_all(pipe, job, tmp_path)
+    (own,) = machines_of(tmp_path)
+    (tmp_path / DRAWN_ON).unlink()
+    record_path(tmp_path, "ar", 1).unlink()
+    draw_all(pipe, job, tmp_path)
+    assert machines_of(tmp_path) == [{"dtype": "float64", "device": "cpu", "processor": NOT_RECORDED}, own]
+
+
+@pytest.mark.parametrize("content", ["[", "{}", "[1]", '[{"processor": "one"}]'])
+def test_a_damaged_list_of_machines_is_refused(tmp_path, content):
+    (tmp_path / DRAWN_ON).write_text(content)
+    with pytest.raises(HawkError, match="copy it again, or remove it") as error:
+        machines_of(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("loaded", ["float32", "bfloat16", "float16", "float64"])
+@pytest.mark.parametrize("drawn", ["float32", "float16", "float64"])
+def test_a_job_is_that_of_the_drawing_in_whatever_dtype_the_scorer_loads(saved_model, loaded, drawn):
+    """The mark of drafters depends on their dtype and on whether they are packed."""
+    there, here = (HawkPipeline.from_pretrained(saved_model, "cpu", dtype) for dtype in (drawn, loaded))
+    job = as_drawn(here, job_of(here), Drawing("cpu", drawn))
+    assert job.identity() == job_of(there).identity()
+    assert drawing_promises_tokens(here, job) == drawing_promises_tokens(there, job)
+
+
+def test_drafters_of_a_gpu_are_cast_and_not_packed(saved_model):
+    here = HawkPipeline.from_pretrained(saved_model, "cpu", "float32")
+    parts = load_on(saved_model, torch.device("cpu"), "float64", None).drafting
+    for part in parts.modules:
+        part.to(torch.bfloat16)
+    job = as_drawn(here, job_of(here), Drawing("cuda", "bfloat16"))
+    assert (job.device, job.dtype, job.drafters) == ("cuda", "bfloat16", drafters_mark(parts))
+    assert job.drafters != job_of(here).drafters
+    assert not drawing_promises_tokens(here, job)
 
 
 @pytest.mark.proofs
@@ -192,9 +253,10 @@ def pictures_in(folder: Path) -> dict[Path, bytes]:
 
 def without_time(document: dict) -> dict:
     """A report without what differs between two runs of one job: the command's folder, seconds, and the date."""
-    environment = {key: value for key, value in document["environment"].items() if key != "date"}
+    environment = undated(document["environment"])
     decoding = [{key: value for key, value in row.items() if key != "seconds"} for row in document["decoding"]]
-    return {**document, "command": "", "environment": environment, "decoding": decoding}
+    machines = [undated(machine) for machine in document["drawn on"]]
+    return {**document, "command": "", "environment": environment, "drawn on": machines, "decoding": decoding}
 
 
 def test_the_stand_in_features_tell_pictures_apart():

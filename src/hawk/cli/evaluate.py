@@ -87,6 +87,10 @@ def evaluate(
     resamples: Annotated[
         int, typer.Option("--resamples", min=10, help="Bootstrap resamples of each confidence interval.")
     ] = 200,
+    score_only: Annotated[
+        bool,
+        typer.Option("--score-only", help="Draw nothing: score the pictures in OUT, drawn on any device in any dtype."),
+    ] = False,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images decoded together.")] = 1,
     model: ModelOption = "bundled",
     drafter: DrafterOption = None,
@@ -102,8 +106,10 @@ def evaluate(
     """Draw many images by several methods and report how far they are from plain AR, with a page to look at.
 
     The methods take turns on every batch. A run that was stopped at any moment is continued by the same command, with
-    at most one batch lost. OUT/report.html and OUT/report.json hold the result.
+    at most one batch lost. OUT/report.html and OUT/report.json hold the result. To score on another machine than the
+    one that draws, draw with --metrics tokens, copy OUT, and add --score-only to the command there.
     """
+    from hawk.evaluation.elsewhere import as_drawn, drawing_of, refuse_missing
     from hawk.evaluation.features import extractor_named
     from hawk.evaluation.learned import learned_scores, weights_named
     from hawk.evaluation.locking import sole_owner
@@ -115,6 +121,7 @@ def evaluate(
 
     check_printable(str(out))
     command = shlex.join(["hawk", *sys.argv[1:]])
+    drawing = drawing_of(out) if score_only else None
     names = metrics_named(metrics)
     if metrics is not None and references is None and {*names} & {*OF_REFERENCES}:
         raise HawkError(
@@ -143,17 +150,26 @@ def evaluate(
         names = metrics_of(pipe.model.name)
     params = sampling_params(pipe.model, cfg_scale, temperature, top_k, top_p, OPTIONS)
     job = eval_job(pipe, eval_methods(methods, pipe.model.drafting), chosen, images, batch_size, params)
+    if drawing is not None:
+        job = as_drawn(pipe, job, drawing)
     open_job(job, out)  # a folder of other files is refused before a lock is put there
     asked = Asked(names, real, learned, resamples, command, len(whole.items))
     with sole_owner(out):
-        report = drawn_and_scored(pipe, job, out, asked, network)
+        if score_only:
+            refuse_missing(job, out)
+        report = drawn_and_scored(pipe, job, out, asked, network, draws=not score_only)
     print_summary(report, out)
 
 
 def drawn_and_scored(
-    pipe: HawkPipeline, job: EvalJob, out: Path, asked: Asked, network: FeatureExtractor | None
+    pipe: HawkPipeline,
+    job: EvalJob,
+    out: Path,
+    asked: Asked,
+    network: FeatureExtractor | None,
+    draws: bool = True,
 ) -> Report:
-    """Draw what the folder lacks of the job, and write the report, with a progress bar for both."""
+    """Draw what the folder lacks of the job if `draws`, and write the report, with a progress bar for both."""
     from hawk.evaluation.report import evaluate as score
     from hawk.evaluation.run import draw_all
 
@@ -163,7 +179,8 @@ def drawn_and_scored(
         def drawn(done: int, total: int, method: str) -> None:
             bar.update(task, completed=done, total=total, description=f"drew {method}", refresh=True)
 
-        draw_all(pipe, job, out, drawn)
+        if draws:
+            draw_all(pipe, job, out, drawn)
         show = partial(bar.update, task, refresh=True)
         return score(pipe, job, out, asked, network, lambda what: show(description=what))
 

@@ -8,6 +8,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from hawk.evaluation.drawn_on import machines_of
+from hawk.evaluation.elsewhere import drawing_promises_tokens
 from hawk.evaluation.faithfulness import Faithfulness, as_json, faithfulness
 from hawk.evaluation.features import FeatureExtractor
 from hawk.evaluation.learned import LearnedScore, learned_figures
@@ -46,7 +48,6 @@ from hawk.files import write_bytes, write_json
 from hawk.intervals import Interval
 from hawk.machine import machine_facts
 from hawk.pipeline import HawkPipeline
-from hawk.proofs.suite import promises_same_tokens
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,13 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that a report holds."""
+    """Everything that a report holds; `facts` are of the machine that scores, `drawn_on` of those that drew."""
 
     job: EvalJob
     asked: Asked
     extractor: str
     facts: dict[str, Any]
+    drawn_on: list[dict[str, Any]]
     decoding: list[Decoding]
     figures: list[Figure]
     nearest: list[NearestRow]
@@ -111,6 +113,7 @@ class Report:
             "command": self.asked.command,
             "seeds": SEED_RULE,
             "environment": self.facts,
+            "drawn on": self.drawn_on,
             "job": self.job.identity() | {"methods": list(self.job.methods)},
             "prompts": {
                 "set": prompts.name,
@@ -181,13 +184,17 @@ def decoding_rows(drawn: Mapping[str, Drawn], job: EvalJob, resamples: int) -> l
     return rows
 
 
-def warnings_of(job: EvalJob, found: Sequence[Figure], tests: Sequence[SampleTest]) -> list[str]:
+def warnings_of(
+    job: EvalJob, found: Sequence[Figure], tests: Sequence[SampleTest], machines: Sequence[Mapping[str, Any]]
+) -> list[str]:
     """What a reader must know before they trust the figures; each of it once."""
     few = (
         f"{len(job.prompts.items)} prompts are few: intervals are taken over prompts, and those of fewer than "
         f"{FEW_PROMPTS} say little"
     )
     lines = [few] if len(job.prompts.items) < FEW_PROMPTS else []
+    if len(machines) > 1:
+        lines.append("the pictures were drawn on several machines or with several versions: the seconds mix them")
     lines += [row.warning for row in found if row.warning] + [test.warning for test in tests if test.warning]
     return list(dict.fromkeys(lines))
 
@@ -218,7 +225,7 @@ def evaluate(
         HawkError: pictures are missing, or the references are.
         OSError: the disk is full.
     """
-    drawn = {name: drawn_by(job, out, name) for name in job.methods}
+    drawn, machines = {name: drawn_by(job, out, name) for name in job.methods}, machines_of(out)
     features: dict[str, ByPrompt] = {}
     real = None
     if extractor is not None:
@@ -236,7 +243,7 @@ def evaluate(
         found, left_out = found + faithful.figures, left_out + faithful.left_out
     found = found + learned_figures(asked.learned, drawn, job, out, asked.resamples, on_step)
     near = nearest_rows(features, real) if features and real is not None and {*asked.metrics} & {*OF_REFERENCES} else []
-    promised = promises_same_tokens(pipe)
+    promised = drawing_promises_tokens(pipe, job)
     tokens = tokens_rows(drawn, job.images, asked.resamples, promised) if "tokens" in asked.metrics else []
     laws = laws_of(job.methods, out, on_step) if "laws" in asked.metrics else []
     tests, without_test = sample_tests(features, on_step) if features and "tests" in asked.metrics else ([], [])
@@ -246,6 +253,7 @@ def evaluate(
         asked,
         "" if extractor is None else extractor.name,
         facts | machine_facts(pipe.device, pipe.dtype),
+        machines,
         decoding_rows(drawn, job, asked.resamples),
         found,
         near,
@@ -254,7 +262,7 @@ def evaluate(
         laws,
         tests,
         verdicts(job.methods, tokens, laws, tests),
-        warnings_of(job, found, tests) + left_out + without_test,
+        warnings_of(job, found, tests, machines) + left_out + without_test,
     )
     write_report(report, drawn, out)
     return report

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from hawk.evaluation.drawn_on import in_words, processors
 from hawk.evaluation.report_pictures import galleries, interval_plot, short, with_interval
 from hawk.evaluation.run import CONTROL, label_of
 
@@ -83,13 +84,15 @@ def heading(title: str, document: Mapping[str, Any]) -> str:
     job, prompts = document["job"], document["prompts"]
     of = "" if prompts["used"] == prompts["in the set"] else f" of {prompts['in the set']}"
     drawn = prompts["used"] * prompts["images of each"]
+    machines = document.get("drawn on", []) or [document["environment"]]
+    where = processors(machines) if machines[0]["device"] == job["device"] else job["device"]
     settings = (
         f"temperature {job['temperature']:g}, CFG {job['cfg_scale']:g}, top-k {job['top_k']}, top-p {job['top_p']:g}"
     )
     return (
         f"<h1>{escape(title)}</h1><p class='soft'>{drawn} images a method: {prompts['used']}{of} prompts "
         f"({escape(prompts['set'])}), {prompts['images of each']} of each; {escape(settings)}, "
-        f"{escape(job['dtype'])} on {escape(document['environment']['processor'])}.</p>"
+        f"{escape(job['dtype'])} on {escape(where)}.</p>"
     )
 
 
@@ -258,7 +261,7 @@ def decoding(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     return (
         "<h2>Decoding</h2><p>Target forwards of an image (mean), tokens of a forward, and seconds of an image (median, "
-        "from prompt to pixels). The methods took turns on every batch.</p>"
+        "from prompt to pixels, on the machine that drew). The methods took turns on every batch.</p>"
         + table(["method", "verifier", "lossless", "forwards", "tokens a forward", "seconds"], shown)
     )
 
@@ -274,13 +277,15 @@ def side_by_side(document: Mapping[str, Any], pictures: Sequence[tuple[str, Mapp
 
 
 def making(document: Mapping[str, Any]) -> str:
-    """The command, the machine, the versions, and the rule of the seeds."""
-    facts = {**document["job"], **document["environment"]}
-    facts |= {f"version of {name}": version for name, version in facts.pop("versions").items()}
+    """The command, the machines that drew and scored with their versions, and the rule of the seeds."""
+    scorer = dict(document["environment"])
+    facts = document["job"] | {name: scorer.pop(name) for name in ("model", "target_parameters")}
     rows = [[name, ", ".join(map(str, value)) if isinstance(value, list) else value] for name, value in facts.items()]
+    rows += [["drawn on", in_words(machine)] for machine in document.get("drawn on", [])]
+    rows.append(["scored on", in_words(scorer)])
     return (
         f"<h2>How to repeat this</h2><pre>{escape(document['command'])}</pre><p>{escape(document['seeds'])}</p>"
-        f"<details><summary>Model, settings, machine and versions</summary>{table(['what', 'value'], rows)}</details>"
+        f"<details><summary>Model, settings, machines and versions</summary>{table(['what', 'value'], rows)}</details>"
         "<p class='soft'>All figures are in report.json beside this page.</p>"
     )
 

@@ -3,6 +3,7 @@
 A folder holds the pictures of one job:
 
     job.json                       what was drawn: model, settings, prompts
+    drawn-on.json                  the machines that drew
     <method>/0007-2.png            image 2 of prompt 7, both counted from 0
     <method>/batch-00012.safetensors   the tokens, target forwards and seconds of a batch
 
@@ -29,10 +30,12 @@ from hawk.drafters.acceptance import knowing
 from hawk.drafters.methods import METHODS, Method, lacking, method_named
 from hawk.drafters.parts import DraftParts, drafters_mark
 from hawk.errors import HawkError
+from hawk.evaluation.drawn_on import add_machine
 from hawk.evaluation.locking import LOCK
 from hawk.evaluation.prompt_sets import PromptItem, PromptSet
 from hawk.files import claim_folder, save_tensors
-from hawk.pictures.png import check_writable, write_png
+from hawk.machine import machine_facts
+from hawk.pictures.png import check_writable, is_whole_png, write_png
 from hawk.pipeline import HawkPipeline, PipelineOutput, tokens_sha256
 
 CONTROL = "ar~"
@@ -173,7 +176,7 @@ def draw_all(pipe: HawkPipeline, job: EvalJob, out: Path, on_progress: OnProgres
         OSError: the disk is full.
     """
     open_job(job, out)
-    done, total = 0, len(job.methods) * len(job.pairs)
+    done, total, machine_listed = 0, len(job.methods) * len(job.pairs), False
     skills = dict.fromkeys(job.methods, 0.0)
     with pipe.timed():
         for number, pairs in enumerate(job.batches):
@@ -183,6 +186,9 @@ def draw_all(pipe: HawkPipeline, job: EvalJob, out: Path, on_progress: OnProgres
                     with knowing(pipe, job.params, skills[method]):
                         output = draw_batch(pipe, job, method, pairs)
                         skills[method] = pipe.skills.of(job.params)
+                    if not machine_listed:  # before the batch: a kill leaves no batch without its machine
+                        add_machine(out, machine_facts(pipe.device, pipe.dtype))
+                        machine_listed = True
                     keep_batch(job, out, method, number, output, skills[method])
                 else:
                     skills[method] = kept.skill
@@ -253,12 +259,12 @@ def keep_batch(job: EvalJob, out: Path, method: str, number: int, output: Pipeli
 
 
 def kept_batch(job: EvalJob, out: Path, method: str, number: int) -> KeptBatch | None:
-    """The record of a batch; None if the record or a picture is missing, or the record is damaged."""
+    """The record of a batch; None if the record or a picture is missing or cut short, or the record is damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path, pairs = record_path(out, method, number), job.batches[number]
-    if not path.is_file() or not all(image_path(out, method, *pair).is_file() for pair in pairs):
+    if not path.is_file() or not all(is_whole_png(image_path(out, method, *pair)) for pair in pairs):
         return None
     try:
         found = load_file(path)

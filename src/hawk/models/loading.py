@@ -13,11 +13,12 @@ import torch
 from hawk.decoding.arguments import name_of, path_of, shown
 from hawk.decoding.memory import refused_where_memory_ends
 from hawk.decoding.recording import Engine
+from hawk.drafters.parts import DraftParts, load_parts
 from hawk.errors import HawkError, install
 from hawk.files import read_json
 from hawk.machine import has_float64
 from hawk.models.checkpoint import weight_files
-from hawk.models.folder import BUNDLED, load_model, outline_model, target_files
+from hawk.models.folder import BUNDLED, HEADS_FOLDER, load_model, outline_model, target_files
 from hawk.models.hub import fetched, is_hub_id
 from hawk.models.llamagen.target import LlamaGen
 from hawk.models.protocol import ImageTarget, Model
@@ -54,8 +55,7 @@ def load_on(
     with refused_where_memory_ends(f"load the model in bfloat16, or choose a smaller model{elsewhere}"):
         if is_checkpoint(folder):
             return _load_checkpoint(folder, device, dtype, drafter, pack)
-        read_as = torch.float32 if mixed_precision(device, dtype) else DTYPES[dtype]
-        model = load_model(folder, read_as, drafter, with_drafter, text_device=device)
+        model = load_model(folder, dtype_read(folder, device, dtype, pack), drafter, with_drafter, text_device=device)
         for module in model.modules:
             module.to(device)
         if pack and mixed_precision(device, dtype):
@@ -75,6 +75,28 @@ def packed_copy(target: ImageTarget, device: torch.device, dtype: str) -> ImageT
 def mixed_precision(device: torch.device, dtype: str) -> bool:
     """Whether only the weights of linear layers are in `dtype`, and all but their products is computed in float32."""
     return device.type == "cpu" and dtype != "float64"
+
+
+def dtype_read(folder: Path, device: torch.device, dtype: str, pack: bool = True) -> torch.dtype:
+    """The dtype in which `load_on` reads target and drafters from their files, before it packs them."""
+    if not mixed_precision(device, dtype):
+        return DTYPES[dtype]
+    if not is_checkpoint(folder):
+        return torch.float32
+    return lossless_dtype(weight_files(folder)) if dtype == "float16" and pack else DTYPES[dtype]
+
+
+def drafters_on(model: Model, folder: Path, device: torch.device, dtype: str, drafter: Path | None) -> DraftParts:
+    """The drafters of a model in memory, read again as `load_on` loads them for another device or dtype.
+
+    The device need not be there: the drafters lie on the CPU. `HawkError` for a damaged drafter.
+    """
+    target, mark = model.target, model.fingerprint
+    place, read_as = folder / HEADS_FOLDER if drafter is None else drafter, dtype_read(folder, device, dtype)
+    parts = load_parts(place, target.hidden_size, target.vocab_size, mark, read_as)
+    if mixed_precision(device, dtype):
+        parts.pack(DTYPES[dtype])
+    return parts
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -114,9 +136,7 @@ def _load_checkpoint(folder: Path, device: torch.device, dtype: str, drafter: Pa
         from hawk.models.hf.model import load_transformers_model
     except ModuleNotFoundError as error:
         raise _without_transformers(folder, error) from error
-    half = device.type == "cpu" and dtype == "float16" and pack
-    read_as = lossless_dtype(weight_files(folder)) if half else DTYPES[dtype]
-    model = load_transformers_model(folder, device, read_as, drafter)
+    model = load_transformers_model(folder, device, dtype_read(folder, device, dtype, pack), drafter)
     if pack and mixed_precision(device, dtype):
         model.pack(DTYPES[dtype])
     return model

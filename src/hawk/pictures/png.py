@@ -17,6 +17,9 @@ from hawk.files import write_bytes, write_new
 
 MAX_SLUG = 60
 
+FIRST_BYTES, LAST_CHUNK = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
+"""How every PNG begins and ends."""
+
 
 def slug(text: str) -> str:
     """A prompt as part of a file name: ASCII letters, digits and hyphens."""
@@ -64,6 +67,16 @@ def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str]) -> Pat
         if write_new(candidate, content) or (candidate.is_file() and candidate.read_bytes() == content):
             return candidate
     raise AssertionError("unreachable")
+
+
+def is_whole_png(path: Path) -> bool:
+    """Whether a file begins and ends as a PNG does; False for a file that is missing or was cut short."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        begins = file.read(len(FIRST_BYTES)) == FIRST_BYTES
+        file.seek(max(file.seek(0, os.SEEK_END) - len(LAST_CHUNK), 0))
+        return begins and file.read() == LAST_CHUNK
 
 
 def picture_text(path: Path) -> dict[str, str]:

@@ -46,9 +46,9 @@ class WindowState:
 
     `tokens` holds the `committed` tokens of each image, followed by the drafts of the window; `tokens` and `origins`
     are longer than the image by one window. `history[image, i]` is the number of tokens that the image's step i
-    committed, prefill first; `steps` is the number of steps of each image so far, until it was finished. `broken` is whether a committed node
-    of an image had no distribution (`Scores.broken`). `chain` is the ancestor matrix of the window's nodes. `reaches`
-    are those of the steps that the host has started.
+    committed, prefill first; `steps` is the number of steps of each image until it was finished. `broken` is whether a
+    committed node of an image had no distribution (`Scores.broken`). `chain` is the ancestor matrix of the window's
+    nodes. `reaches` are those of the steps that the host has started.
     """
 
     grid: Grid
@@ -225,7 +225,7 @@ def tell(state: WindowState, committed: list[int], steps: int, on_step: OnStep |
 
 
 def shown(state: WindowState, committed: list[int], places: list[int] | None = None) -> Canvas:
-    """The canvas of the images at `places` (None: all), with so many committed tokens and without the target's states."""
+    """The canvas of the images at `places` (None: all), with so many committed tokens each, without states."""
     rows = slice(None) if places is None else places
     tokens, origins = state.tokens[rows, : state.grid.size], state.origins[rows, : state.grid.size]
     nothing = state.tokens.new_empty(len(committed), 0, 0, dtype=torch.float32)

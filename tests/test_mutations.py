@@ -7,7 +7,7 @@ import torch
 
 import hawk.decoding
 import test_mutations_of_parts
-from hawk.decoding import cache, lane, recording, tree, trees, verify, window
+from hawk.decoding import cache, lane, recorded_lane, recording, tree, trees, verify, window
 from hawk.decoding.generate import generate
 from hawk.decoding.grid import Grid
 from hawk.decoding.request import Request
@@ -15,9 +15,10 @@ from hawk.decoding.sampling import SamplingParams
 from hawk.decoding.trees import NoDrafter
 from hawk.drafters import feature, jacobi, pool
 from hawk.drafters.jacobi import JacobiTree
+from hawk.engine import DrawingEngine
 from hawk.errors import HawkError
 from hawk.models.llamagen.target import LlamaGen
-from hawk.proofs.lanes import check_schedules
+from hawk.proofs.lanes import PROMPTS, SETTINGS, Album, Scheduled, check_schedules
 from hawk.proofs.losslessness import Check, check_all, check_law, check_tree_law, law_cases
 from hawk.proofs.tiny import tiny_drafters, tiny_prompt, tiny_target
 from hawk.proofs.tree_law import tree_cases
@@ -54,6 +55,22 @@ def windows():
 def lanes():
     """Images that join and leave between steps have the tokens that they have alone."""
     return check_schedules(2, 2)
+
+
+def replayed_lanes():
+    """The same of a queue for two places of replayed steps, whose images differ in guidance and temperature."""
+    album, checks = Album.tiny(), []
+    images = [Scheduled(number, number % PROMPTS, (1, len(SETTINGS) - 1)[number % 2], number) for number in range(5)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recording, "captured", lambda call, device, pool: call)
+        engine = DrawingEngine(album.target, 2, recording.Recordings("graph"))
+        for image in images:
+            engine.submit([image], album.request(image), tree.Window(5))
+        while engine.busy:
+            for ended in engine.step():
+                same = ended.generation.tokens[0].tolist() == album.plain(ended.key)
+                checks.append(Check("replayed", "hawk", "coupled", "", "", same))
+    return checks
 
 
 def recordings():
@@ -289,7 +306,7 @@ MUTANTS = {
         window.WindowState, "tensors", ", *self.params.tensors.values()", "", (recordings,)
     ),
     "takes the recording of other formulas": Mutant(
-        recording.Recordings, "of", "state.params.formulas, ", "", (recordings,)
+        recording.Recordings, "_lent", "state.params.formulas, ", "", (recordings,)
     ),
     # lanes
     "leaves the noise of an image that moves": Mutant(
@@ -307,6 +324,27 @@ MUTANTS = {
     ),
     "gives every image the first one's parameters": Mutant(
         lane.Lane, "state", "[seat.params for seat in self.seats]", "[self.seats[0].params] * images", (lanes,)
+    ),
+    # lanes whose steps are replayed
+    "leaves the noise of the image that was at a place": Mutant(
+        recorded_lane, "copy_place", "state.noise.replace(to, source.noise.seeds[place])", "pass", (replayed_lanes,)
+    ),
+    "leaves the parameters of the image that was at a place": Mutant(
+        recorded_lane,
+        "copy_place",
+        "state.params.tensors[name][to] = source.params.tensors[name][place]",
+        "pass",
+        (replayed_lanes,),
+    ),
+    "leaves the length of the image that was at a place": Mutant(
+        recorded_lane, "copy_place", "state.cache.ends[new] = ends[row]", "pass", (replayed_lanes,)
+    ),
+    "hears of an image what the one before it at its place had committed": Mutant(
+        recorded_lane.RecordedLane,
+        "_hear",
+        "served = self._served.popleft()",
+        "served = (self._served.popleft(), list(self._guests))[1]",
+        (replayed_lanes,),
     ),
     # logits that are not finite
     "does not look at the logits of a window": Mutant(
@@ -342,6 +380,7 @@ FAST = (
     "takes the recording of other sampling parameters",
     "takes the recording of other formulas",
     "leaves the noise of an image that moves",
+    "leaves the length of the image that was at a place",
     "does not look at the logits of a window",
     "does not look at the logits of a tree",
     "places nodes by their number, not by their depth",

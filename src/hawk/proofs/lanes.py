@@ -28,6 +28,7 @@ SETTINGS = (
     SamplingParams(temperature=1.4, top_k=3),
     SamplingParams(temperature=0.0),
     SamplingParams(top_p=0.6, cfg_scale=1.5),
+    SamplingParams(temperature=0.6, cfg_scale=1.5),
 )
 """Sampling parameters that the images of one lane have side by side."""
 

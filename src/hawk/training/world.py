@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -11,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hawk.errors import HawkError
+from hawk.errors import HawkError, TerminatedError
 
 PATIENCE = timedelta(days=2)
 """How long a process waits for the others, which may still be drawing grids."""
@@ -66,9 +67,19 @@ class World:
         """Mean over the processes, in place."""
         return self.total(tensor) if self.size == 1 else self.total(tensor).div_(self.size)
 
-    def agreed(self, value: float, device: str) -> float:
-        """The mean of a number of the host over the processes, which all of them get."""
-        return value if self.size == 1 else float(self.mean(torch.tensor(value, device=device)))
+    def agreed(self, values: Sequence[float], device: str | torch.device) -> list[float]:
+        """The means of numbers of the host over the processes, which all of them get."""
+        return list(values) if self.size == 1 else self.mean(torch.tensor(values, device=device)).tolist()
+
+    def stop_together(self, asked: bool, device: str | torch.device) -> None:
+        """Leave the process group and raise `TerminatedError` in all processes, if one of them is asked to stop.
+
+        Every process calls this function at the same point of its work. A process that is done waits for the others:
+        torchrun ends them as soon as the first one has ended.
+        """
+        if self.agreed([float(asked)], device)[0]:
+            self.leave()
+            raise TerminatedError
 
     def leave(self) -> None:
         """Wait for the other processes, then leave the process group; do not wait while an exception is under way."""

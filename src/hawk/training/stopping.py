@@ -1,4 +1,4 @@
-"""SIGTERM, which a scheduler and torchrun send before they take a machine away: a fit is saved, then the command ends."""
+"""SIGTERM, which schedulers and torchrun send before they take a machine away: a fit is saved, and the command ends."""
 
 from __future__ import annotations
 

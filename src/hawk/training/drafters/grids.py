@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from hawk.decoding.forward import Target
 from hawk.decoding.generate import generate
 from hawk.decoding.grid import Grid
 from hawk.decoding.recording import Recordings
@@ -137,12 +136,12 @@ def origin_of(fingerprint: str, params: SamplingParams, grid: Grid, prompts: str
 
 
 def draw_on_policy(
-    target: Target, drawing: Drawing, images: int, out: Path, recordings: Recordings | None = None
+    target: ImageTarget, drawing: Drawing, images: int, out: Path, recordings: Recordings | None = None
 ) -> Int[Tensor, "images n"]:
     """Let the target draw `images` grids, shard by shard; finished shards under `out` are kept.
 
-    Every process returns all grids. All shards of a process use the same `recordings`, so that a GPU records a step once
-    for each number of images. Raises as `write_missing` does.
+    Every process returns all grids. All shards of a process use the same `recordings`, so that a GPU records a step
+    once for each number of images. Raises as `write_missing` does.
 
     A step scores one token of each image and no drafts (`Window(0)`): a batch of images already fills a processor's
     matrix units, so that each draft would cost about as much time as it saves.

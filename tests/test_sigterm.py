@@ -1,4 +1,4 @@
-"""SIGTERM to `hawk train`: the step is ended, the state saved, exit code 143; the same command goes on as if unbroken."""
+"""SIGTERM to `hawk train`: the step is ended, the state saved, exit code 143; the same command then goes on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hawk.training.ahead import Ahead
 from hawk.training.endless import target
 from hawk.training.endless.pause import wait_while_exists
 from hawk.training.loop import BatchLoss, FitConfig, fit
-from hawk.training.stopping import heeding_sigterm, saved_first, stop_asked
+from hawk.training.stopping import given_up, heeding_sigterm, saved_first, stop_asked
 
 SOURCE = Path(__file__).parents[1] / "src"
 CONFIG = FitConfig(steps=12, batch_size=4, lr=1e-2, warmup=2, dtype="float32", save_every=5, evaluate_every=6)
@@ -165,7 +165,7 @@ WRITTEN = {
 def torchrun(words: list[str], folder: Path, *options: str, processes: int = 2) -> subprocess.Popen[str]:
     """A command of Hawk in so many processes, run in a folder."""
     folder.mkdir(exist_ok=True)
-    launch = ["-m", "torch.distributed.run", *options, "--nproc-per-node", str(processes), "-m", "hawk"]
+    launch = ["-m", "torch.distributed.run", *options, "--nproc-per-node", str(processes), "-m", "--", "hawk"]
     return subprocess.Popen(
         [sys.executable, *launch, *words],
         cwd=folder,

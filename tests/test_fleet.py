@@ -152,6 +152,11 @@ def test_every_request_is_drawn_once_whatever_fails(cold: bool) -> None:
     assert outcome != simulate(replace(FAILING, cold=cold), MIX, seed=3)
 
 
+def test_no_part_is_busy_for_more_than_all_the_time() -> None:
+    outcome = simulate(replace(FAILING, store=2e4), MIX, seed=2)  # a model takes five seconds to read
+    assert 0.9 < outcome.busy["reads"] <= 1
+
+
 def test_failures_and_a_cold_start_only_cost() -> None:
     whole = simulate(replace(FAILING, mtbf=math.inf), MIX, seed=2)
     assert (whole.failures, whole.retried, whole.down) == (0, 0, 0.0)

@@ -120,6 +120,10 @@ class _Server:
         self.busy += seconds
         return self.free_at
 
+    def share(self, end: float) -> float:
+        """The share of the time until `end` in which it was at work; what is left at the end is asked for by then."""
+        return (self.busy - max(0.0, self.free_at - end)) / end
+
 
 @dataclass
 class _State:
@@ -251,7 +255,7 @@ def _outcome(state: _State, arrivals: np.ndarray) -> Outcome:
         slowest=float(np.quantile(written - arrivals, 0.99)),
         retried=state.retried,
         failures=sum(state.epochs),
-        busy={"GPUs": drawing, **{name: server.busy / end for name, server in servers.items()}},
+        busy={"GPUs": drawing, **{name: server.share(end) for name, server in servers.items()}},
         down=state.down / (fleet.gpus * end),
     )
 

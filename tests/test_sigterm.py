@@ -230,3 +230,28 @@ def test_two_processes_stop_together_and_end_as_unbroken(place: Workplace, tmp_p
         assert "SIGABRT" not in errors, errors
     ended(torchrun(words, broken, "--standalone"))
     assert states(broken) == states(whole)
+
+
+@pytest.mark.proofs
+def test_torchrun_restarts_all_after_one_was_killed_and_another_number_goes_on(
+    place: Workplace, tmp_path: Path
+) -> None:
+    """kill -9 of one of two: both are started again, from the saved state. Then one process ends what two began."""
+    words = COMMANDS["tokenizer"].format(model=place.model, here=place.folder).split()
+    whole, killed, alone = (tmp_path / name for name in ("whole", "killed", "alone"))
+    ended(torchrun(words, whole, "--standalone"))
+    process = torchrun(words, killed, "--standalone", "--max-restarts", "3")
+    wait_for_another(killed / "out", "state.pt", process)
+    os.kill(ranks(process)[-1], signal.SIGKILL)
+    ended(process)
+    expected = states(whole)
+    assert states(killed) == expected
+    process = torchrun(words, alone, "--standalone")
+    wait_for_another(alone / "out", "state.pt", process)
+    os.kill(process.pid, signal.SIGTERM)
+    process.communicate(timeout=60)
+    ended(torchrun(words, alone, "--standalone", processes=1))
+    found = states(alone)
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(torch.tensor(value), torch.tensor(expected[name]), atol=1e-4, rtol=1e-3, msg=name)

@@ -9,6 +9,7 @@ are needed; both are rounded to bfloat16.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from hawk.errors import HawkError
 from hawk.files import save_tensors
 from hawk.models.protocol import ImageTarget
 from hawk.training.drafters.teacher import Prompts, forced_hidden, states_per_token, teacher_autocast
+from hawk.training.spread import Spread
 from hawk.training.stopping import given_up, saved_first, stop_asked
 from hawk.training.world import World
 
@@ -96,7 +98,8 @@ class Drawing:
     """How grids are drawn: the prompts, the grid, the sampling, `batch` images in a shard, and the processes that draw.
 
     `origin` holds the settings that every shard stores and that a shard found on disk must have. With `ranges` every
-    shard has a setting of its own, which it stores as well.
+    shard has a setting of its own, which it stores as well. `spread` is what holds the target's layers, if they are
+    spread over the processes.
     """
 
     prompts: Prompts
@@ -106,6 +109,7 @@ class Drawing:
     origin: Origin = field(default_factory=dict)
     world: World = field(default_factory=World)
     ranges: SamplingRanges | None = None
+    spread: Spread | None = None
 
     def setting(self, image: int) -> SamplingParams:
         """The sampling parameters of the image with this number: those of its shard."""
@@ -209,7 +213,7 @@ def write_missing(
     Raises:
         HawkError: a shard is damaged or has another origin.
         TerminatedError: SIGTERM came to one of the processes. The shards under way in the processes that it came to are
-            given up, all others are kept.
+            given up unless the target is spread, all others are kept.
     """
     world = drawing.world
     lacking = torch.tensor([shard.images(drawing.origin_of_shard(shard.start)) < shard.count for shard in shards])
@@ -218,9 +222,11 @@ def write_missing(
     bar = tqdm(desc=name, unit="shard", initial=len(shards) - len(missing), total=len(shards), disable=not world.first)
     for turn in range(0, len(missing), world.size):
         own = missing[turn : turn + world.size][world.rank : world.rank + 1]
-        with given_up():
+        with given_up() if drawing.spread is None else nullcontext():  # the others wait for every forward
             for shard in (shards[place] for place in own):
                 save_tensors(shard.path, {shard.name: make(shard)}, drawing.origin_of_shard(shard.start))
+        if drawing.spread is not None:
+            drawing.spread.rest()
         world.stop_together(stop_asked(), device)
         bar.update(min(world.size, len(missing) - turn))
     bar.close()
@@ -252,7 +258,8 @@ def hidden_states(
 ) -> HiddenStates:
     """The target's hidden states on grids that it drew; as many shards as fit into `budget` bytes are stored in `out`.
 
-    Raises as `write_missing` does.
+    Raises as `write_missing` does, and `HawkError` if the target is spread and the states do not fit: no process could
+    compute them alone.
     """
     grid, batch = drawing.grid, drawing.batch
 
@@ -262,7 +269,14 @@ def hidden_states(
             return forced_hidden(target, forced, drawing.prompts(start, count), grid, params).bfloat16()
 
     shards = shards_of(out, "hidden", len(tokens), batch)
-    shards = shards[: int(budget // disk_needed(target, batch, grid, drawing.setting(0)))]
+    each = disk_needed(target, batch, grid, drawing.setting(0))
+    fitting = shards[: int(budget // each)]
+    if drawing.spread is not None and len(fitting) < len(shards):
+        raise HawkError(
+            f"the states of {len(tokens)} grids take {len(shards) * each / 1e9:.3g} GB, and with --shard-target all of "
+            "them must be on disk: give --cache-gb as much, or fewer --images"
+        )
+    shards = fitting
     write_missing(shards, "states", drawing, target.device, lambda shard: compute(shard.start, shard.count).cpu())
     files = [safe_open(str(shard.path), framework="pt") for shard in shards]
     return HiddenStates(files, batch, compute, target.device)

@@ -60,7 +60,7 @@ def test_states_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     spread = Spread((), World(), torch.device("cpu"))
     drawing = Drawing(prompts, GRID, SamplingParams(cfg_scale=2.0), 4, spread=spread)
     with pytest.raises(HawkError, match="all of them must be on disk: give --cache-gb as much"):
-        hidden_states(target, torch.zeros(8, GRID.size, dtype=torch.long), drawing, tmp_path, 4 * GRID.size * 32 * 2)
+        hidden_states(target, torch.zeros(8, GRID.size, dtype=torch.long), drawing, tmp_path, 4.0 * GRID.size * 32 * 2)
 
 
 @pytest.mark.parametrize(

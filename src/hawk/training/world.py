@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -12,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hawk.errors import HawkError, TerminatedError
+from hawk.errors import HawkError, TerminatedError, one_line
 
 PATIENCE = timedelta(days=2)
 """How long a process waits for the others, which may still be drawing grids."""
@@ -53,14 +54,16 @@ class World:
         return slice(self.rank * part, (self.rank + 1) * part)
 
     def wait(self) -> None:
-        """Wait until all processes have reached this call."""
+        """Wait until all processes have reached this call. Raises `HawkError` if one of them is gone."""
         if self.size > 1:
-            dist.barrier()
+            with named_where_one_is_gone():
+                dist.barrier()
 
     def total(self, tensor: Tensor) -> Tensor:
-        """Sum over the processes, in place."""
+        """Sum over the processes, in place. Raises `HawkError` if one of them is gone."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            with named_where_one_is_gone():
+                dist.all_reduce(tensor)
         return tensor
 
     def mean(self, tensor: Tensor) -> Tensor:
@@ -90,3 +93,15 @@ class World:
         if sys.exc_info()[0] is None:
             dist.barrier()
         dist.destroy_process_group()
+
+
+@contextmanager
+def named_where_one_is_gone() -> Iterator[None]:
+    """Raise `HawkError` where an operation of all processes fails, as it does when one of them was killed."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise HawkError(
+            f"another process of this run is gone ({one_line(error)}): give the same command again, or let torchrun do "
+            "so (--max-restarts 3); it goes on from what is saved"
+        ) from error

@@ -8,22 +8,27 @@ process that has none to make gathers the layers for those of the others (`Sprea
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from hawk.training.world import World
+
+
+class SpreadLayer(Protocol):
+    """What `fully_shard` makes of a layer: it can be gathered, and dropped again but for this process's part."""
+
+    def unshard(self) -> Any: ...
+
+    def reshard(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class Spread:
     """Layers that are spread over the processes of `world`, with their parts on `device`."""
 
-    layers: tuple[FSDPModule, ...]
+    layers: tuple[SpreadLayer, ...]
     world: World
     device: torch.device
 
@@ -33,6 +38,10 @@ class Spread:
 
         Every process calls this function with the same layers; there are two processes at least.
         """
+        # not every build of PyTorch has these, and only spread targets need them
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
         mesh = init_device_mesh(device.type, (world.size,))
         # A layer without parent modules would stay gathered after its first forward, unless it is told not to.
         parts = tuple(fully_shard(layer, mesh=mesh, reshard_after_forward=True) for layer in layers)
@@ -68,7 +77,6 @@ class Spread:
 
 def bytes_held(module: nn.Module) -> int:
     """Bytes of a module's parameters that this process holds."""
-    return sum(
-        (parameter.to_local() if isinstance(parameter, dist.tensor.DTensor) else parameter).nbytes
-        for parameter in module.parameters()
-    )
+    from torch.distributed.tensor import DTensor
+
+    return sum((held.to_local() if isinstance(held, DTensor) else held).nbytes for held in module.parameters())

@@ -1,4 +1,4 @@
-"""The exception that Hawk raises for bad input, how errors of other code are quoted or passed on, and Ctrl-C's code."""
+"""The exceptions of bad input and of SIGTERM, how errors of other code are quoted or passed on, and exit codes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ from typing import Any
 
 INTERRUPTED = 130
 """The exit code of a command that Ctrl-C stopped."""
+
+
+TERMINATED = 143
+"""The exit code of a training command that SIGTERM stopped."""
+
+
+class TerminatedError(BaseException):
+    """SIGTERM came: what is finished is saved. No code that handles errors should take it for one of its own."""
 
 
 class HawkError(ValueError):

@@ -29,7 +29,7 @@ from hawk.cli.serve import serve
 from hawk.cli.show import show
 from hawk.cli.study import study
 from hawk.cli.train import train_app
-from hawk.errors import INTERRUPTED, HawkError, os_line
+from hawk.errors import INTERRUPTED, TERMINATED, HawkError, TerminatedError, os_line
 
 USAGE = 2
 """The exit code of bad input."""
@@ -69,6 +69,9 @@ class OneLineErrors(TyperGroup):
             code = _usage(error)
         except (KeyboardInterrupt, typer.Abort):
             code = _interrupted()
+        except TerminatedError:
+            end_children()
+            code = _fail("stopped by SIGTERM: what is done is saved, and the same command goes on", TERMINATED)
         except UnicodeEncodeError as error:  # text that standard output or a file name cannot hold
             code = _fail(unprintable(error))
         except MemoryError:

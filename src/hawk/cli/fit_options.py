@@ -149,6 +149,7 @@ def check_finite(option: str, value: float | None) -> None:
 def with_fit_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of its parameter `options` (a dataclass), which receives their values.
 
+    SIGTERM makes the command save what it fits, and end.
     Typer reads a command's options from its signature, so the returned function has a signature with all of them.
     """
     parameters = signature(command, eval_str=True).parameters
@@ -158,8 +159,12 @@ def with_fit_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def with_options(**values: Any) -> None:
+        from hawk.cli.interrupts import is_importing
+        from hawk.training.stopping import heeding_sigterm
+
         options = kind(**{field.name: values.pop(field.name) for field in fields(kind)})
-        command(**values, options=options)
+        with heeding_sigterm(is_importing):  # torch may end the process when its import is cut short
+            command(**values, options=options)
 
     with_options.__signature__ = Signature(  # type: ignore[attr-defined]
         [p.replace(kind=p.KEYWORD_ONLY) for p in (*own, *shared)]

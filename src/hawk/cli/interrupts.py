@@ -71,6 +71,6 @@ def was_interrupted() -> bool:
 
 
 def end_children() -> None:
-    """End the processes that this one started."""
+    """End the processes that this one started, also those that leave SIGTERM to this one."""
     for child in multiprocessing.active_children():
-        child.terminate()
+        child.kill()

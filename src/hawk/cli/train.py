@@ -225,6 +225,13 @@ def train_drafter_command(
         str, typer.Option("--target-dtype", help="The target's dtype, as --dtype of `hawk generate`.")
     ] = "auto",
     engine: EngineOption = "auto",
+    shard_target: Annotated[
+        bool,
+        typer.Option(
+            "--shard-target",
+            help="Spread the target's layers over the processes of torchrun (FSDP), where one GPU cannot hold them.",
+        ),
+    ] = False,
 ) -> None:
     """Fit a drafter and the pool on grids that the target draws itself, and write the drafter folder OUT/drafter.
 
@@ -263,7 +270,11 @@ def train_drafter_command(
     texts = texts or SceneCaptions()
     few = max(MIN_IMAGES, len(texts.lines)) if isinstance(texts, PromptFile) else CAPTIONS
     count = images or chosen.images or few
-    frozen = FrozenModel.load(folder, device, dtype_named(target_dtype, device, large=is_large(folder)), engine)
+    named = dtype_named(target_dtype, device, large=is_large(folder))
+    if shard_target:
+        frozen = FrozenModel.load_spread(folder, device, named, engine, world)
+    else:
+        frozen = FrozenModel.load(folder, device, named, engine)
     plan = Plan(
         kinds=kinds,
         images=count,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from copy import deepcopy
 from math import prod
 from pathlib import Path
 from typing import cast, get_args
 
 import torch
+from torch import nn
 
 from hawk.decoding.arguments import name_of, path_of, shown
 from hawk.decoding.memory import refused_where_memory_ends
@@ -60,6 +62,23 @@ def load_on(
             module.to(device)
         if pack and mixed_precision(device, dtype):
             model.pack(DTYPES[dtype])
+        return model
+
+
+def load_spread(folder: Path, device: torch.device, dtype: str, spread: Callable[[nn.ModuleList], None]) -> Model:
+    """Load the model in a folder for several devices together, unpacked and without a drafter.
+
+    All weights are read to the memory of the host. `spread` is called with the target's blocks and moves them; then the
+    others are moved to `device`. Raises `HawkError` as `load_on` does.
+    """
+    read_as = torch.float32 if mixed_precision(device, dtype) else DTYPES[dtype]
+    with refused_where_memory_ends("load the model in bfloat16, or use more processes"):
+        if is_checkpoint(folder):
+            return _load_checkpoint(folder, device, dtype, None, pack=False, spread=spread)
+        model = load_model(folder, read_as, None, with_heads=False, text_device=device)
+        spread(model.target.blocks)
+        for module in model.modules:
+            module.to(device)
         return model
 
 
@@ -131,12 +150,19 @@ def load_outline(folder: Path) -> Model:
     return outline_transformers_model(folder)
 
 
-def _load_checkpoint(folder: Path, device: torch.device, dtype: str, drafter: Path | None, pack: bool) -> Model:
+def _load_checkpoint(
+    folder: Path,
+    device: torch.device,
+    dtype: str,
+    drafter: Path | None,
+    pack: bool,
+    spread: Callable[[nn.ModuleList], None] | None = None,
+) -> Model:
     try:
         from hawk.models.hf.model import load_transformers_model
     except ModuleNotFoundError as error:
         raise _without_transformers(folder, error) from error
-    model = load_transformers_model(folder, device, dtype_read(folder, device, dtype, pack), drafter)
+    model = load_transformers_model(folder, device, dtype_read(folder, device, dtype, pack), drafter, spread)
     if pack and mixed_precision(device, dtype):
         model.pack(DTYPES[dtype])
     return model

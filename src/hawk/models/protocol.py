@@ -23,6 +23,9 @@ class ImageTarget(TimedTarget, DraftedTarget, Protocol):
     @property
     def parameter_count(self) -> int: ...
 
+    @property
+    def blocks(self) -> nn.ModuleList: ...
+
 
 @runtime_checkable
 class Model(Protocol):

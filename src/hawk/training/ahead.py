@@ -7,6 +7,8 @@ from typing import Generic, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
+from hawk.training.stopping import ignore_sigterm
+
 Batch = TypeVar("Batch")
 
 
@@ -37,5 +39,12 @@ class Ahead(Generic[Batch]):
         if self.made is None:
             order = range(step, self.steps)
             # `Made`, not this object: in a circle of references the processes would end at some later time only.
-            self.made = iter(DataLoader(Made(self.make), batch_size=None, sampler=order, num_workers=self.workers))
+            loader = DataLoader(
+                Made(self.make),
+                batch_size=None,
+                sampler=order,
+                num_workers=self.workers,
+                worker_init_fn=ignore_sigterm,  # the last step before the end needs its batch
+            )
+            self.made = iter(loader)
         return next(self.made)

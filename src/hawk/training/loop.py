@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from hawk.errors import HawkError
 from hawk.files import read_json, replacing, write_json
+from hawk.training.stopping import saved_first, stop_asked
 from hawk.training.world import World
 
 
@@ -86,6 +87,7 @@ def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(mixed)
 
 
+@saved_first()
 def fit(
     module: nn.Module,
     batch_loss: BatchLoss,
@@ -97,8 +99,12 @@ def fit(
 
     The state is saved in `out/state.pt`, so that the same call after a kill resumes the run and ends with the same
     weights. Under torchrun every process calls this: gradients are averaged, rank 0 writes. `evaluate(module, step)`
-    is called with the averaged weights every `evaluate_every` steps and at the end. Raises `HawkError` if `out` holds
-    a run with other settings.
+    is called with the averaged weights every `evaluate_every` steps and at the end.
+
+    Raises:
+        HawkError: `out` holds a run with other settings.
+        TerminatedError: SIGTERM came to one of the processes (`heeding_sigterm`). All of them have ended the same step,
+            rank 0 has saved the state, and they have left their process group.
     """
     from torch.utils.tensorboard import SummaryWriter
 
@@ -113,9 +119,18 @@ def fit(
     scalars = done.scalars
     started = time.monotonic() - done.seconds
     remaining = range(done.steps, config.steps if done.seconds < 60 * config.minutes else done.steps)
+
+    def save(steps: int) -> None:
+        progress = Progress(steps, time.monotonic() - started, scalars)
+        save_atomically(_state(module, optimizers, averaged, progress, config), out / "state.pt")
+
     bar = tqdm(remaining, initial=done.steps, total=config.steps, disable=not world.first, desc=out.name)
     for step in bar:
-        passed = world.agreed(time.monotonic() - started, config.device)
+        passed, stops = world.agreed((time.monotonic() - started, float(stop_asked())), config.device)
+        if stops:  # asked of one process at least; all of them know it at the same step
+            if world.first:
+                save(step)
+            world.stop_together(True, config.device)
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate(step, config, passed)
         own = step_generator(config.seed, step, world.rank)
@@ -149,8 +164,7 @@ def fit(
             with (out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
         if world.first and (steps % config.save_every == 0 or last):
-            progress = Progress(steps, time.monotonic() - started, scalars)
-            save_atomically(_state(module, optimizers, averaged, progress, config), out / "state.pt")
+            save(steps)
             if config.keep_every and steps % config.keep_every == 0:
                 save_atomically({"averaged": averaged, "step": steps}, out / f"averaged-{steps:07d}.pt")
         if last:

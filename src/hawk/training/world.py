@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -11,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hawk.errors import HawkError
+from hawk.errors import HawkError, TerminatedError, one_line
 
 PATIENCE = timedelta(days=2)
 """How long a process waits for the others, which may still be drawing grids."""
@@ -52,23 +54,35 @@ class World:
         return slice(self.rank * part, (self.rank + 1) * part)
 
     def wait(self) -> None:
-        """Wait until all processes have reached this call."""
+        """Wait until all processes have reached this call. Raises `HawkError` if one of them is gone."""
         if self.size > 1:
-            dist.barrier()
+            with named_where_one_is_gone():
+                dist.barrier()
 
     def total(self, tensor: Tensor) -> Tensor:
-        """Sum over the processes, in place."""
+        """Sum over the processes, in place. Raises `HawkError` if one of them is gone."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            with named_where_one_is_gone():
+                dist.all_reduce(tensor)
         return tensor
 
     def mean(self, tensor: Tensor) -> Tensor:
         """Mean over the processes, in place."""
         return self.total(tensor) if self.size == 1 else self.total(tensor).div_(self.size)
 
-    def agreed(self, value: float, device: str) -> float:
-        """The mean of a number of the host over the processes, which all of them get."""
-        return value if self.size == 1 else float(self.mean(torch.tensor(value, device=device)))
+    def agreed(self, values: Sequence[float], device: str | torch.device) -> list[float]:
+        """The means of numbers of the host over the processes, which all of them get."""
+        return list(values) if self.size == 1 else self.mean(torch.tensor(values, device=device)).tolist()
+
+    def stop_together(self, asked: bool, device: str | torch.device) -> None:
+        """Leave the process group and raise `TerminatedError` in all processes, if one of them is asked to stop.
+
+        Every process calls this function at the same point of its work. A process that is done waits for the others:
+        torchrun ends them as soon as the first one has ended.
+        """
+        if self.agreed([float(asked)], device)[0]:
+            self.leave()
+            raise TerminatedError
 
     def leave(self) -> None:
         """Wait for the other processes, then leave the process group; do not wait while an exception is under way."""
@@ -79,3 +93,15 @@ class World:
         if sys.exc_info()[0] is None:
             dist.barrier()
         dist.destroy_process_group()
+
+
+@contextmanager
+def named_where_one_is_gone() -> Iterator[None]:
+    """Raise `HawkError` where an operation of all processes fails, as it does when one of them was killed."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise HawkError(
+            f"another process of this run is gone ({one_line(error)}): give the same command again, or let torchrun do "
+            "so (--max-restarts 3); it goes on from what is saved"
+        ) from error

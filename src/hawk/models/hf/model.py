@@ -150,9 +150,15 @@ def outline_transformers_model(folder: Path) -> TransformersModel:
 
 
 def load_transformers_model(
-    folder: Path, device: torch.device, dtype: torch.dtype, drafter: Path | None
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    drafter: Path | None,
+    spread: Callable[[nn.ModuleList], None] | None = None,
 ) -> TransformersModel:
     """Read a checkpoint to a device; its pixel decoder is at least in float32.
+
+    With `spread` the weights are read to the CPU. It is called with the blocks, and the other weights are moved then.
 
     Raises:
         HawkError: one line on a kind of model that is unknown, a damaged file, or a drafter of another target.
@@ -161,13 +167,18 @@ def load_transformers_model(
     hint = read_hint(folder)
     vqgan = vqgan_source(folder) if kind == "chameleon" else None  # refuses before gigabytes are read
     may_lack, may_hold = ((VQ_MODEL,), (f"{VQ_MODEL}decoder.",)) if vqgan else ((), ())
-    model = read_model(folder, ARCHITECTURES[kind], dtype, device, may_lack, may_hold)
+    read_to = device if spread is None else torch.device("cpu")
+    model = read_model(folder, ARCHITECTURES[kind], dtype, read_to, may_lack, may_hold)
     if vqgan is None and dtype.itemsize < 4:
         model.model.vqmodel.float()
     decoder = None if vqgan is None else read_vqgan(vqgan, model.config.vq_config).to(device)
     if decoder is not None and dtype == torch.float64:
         decoder.double()
-    family = family_of(model, read_tokenizer(folder), decoder, hint)
+    tokenizer = read_tokenizer(folder)
+    if spread is not None:
+        spread(TransformersTarget(family_of(model, tokenizer, decoder, hint)).blocks)
+        model.to(device)
+    family = family_of(model, tokenizer, decoder, hint)
     return as_model(name_of(folder), family, drafter)
 
 

@@ -79,6 +79,11 @@ class TransformersTarget:
         self.packed_in, self.made_for = dtype, self.place
 
     @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks, which hold nearly all weights."""
+        return self.family.backbone.layers  # type: ignore[return-value]
+
+    @property
     def weight_dtype(self) -> torch.dtype:
         """The dtype of the weights of the linear layers."""
         return self.packed_in or self.dtype

@@ -202,6 +202,11 @@ class LlamaGen(nn.Module):
         return products_in(self.packed_in) if self.packed_in else self.tok_embeddings.weight.dtype
 
     @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks, which hold nearly all weights."""
+        return self.layers
+
+    @property
     def weight_dtype(self) -> torch.dtype:
         """The dtype of the layers' weights."""
         return self.packed_in or self.dtype

@@ -8,7 +8,8 @@ are needed; both are rounded to bfloat16.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from hawk.decoding.forward import Target
 from hawk.decoding.generate import generate
 from hawk.decoding.grid import Grid
 from hawk.decoding.recording import Recordings
@@ -31,6 +31,8 @@ from hawk.errors import HawkError
 from hawk.files import save_tensors
 from hawk.models.protocol import ImageTarget
 from hawk.training.drafters.teacher import Prompts, forced_hidden, states_per_token, teacher_autocast
+from hawk.training.spread import Spread
+from hawk.training.stopping import given_up, saved_first, stop_asked
 from hawk.training.world import World
 
 Origin = dict[str, str]
@@ -96,7 +98,8 @@ class Drawing:
     """How grids are drawn: the prompts, the grid, the sampling, `batch` images in a shard, and the processes that draw.
 
     `origin` holds the settings that every shard stores and that a shard found on disk must have. With `ranges` every
-    shard has a setting of its own, which it stores as well.
+    shard has a setting of its own, which it stores as well. `spread` is what holds the target's layers, if they are
+    spread over the processes.
     """
 
     prompts: Prompts
@@ -106,6 +109,7 @@ class Drawing:
     origin: Origin = field(default_factory=dict)
     world: World = field(default_factory=World)
     ranges: SamplingRanges | None = None
+    spread: Spread | None = None
 
     def setting(self, image: int) -> SamplingParams:
         """The sampling parameters of the image with this number: those of its shard."""
@@ -136,28 +140,26 @@ def origin_of(fingerprint: str, params: SamplingParams, grid: Grid, prompts: str
 
 
 def draw_on_policy(
-    target: Target, drawing: Drawing, images: int, out: Path, recordings: Recordings | None = None
+    target: ImageTarget, drawing: Drawing, images: int, out: Path, recordings: Recordings | None = None
 ) -> Int[Tensor, "images n"]:
     """Let the target draw `images` grids, shard by shard; finished shards under `out` are kept.
 
-    Process r of W draws the shards r, r + W, ...; every process returns all grids. All shards of a process use the same
-    `recordings`, so that a GPU records a step once for each number of images. Raises `HawkError` if `out` holds shards
-    of another origin.
+    Every process returns all grids. All shards of a process use the same `recordings`, so that a GPU records a step
+    once for each number of images. Raises as `write_missing` does.
 
     A step scores one token of each image and no drafts (`Window(0)`): a batch of images already fills a processor's
     matrix units, so that each draft would cost about as much time as it saves.
     """
     out.mkdir(parents=True, exist_ok=True)
     shards = shards_of(out, "tokens", images, drawing.batch)
-    for shard in own_shards(shards, "on-policy grids", drawing.world):
-        origin = drawing.origin_of_shard(shard.start)
-        if shard.images(origin) < shard.count:
-            seeds = list(range(shard.start, shard.start + shard.count))
-            prompts, params = drawing.prompts(shard.start, shard.count), drawing.setting(shard.start)
-            request = Request(prompts, drawing.grid, params, seeds)
-            drawn = generate(target, request, Window(0), recordings=recordings).tokens
-            save_tensors(shard.path, {"tokens": drawn.to("cpu", torch.int32)}, origin)
-    drawing.world.wait()
+
+    def draw(shard: Shard) -> Tensor:
+        seeds = list(range(shard.start, shard.start + shard.count))
+        prompts, params = drawing.prompts(shard.start, shard.count), drawing.setting(shard.start)
+        request = Request(prompts, drawing.grid, params, seeds)
+        return generate(target, request, Window(0), recordings=recordings).tokens.to("cpu", torch.int32)
+
+    write_missing(shards, "on-policy grids", drawing, target.device, draw)
     return torch.cat([load_file(shard.path)["tokens"][: shard.count].long() for shard in shards])
 
 
@@ -200,9 +202,34 @@ def shards_of(out: Path, name: str, images: int, batch: int) -> list[Shard]:
     return [Shard(out / f"{name}-{start:06d}.safetensors", name, start, min(batch, images - start)) for start in starts]
 
 
-def own_shards(shards: list[Shard], name: str, world: World) -> Iterable[Shard]:
-    """The shards that this process writes, with a progress bar of the given name."""
-    return tqdm(shards[world.rank :: world.size], desc=name, unit="shard", disable=not world.first)
+@saved_first()
+def write_missing(
+    shards: list[Shard], name: str, drawing: Drawing, device: torch.device, make: Callable[[Shard], Tensor]
+) -> None:
+    """Write the shards that are not there, in turns: W processes write the first W of them, then the next W, and so on.
+
+    Which process makes a shard does not change it. All processes return when all shards are there.
+
+    Raises:
+        HawkError: a shard is damaged or has another origin.
+        TerminatedError: SIGTERM came to one of the processes. The shards under way in the processes that it came to are
+            given up unless the target is spread, all others are kept.
+    """
+    world = drawing.world
+    lacking = torch.tensor([shard.images(drawing.origin_of_shard(shard.start)) < shard.count for shard in shards])
+    # agreed on, since one process may begin to write before another one has looked
+    missing = world.total(lacking.int().to(device)).nonzero().flatten().tolist() if shards else []
+    bar = tqdm(desc=name, unit="shard", initial=len(shards) - len(missing), total=len(shards), disable=not world.first)
+    for turn in range(0, len(missing), world.size):
+        own = missing[turn : turn + world.size][world.rank : world.rank + 1]
+        with given_up() if drawing.spread is None else nullcontext():  # the others wait for every forward
+            for shard in (shards[place] for place in own):
+                save_tensors(shard.path, {shard.name: make(shard)}, drawing.origin_of_shard(shard.start))
+        if drawing.spread is not None:
+            drawing.spread.rest()
+        world.stop_together(stop_asked(), device)
+        bar.update(min(world.size, len(missing) - turn))
+    bar.close()
 
 
 @dataclass(frozen=True)
@@ -231,7 +258,8 @@ def hidden_states(
 ) -> HiddenStates:
     """The target's hidden states on grids that it drew; as many shards as fit into `budget` bytes are stored in `out`.
 
-    Raises `HawkError` if `out` holds shards of another origin.
+    Raises as `write_missing` does, and `HawkError` if the target is spread and the states do not fit: no process could
+    compute them alone.
     """
     grid, batch = drawing.grid, drawing.batch
 
@@ -241,12 +269,15 @@ def hidden_states(
             return forced_hidden(target, forced, drawing.prompts(start, count), grid, params).bfloat16()
 
     shards = shards_of(out, "hidden", len(tokens), batch)
-    shards = shards[: int(budget // disk_needed(target, batch, grid, drawing.setting(0)))]
-    for shard in own_shards(shards, "states", drawing.world):
-        origin = drawing.origin_of_shard(shard.start)
-        if shard.images(origin) < shard.count:
-            save_tensors(shard.path, {"hidden": compute(shard.start, shard.count).cpu()}, origin)
-    drawing.world.wait()
+    each = disk_needed(target, batch, grid, drawing.setting(0))
+    fitting = shards[: int(budget // each)]
+    if drawing.spread is not None and len(fitting) < len(shards):
+        raise HawkError(
+            f"the states of {len(tokens)} grids take {len(shards) * each / 1e9:.3g} GB, and with --shard-target all of "
+            "them must be on disk: give --cache-gb as much, or fewer --images"
+        )
+    shards = fitting
+    write_missing(shards, "states", drawing, target.device, lambda shard: compute(shard.start, shard.count).cpu())
     files = [safe_open(str(shard.path), framework="pt") for shard in shards]
     return HiddenStates(files, batch, compute, target.device)
 

@@ -25,7 +25,7 @@ from hawk.drafters.settings import FusedSettings
 from hawk.drafters.spatial import SpatialConfig
 from hawk.errors import HawkError
 from hawk.files import write_bytes, write_json
-from hawk.models.loading import DTYPES, engine_named, load_on, packed_copy
+from hawk.models.loading import DTYPES, engine_named, load_on, load_spread, packed_copy
 from hawk.models.protocol import ImageTarget, Model
 from hawk.training.drafters.feature import feature_shape, train_feature
 from hawk.training.drafters.grids import (
@@ -42,6 +42,7 @@ from hawk.training.drafters.recipe import KindRecipe
 from hawk.training.drafters.spatial import train_spatial
 from hawk.training.drafters.teacher import Prompts
 from hawk.training.loop import Fitted
+from hawk.training.spread import Spread
 from hawk.training.texts import Texts
 from hawk.training.world import World
 
@@ -76,7 +77,8 @@ class FrozenModel:
     """The model that a drafter is trained for, frozen.
 
     Drafters learn from the target of `bare`, the model as it is read. `running` is the same target with its weights
-    laid out for speed on `device`: it draws the grids, by steps of `engine`, and the pool is measured with it.
+    laid out for speed on `device`: it draws the grids, by steps of `engine`, and the pool is measured with it. `spread`
+    holds the target's layers, if they are spread over the processes.
     """
 
     bare: Model
@@ -84,6 +86,23 @@ class FrozenModel:
     device: torch.device
     dtype: str
     engine: Engine = "eager"
+    spread: Spread | None = None
+
+    @classmethod
+    def load_spread(cls, folder: Path, device: torch.device, dtype: str, engine: str, world: World) -> FrozenModel:
+        """Read the model in a folder, and spread the target's layers over the processes of `world`.
+
+        Raises `HawkError` for one process, for an engine that records steps, and as `load_on` does.
+        """
+        if engine not in ("auto", "eager"):
+            raise HawkError(f"with --shard-target no step can be recorded: leave --engine {engine} out")
+        if world.size == 1:
+            raise HawkError("--shard-target spreads a target over several processes: start the command with torchrun")
+        spreads: list[Spread] = []
+        bare = load_spread(folder, device, dtype, lambda blocks: spreads.append(Spread.over(blocks, world, device)))
+        for module in bare.modules:
+            module.requires_grad_(False)
+        return cls(bare, bare.target, device, dtype, spread=spreads[0])
 
     @classmethod
     def load(cls, folder: Path, device: torch.device, dtype: str, engine: str = "auto") -> FrozenModel:
@@ -130,7 +149,7 @@ def train_drafter(frozen: FrozenModel, texts: Texts, plan: Plan, out: Path, worl
         return model.condition(texts.unseen(start, count, images), [""] * count, grid)
 
     origin = origin_of(model.fingerprint, params, grid, texts.fingerprint, plan.draw_batch)
-    drawing = Drawing(prompts, grid, params, plan.draw_batch, origin, world, plan.ranges)
+    drawing = Drawing(prompts, grid, params, plan.draw_batch, origin, world, plan.ranges, frozen.spread)
     recordings = Recordings(frozen.engine)
     tokens = draw_on_policy(frozen.running, drawing, images, out / "grids", recordings)
     recordings.clear()  # a GPU needs the memory for training
@@ -140,19 +159,34 @@ def train_drafter(frozen: FrozenModel, texts: Texts, plan: Plan, out: Path, worl
     fits: dict[str, Fitted] = {}
     for kind, recipe in plan.kinds.items():
         parts, fits[kind] = fitted_part(kind, recipe, parts, model.target, data, plan, out / kind)
-    if not world.first:
-        return None
+    line = write_drafter(folder, frozen, parts, fits, plan, data, unseen) if world.first else None
+    if frozen.spread is not None:
+        frozen.spread.rest()  # rank 0 draws with the target, to fit the pool
+    return line
+
+
+def write_drafter(
+    folder: Path,
+    frozen: FrozenModel,
+    parts: DraftParts,
+    fits: dict[str, Fitted],
+    plan: Plan,
+    data: OnPolicy,
+    unseen: Prompts,
+) -> str:
+    """Fit the pool where the fitted kinds are sources of it, write the drafter folder, return a line of figures."""
+    model = frozen.bare
     losses = {kind: fitted.scalars for kind, fitted in fits.items()}
     if plan.kinds.keys() == {"feature"}:
         save_parts(folder, parts, model.fingerprint)
         return f"{folder}: {losses}"
     pool = fitted_pool(frozen, parts, plan, unseen)
     report: dict[str, Any] = {
-        "images": images,
+        "images": plan.images,
         "minutes": {kind: round(fitted.seconds / 60, 1) for kind, fitted in fits.items()},
         "loss": losses,
         "quality": pool.quality,
-        "copy": copy_baselines(model.target, data, grid, params),
+        "copy": copy_baselines(model.target, data, plan.grid, plan.params),
         "parameters": sum(p.numel() for module in parts.modules for p in module.parameters()),
         "target_parameters": model.target.parameter_count,
     }

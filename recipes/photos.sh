@@ -26,5 +26,6 @@ from hawk.training.photos.sources import SUBJECTS
 for subject in SUBJECTS.values():
     print(*(f"{view}{subject}" for view in ("a photo of ", "a close view of ", "a wide view of ", "")), sep="\n")
 END
-hawk train drafter --kind heads,spatial,feature --target "$MODEL" --out "$RUNS/drafter" --device "$DEVICE" \
-  --prompts "$RUNS/prompts.txt" --images "$(of 2048 64)"
+DRAFTER=(--images "$(of 2048 64)" --device "$DEVICE" --prompts "$RUNS/prompts.txt")
+[ "$SHARE" = 1 ] || DRAFTER+=(--steps "$(of 2000 2)" --draw-batch 8) # a rehearsal takes minutes
+hawk train drafter --kind heads,spatial,feature --target "$MODEL" --out "$RUNS/drafter" "${DRAFTER[@]}"

@@ -10,6 +10,7 @@ from hawk.decoding.canvas import RECOVERED
 from hawk.decoding.generate import generate
 from hawk.decoding.grid import Grid
 from hawk.decoding.lane import Lane
+from hawk.decoding.pacing import Rung
 from hawk.decoding.recorded_lane import RecordedLane
 from hawk.decoding.recording import Recordings
 from hawk.decoding.tree import Window
@@ -112,6 +113,50 @@ def test_what_a_replayed_lane_tells_is_committed(target, request_for, replayed):
         counts = [count for each, count in told if each == key]
         assert counts == sorted(counts)
         assert counts[-1] == target.grid.size
+
+
+WIDE = Window(40, ladder=(Rung(0, 1.0, 1.0), Rung(1, 1.1, 1.9), Rung(40, 5.0, 20.0)), paced=False)
+"""A window whose steps reach far for up to four places, and one draft far for eight."""
+
+
+class Flat:
+    """A target whose states depend on no token: each guess is right, as long as the noise is the position's own."""
+
+    def __init__(self, target) -> None:
+        self.target = target
+
+    def __getattr__(self, name):
+        return getattr(self.target, name)
+
+    def forward_nodes(self, *nodes):
+        return torch.full_like(self.target.forward_nodes(*nodes), 0.1)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_images_that_move_to_another_window_keep_their_tokens(steps, target, request_for, replayed):
+    """In steps that the host has not heard of, a wide window may commit more tokens than a narrow one holds noise."""
+    assert [WIDE.for_images(places).reach for places in (1, 2, 4, 8)] == [40, 40, 40, 1]
+    flat, grid = Flat(target), Grid(16, 16)
+    requests = [replace(request_for(0, 1, number), grid=grid) for number in range(6)]
+    lane: RecordedLane[int] = RecordedLane(flat, grid, WIDE, 8, replayed)
+    for number in range(4):
+        lane.join(number, requests[number])
+    for _ in range(steps):
+        assert not lane.step()
+    lane.join(4, requests[4])  # eight places, a narrow window
+    assert not lane.step()
+    for number in range(1, 5):
+        lane.leave(number)
+    lane.join(5, requests[5])  # two places, a wide window, whose further drafts the narrow one has not entered
+    state = lane._state
+    ahead = state.committed[:, None] + torch.arange(WIDE.reach)
+    assert (state.origins.gather(1, ahead) != RECOVERED).all()
+    outcomes = {}
+    while lane.keys:
+        outcomes |= {left.key: left.outcome for left in lane.step()}
+    for number, drawn in outcomes.items():
+        assert torch.equal(drawn.tokens, generate(flat, requests[number], Window(0)).tokens)
+        assert drawn.stats.committed <= drawn.stats.nfe + sum(drawn.stats.accepted_by_source.values())
 
 
 def test_the_counts_of_an_image_are_its_own(target, request_for):

@@ -1,6 +1,7 @@
 """Lanes: images that join and leave at any step have the tokens that they have when they are drawn alone."""
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from hawk.decoding.pacing import Rung
 from hawk.decoding.recorded_lane import RecordedLane
 from hawk.decoding.recording import Recordings
 from hawk.decoding.tree import Window
+from hawk.engine import DrawingEngine
 from hawk.errors import HawkError
 from hawk.proofs.lanes import LADDER, PROMPTS, Album, Scheduled, check_schedules
 
@@ -157,6 +159,34 @@ def test_images_that_move_to_another_window_keep_their_tokens(steps, target, req
     for number, drawn in outcomes.items():
         assert torch.equal(drawn.tokens, generate(flat, requests[number], Window(0)).tokens)
         assert drawn.stats.committed <= drawn.stats.nfe + sum(drawn.stats.accepted_by_source.values())
+
+
+@pytest.mark.parametrize("replays", [False, True])
+def test_nothing_is_kept_of_a_cancelled_image(replays, target, request_for, replayed):
+    engine: DrawingEngine[int] = DrawingEngine(target, 2, replayed if replays else None)
+    for number in range(2):
+        engine.submit([number], request_for(0, 1, number), Window(0))
+    engine.step()
+    assert engine.cancel(1)
+    assert not engine.cancel(1)
+    (shared,) = engine.lanes.values()
+    assert list(shared.seconds) == shared.lane.keys == [0]
+
+
+@pytest.mark.parametrize("replays", [False, True])
+def test_an_engine_goes_on_after_memory_ended_in_a_prompt(replays, target, request_for, replayed, monkeypatch):
+    engine: DrawingEngine[int] = DrawingEngine(target, 2, replayed if replays else None)
+    engine.submit([0], request_for(0, 1, 0), Window(5))
+    with monkeypatch.context() as patch:
+        patch.setattr(type(target), "prefill", Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
+        with pytest.raises(HawkError, match="memory is too small"):
+            engine.step()
+    assert not engine.busy
+    engine.submit([1], request_for(1, 1, 1), Window(5))
+    ended = []
+    while engine.busy:
+        ended += engine.step()
+    assert torch.equal(ended[0].generation.tokens, generate(target, request_for(1, 1, 1), Window(0)).tokens)
 
 
 def test_the_counts_of_an_image_are_its_own(target, request_for):

@@ -95,6 +95,22 @@ def test_a_place_without_an_image_waits_as_long_as_it_must(target, request_for, 
     assert int(lane._state.steps.max()) <= target.grid.size
 
 
+def test_the_forwards_of_an_image_are_those_of_its_steps_however_late_the_host_hears(target, request_for, replayed):
+    expected = generate(target, request_for(0, 1, 0), Window(5)).stats
+    for lane in (
+        Lane(target, target.grid, Window(5), 2),
+        RecordedLane(target, target.grid, Window(5), 2, replayed),
+    ):
+        lane.join(0, request_for(0, 1, 0))
+        outcomes = []
+        while lane.keys:
+            outcomes += lane.step()
+        (left,) = outcomes
+        forwards = left.outcome.forwards
+        assert (len(forwards), forwards[0], forwards[-1]) == (expected.nfe, 1, target.grid.size)
+        assert list(forwards) == sorted(set(forwards))
+
+
 def test_what_a_replayed_lane_tells_is_committed(target, request_for, replayed):
     lane: RecordedLane[int] = RecordedLane(target, target.grid, Window(5), 2, replayed)
     plain = {number: generate(target, request_for(number, 1, number), Window(0)).tokens[0] for number in (0, 1)}

@@ -11,6 +11,7 @@ from functools import cache
 import httpx
 from openai import OpenAI
 
+from hawk.decoding.recording import Recordings
 from hawk.engine import DrawingEngine
 from hawk.outputs import tokens_sha256
 from hawk.pipeline import HawkPipeline
@@ -29,9 +30,12 @@ class PacedStudio(Studio):
 
     pause = 0.0
     before: Callable[[DrawingEngine], None] | None = None
+    recordings: Recordings | None = None
+    """Recordings of a GPU's steps, which take the place of the pipeline's."""
 
     def engine(self, places: int) -> DrawingEngine:
         engine = super().engine(places)
+        engine.recordings = self.recordings or engine.recordings
         step = engine.step
 
         def paced(on_step=None):

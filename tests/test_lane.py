@@ -1,6 +1,7 @@
 """Lanes: images that join and leave at any step have the tokens that they have when they are drawn alone."""
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from hawk.decoding.canvas import RECOVERED
 from hawk.decoding.generate import generate
 from hawk.decoding.grid import Grid
 from hawk.decoding.lane import Lane
+from hawk.decoding.pacing import Rung
 from hawk.decoding.recorded_lane import RecordedLane
 from hawk.decoding.recording import Recordings
 from hawk.decoding.tree import Window
+from hawk.engine import DrawingEngine
 from hawk.errors import HawkError
 from hawk.proofs.lanes import LADDER, PROMPTS, Album, Scheduled, check_schedules
 
@@ -92,6 +95,22 @@ def test_a_place_without_an_image_waits_as_long_as_it_must(target, request_for, 
     assert int(lane._state.steps.max()) <= target.grid.size
 
 
+def test_the_forwards_of_an_image_are_those_of_its_steps_however_late_the_host_hears(target, request_for, replayed):
+    expected = generate(target, request_for(0, 1, 0), Window(5)).stats
+    for lane in (
+        Lane(target, target.grid, Window(5), 2),
+        RecordedLane(target, target.grid, Window(5), 2, replayed),
+    ):
+        lane.join(0, request_for(0, 1, 0))
+        outcomes = []
+        while lane.keys:
+            outcomes += lane.step()
+        (left,) = outcomes
+        forwards = left.outcome.forwards
+        assert (len(forwards), forwards[0], forwards[-1]) == (expected.nfe, 1, target.grid.size)
+        assert list(forwards) == sorted(set(forwards))
+
+
 def test_what_a_replayed_lane_tells_is_committed(target, request_for, replayed):
     lane: RecordedLane[int] = RecordedLane(target, target.grid, Window(5), 2, replayed)
     plain = {number: generate(target, request_for(number, 1, number), Window(0)).tokens[0] for number in (0, 1)}
@@ -112,6 +131,78 @@ def test_what_a_replayed_lane_tells_is_committed(target, request_for, replayed):
         counts = [count for each, count in told if each == key]
         assert counts == sorted(counts)
         assert counts[-1] == target.grid.size
+
+
+WIDE = Window(40, ladder=(Rung(0, 1.0, 1.0), Rung(1, 1.1, 1.9), Rung(40, 5.0, 20.0)), paced=False)
+"""A window whose steps reach far for up to four places, and one draft far for eight."""
+
+
+class Flat:
+    """A target whose states depend on no token: each guess is right, as long as the noise is the position's own."""
+
+    def __init__(self, target) -> None:
+        self.target = target
+
+    def __getattr__(self, name):
+        return getattr(self.target, name)
+
+    def forward_nodes(self, *nodes):
+        return torch.full_like(self.target.forward_nodes(*nodes), 0.1)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_images_that_move_to_another_window_keep_their_tokens(steps, target, request_for, replayed):
+    """In steps that the host has not heard of, a wide window may commit more tokens than a narrow one holds noise."""
+    assert [WIDE.for_images(places).reach for places in (1, 2, 4, 8)] == [40, 40, 40, 1]
+    flat, grid = Flat(target), Grid(16, 16)
+    requests = [replace(request_for(0, 1, number), grid=grid) for number in range(6)]
+    lane: RecordedLane[int] = RecordedLane(flat, grid, WIDE, 8, replayed)
+    for number in range(4):
+        lane.join(number, requests[number])
+    for _ in range(steps):
+        assert not lane.step()
+    lane.join(4, requests[4])  # eight places, a narrow window
+    assert not lane.step()
+    for number in range(1, 5):
+        lane.leave(number)
+    lane.join(5, requests[5])  # two places, a wide window, whose further drafts the narrow one has not entered
+    state = lane._state
+    ahead = state.committed[:, None] + torch.arange(WIDE.reach)
+    assert (state.origins.gather(1, ahead) != RECOVERED).all()
+    outcomes = {}
+    while lane.keys:
+        outcomes |= {left.key: left.outcome for left in lane.step()}
+    for number, drawn in outcomes.items():
+        assert torch.equal(drawn.tokens, generate(flat, requests[number], Window(0)).tokens)
+        assert drawn.stats.committed <= drawn.stats.nfe + sum(drawn.stats.accepted_by_source.values())
+
+
+@pytest.mark.parametrize("replays", [False, True])
+def test_nothing_is_kept_of_a_cancelled_image(replays, target, request_for, replayed):
+    engine: DrawingEngine[int] = DrawingEngine(target, 2, replayed if replays else None)
+    for number in range(2):
+        engine.submit([number], request_for(0, 1, number), Window(0))
+    engine.step()
+    assert engine.cancel(1)
+    assert not engine.cancel(1)
+    (shared,) = engine.lanes.values()
+    assert list(shared.seconds) == shared.lane.keys == [0]
+
+
+@pytest.mark.parametrize("replays", [False, True])
+def test_an_engine_goes_on_after_memory_ended_in_a_prompt(replays, target, request_for, replayed, monkeypatch):
+    engine: DrawingEngine[int] = DrawingEngine(target, 2, replayed if replays else None)
+    engine.submit([0], request_for(0, 1, 0), Window(5))
+    with monkeypatch.context() as patch:
+        patch.setattr(type(target), "prefill", Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
+        with pytest.raises(HawkError, match="memory is too small"):
+            engine.step()
+    assert not engine.busy
+    engine.submit([1], request_for(1, 1, 1), Window(5))
+    ended = []
+    while engine.busy:
+        ended += engine.step()
+    assert torch.equal(ended[0].generation.tokens, generate(target, request_for(1, 1, 1), Window(0)).tokens)
 
 
 def test_the_counts_of_an_image_are_its_own(target, request_for):

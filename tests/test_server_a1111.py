@@ -85,3 +85,13 @@ def test_wrong_requests(served, body):
     answer = served.post({"prompt": PROMPT, **body}, "/sdapi/v1/txt2img")
     assert answer.status_code == 400
     assert answer.json()["detail"]
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-1e400", "0.5"])
+def test_a_refused_scale_has_the_name_that_the_client_gave_it(served, number):
+    content = f'{{"prompt": "{PROMPT}", "cfg_scale": {number}}}'
+    answer = served.http.post(
+        f"{served.url}/sdapi/v1/txt2img", content=content, headers={"content-type": "application/json"}
+    )
+    assert answer.status_code == 400
+    assert answer.json()["detail"].startswith("cfg_scale must be")

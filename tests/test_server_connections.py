@@ -61,6 +61,20 @@ def test_a_head_that_is_no_http_is_refused_without_an_error_in_the_log(served, c
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
+def test_a_body_with_two_lengths_ends_its_connection(served):
+    """RFC 9112, 6.1: what a proxy takes for the rest of that body must not be read as a request."""
+    with served.connection() as connection:
+        connection.sendall(
+            b"POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
+            b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        )
+        answer = connection.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"connection: close" in answer.lower()
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
 def test_a_connection_is_kept_for_the_next_request_and_closed_when_none_comes(served):
     connection = http.client.HTTPConnection(*served.address(), timeout=10)
     for _ in range(2):

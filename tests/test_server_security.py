@@ -37,6 +37,13 @@ def served(saved_model):
         ("localhost.evil.example", 403),
         ("evil.example:127.0.0.1", 403),
         ("[::1", 403),
+        ("localhost:", 200),
+        ("localhost:http", 403),
+        ("evil.example@localhost", 403),
+        ("evil.example\\@localhost", 403),
+        ("localhost/evil.example", 403),
+        ("localhost#evil.example", 403),
+        ("localhost?evil.example", 403),
         ("", 403),
     ],
 )
@@ -81,6 +88,14 @@ def test_no_path_reaches_the_file_system(served, path):
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         answer = connection.makefile("rb").read()
     assert b" 404 " in answer.split(b"\r\n")[0]
+
+
+@pytest.mark.parametrize("path", ["/v1/models/", "/v1/images/generations/", "/sdapi/v1/options/", "/healthz/"])
+def test_a_path_with_another_end_is_not_redirected(served, path):
+    """A redirect's address is made from the Host header, and its scheme is not that of a proxy with TLS."""
+    answer = served.get(path)
+    assert answer.status_code == 404
+    assert answer.json()
 
 
 def test_the_page_and_its_files(served):

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from hawk.decoding import recording
+from hawk.decoding.recording import Recordings
 from hawk.server.fair_queue import FairQueue
 from hawk.server.jobs import Accepted, Drawn, Failed, Finished, Job, JobImage, Partial, Stepped, Wish
 from hawk.server.worker import DrainingError, FullError, Worker
@@ -102,6 +104,17 @@ def test_events_come_in_order(saved_model):
         for each in events:
             if isinstance(each, Partial):
                 assert each.tokens == final.tokens[: len(each.tokens)]
+
+
+def test_an_image_of_replayed_steps_tells_its_own_forwards(saved_model, monkeypatch):
+    monkeypatch.setattr(recording, "captured", lambda call, device, pool: call)
+    monkeypatch.setattr(PacedStudio, "recordings", Recordings("graph"))
+    with working(saved_model) as worker:
+        client = Client(worker)
+        client.submit(seed=3, method="scd")
+        (final,) = [each for each in client.end() if isinstance(each, Drawn)]
+        assert len(final.forwards) == final.stats.nfe
+        assert drawn([final]) == {3: alone(saved_model, PROMPT, 3)}
 
 
 def test_a_cancelled_job_frees_its_place(saved_model):

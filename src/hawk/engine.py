@@ -116,6 +116,7 @@ class DrawingEngine(Generic[K]):
         for at, shared in self.lanes.items():
             if key in shared.lane.keys:
                 shared.lane.leave(key)
+                del shared.seconds[key]
                 self._free(at)
                 return True
         return False
@@ -172,7 +173,8 @@ class DrawingEngine(Generic[K]):
             else:
                 shared.seconds[key] = time.perf_counter() - started
                 ended += [Ended(left.key, left.outcome, shared.seconds.pop(left.key)) for left in finished]
-            self._free(at)
+            finally:
+                self._free(at)  # also where memory ended: a lane without images has no steps
         return ended
 
     def _step_lane(self, told: CallersFunction | None) -> list[Ended[K]]:

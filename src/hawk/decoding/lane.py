@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -269,7 +270,7 @@ def generation_at(state: WindowState, place: int, reaches: list[int]) -> Generat
     history = state.history[place, : int(state.steps[place])].tolist()
     stats = window_stats([[count] for count in history], origins.tolist(), reaches[: len(history) - 1], SOURCES)
     names = SOURCES if state.window.reach else ()
-    return Generation(state.tokens[place : place + 1, :size].clone(), origins, names, stats)
+    return Generation(state.tokens[place : place + 1, :size].clone(), origins, names, stats, tuple(accumulate(history)))
 
 
 def copy_row(source: WindowState, row: int, state: WindowState, to: int, length: int) -> None:

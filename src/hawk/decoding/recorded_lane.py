@@ -4,7 +4,8 @@ The shapes of a recording never change, so a recording has a number of places, a
 finished one, which commits nothing. As more images join, recordings of 1, 2, 4, 8, ... places take turns.
 
 The host follows the device by `LAG` steps: it hears of a finished image two steps late, in which the image's place
-commits nothing, and it never waits for the device in a step in which no image joins or ends.
+commits nothing, and it never waits for the device in a step in which no image joins or ends. Before images move to
+another recording, whose window may be another one, the host waits until it has heard of all steps.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from hawk.decoding.request import Request
 from hawk.decoding.sampling import BatchParams, SamplingParams
 from hawk.decoding.stats import Generation, Stats
 from hawk.decoding.tree import Window
-from hawk.decoding.window import LAG, WindowState, first_window, hold, shown
+from hawk.decoding.window import LAG, WindowState, enter, first_window, hold, shown
 
 K = TypeVar("K")
 
@@ -35,10 +36,11 @@ OWN = ("temperature", "top_k", "top_p", "cfg_scale", "is_greedy")
 
 @dataclass(eq=False)
 class Guest(Generic[K]):
-    """An image in a lane: its key, the tokens that the host knows to be committed, and the reaches of its steps."""
+    """An image in a lane: its key, what the host knows of its committed tokens, and the reaches of its steps."""
 
     key: K
     committed: int = 1
+    broken: bool = False
     reaches: list[int] = field(default_factory=list)
 
 
@@ -127,6 +129,8 @@ class RecordedLane(Generic[K]):
     def _move_to(self, room: int, alone: WindowState, params: SamplingParams) -> None:
         """Move all images to a recording of so many places, for images like that of `alone`."""
         left, guests = self._recording, self.guests
+        while self._served:  # the new steps may be narrower: the noise that they hold is counted from the last token
+            self._hear(0)
         capacity = max(alone.cache.capacity, 0 if left is None else left.state.cache.capacity)
         recording = self.recordings.lend(self.target, lambda: empty_lane(alone, params, room, capacity))
         if left is not None:
@@ -134,6 +138,15 @@ class RecordedLane(Generic[K]):
                 copy_place(left.state, self._guests.index(guest), recording.state, place)
             self.recordings.take_back(left)
         self._recording, self._guests = recording, [*guests, *[None] * (room - len(guests))]
+        if left is not None and left.state.window.reach < recording.state.window.reach:
+            self._hold()
+            drafted = recording.state.committed[:, None] + (left.state.window.reach - 1)
+            enter(recording.state, drafted, recording.state.window.reach)
+
+    def _hold(self) -> None:
+        """Draw the noise of the next step, counted from the tokens that the host knows to be committed."""
+        committed = [self.grid.size if guest is None else guest.committed for guest in self._guests]
+        hold(self._state, committed, LAG)
 
     # --- steps ------------------------------------------------------------------------------------------------
 
@@ -145,35 +158,34 @@ class RecordedLane(Generic[K]):
         assert self._recording is not None
         with torch.inference_mode():
             state, size = self._state, self.grid.size
-            hold(state, [size if guest is None else guest.committed for guest in self._guests], LAG)
+            self._hold()
             self._recording.step()
             self.steps += 1
             for guest in self.guests:
                 guest.reaches.append(state.window.reach)
             self._sent.send(state.progress)
             self._served.append(list(self._guests))
-            broken = self._hear()
+            self._hear(LAG)
             ended = [
-                Left(guest.key, not_finite(state.cache.keys.dtype) if guest in broken else self._drawn(guest))
+                Left(guest.key, not_finite(state.cache.keys.dtype) if guest.broken else self._drawn(guest))
                 for guest in self.guests
-                if guest in broken or guest.committed == size
+                if guest.broken or guest.committed == size
             ]
-            if on_step is not None and not broken and self.guests:
+            if on_step is not None and self.guests and not any(guest.broken for guest in self.guests):
                 on_step(self.progress())
         for each in ended:
             self.leave(each.key)
         return ended
 
-    def _hear(self) -> list[Guest[K]]:
-        """Take note of what the images had committed `LAG` steps ago; returns those that were broken by then."""
-        values = self._sent.receive(LAG)
+    def _hear(self, late: int) -> None:
+        """Take note of what the images had committed `late` steps ago, and whether they were broken by then."""
+        values = self._sent.receive(late)
         if values is None:
-            return []
+            return
         served = self._served.popleft()
-        heard = [(guest, place) for place, guest in enumerate(served) if guest is not None and guest in self._guests]
-        for guest, place in heard:
-            guest.committed = values[place]
-        return [guest for guest, place in heard if values[len(served) + place]]
+        for place, guest in enumerate(served):
+            if guest is not None:
+                guest.committed, guest.broken = values[place], bool(values[len(served) + place])
 
     def _drawn(self, guest: Guest[K]) -> Generation:
         return generation_at(self._state, self._guests.index(guest), guest.reaches)

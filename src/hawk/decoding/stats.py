@@ -95,12 +95,16 @@ def together(stats: Sequence[Stats]) -> Stats:
 
 @dataclass(frozen=True)
 class Generation:
-    """Finished tokens `[batch, grid.size]`, the origin of each (see `Canvas`), and the counts."""
+    """Finished tokens `[batch, grid.size]`, the origin of each (see `Canvas`), and the counts.
+
+    `forwards` has the number of tokens that were committed after each forward, prefill first, for an image of a lane.
+    """
 
     tokens: Int[Tensor, "b n"]
     origins: Int[Tensor, "b n"]
     source_names: tuple[str, ...]
     stats: Stats
+    forwards: tuple[int, ...] = ()
 
 
 OnStep = Callable[[Canvas, Stats], None]

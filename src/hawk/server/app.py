@@ -53,6 +53,7 @@ def fastapi_app(config: ServerConfig, worker: Backend, metrics: ServerMetrics) -
         summary="Images from text by autoregressive models with lossless speculative decoding.",
         docs_url=None,  # its page loads scripts from another site
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would send clients, with their keys, to what the Host header names
     )
     app.add_exception_handler(ApiError, api_error)
     app.add_exception_handler(RequestValidationError, invalid)

@@ -108,6 +108,8 @@ class Guard:
         scope.setdefault("state", {})["hawk_reference"] = reference
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         more = [*HEADERS.items(), ("x-request-id", reference), *self.door.cors(headers.get("origin"))]
+        if "transfer-encoding" in headers and "content-length" in headers:
+            more.append(("connection", "close"))  # a proxy may see another end of this body, and a request behind it
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -6,9 +6,9 @@ import base64
 import binascii
 import hashlib
 import hmac
+import re
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
-from urllib.parse import urlsplit
 
 from hawk.server.answers import ApiError
 from hawk.server.config import ServerConfig
@@ -30,6 +30,9 @@ HEADERS = {
     "x-frame-options": "DENY",
 }
 """Headers of every answer."""
+
+HOST = re.compile(r"(?P<name>\[[^][/?#@\\]*\]|[^][/?#@\\:]*)(?::[0-9]{0,5})?")
+"""A Host header: a name or an address, an IPv6 address in brackets, and a port. It has no user, path or query."""
 
 METHODS_FOR_ORIGINS = "GET, POST, OPTIONS"
 HEADERS_FOR_ORIGINS = "authorization, content-type"
@@ -61,10 +64,8 @@ class Doorkeeper:
 
         A page of another site that has its name point to this machine (DNS rebinding) sends that name.
         """
-        try:
-            name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
-        except ValueError:
-            return False
+        match = HOST.fullmatch(host)
+        name = match["name"].strip("[]").lower().rstrip(".") if match else ""
         return name == "localhost" or name in self.config.hosts or is_address(name)
 
     def allows(self, origin: str, host: str) -> bool:

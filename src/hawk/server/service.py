@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 import unicodedata
 from collections import Counter
@@ -174,6 +175,8 @@ def check_text(param: str, text: str, most: int) -> None:
 
 def check_guidance(param: str, scale: float | None) -> None:
     """Raise `ApiError` for a guidance scale between 0 and 1 or below 0: 0 and 1 turn guidance off."""
+    if scale is not None and not math.isfinite(scale):
+        raise wrong(f"{param} must be a finite number, not {scale}", param)
     if scale is not None and scale < 1 and scale != 0:
         raise wrong(f"{param} must be 0 or 1 (guidance off), or more than 1, not {scale:g}", param)
 

@@ -330,7 +330,7 @@ class Worker:
         text = dict(reading.texts[image.place]) | drawn_metadata(tokens)
         seed, names, stats = reading.request.seeds[image.place], generation.source_names, generation.stats
         done = numbers(tokens), numbers(generation.origins)
-        forwards = tuple(image.forwards)
+        forwards = generation.forwards or tuple(image.forwards)  # the host hears of replayed steps late
         self._tell(job, Drawn(image.place, seed, picture, text, *done, forwards, names, stats, seconds))
         self.observer.drawn(job.wish.method, stats, stats.images, image.began - image.arrived, seconds)
         self._note_pace()

@@ -69,8 +69,8 @@ class BatchParams:
     `top_k` equal to the vocabulary, and an image without top-p has an infinite `top_p`.
 
     The other fields say on the host which formulas the batch needs: `guided` and `nucleus` whether any image does,
-    `greedy` how many do, `most_k` the largest top-k (0: none). They decide what a step computes, and so which
-    recording of a step fits.
+    `greedy` how many do, `most_k` the largest top-k, rounded up to a power of two (0: none). They decide what a step
+    computes, and so which recording of a step fits: the rounding keeps their number small.
     """
 
     temperature: Float[Tensor, "b 1 1"]
@@ -115,7 +115,7 @@ class BatchParams:
             image=whole(rows.image),
             guided=rows.cond != rows.uncond,
             greedy="all" if all(greedy) else "some" if any(greedy) else "none",
-            most_k=max((k for k in filters if k < vocab), default=0),
+            most_k=min(vocab, max((1 << (k - 1).bit_length() for k in filters if k < vocab), default=0)),
             nucleus=any(each.top_p < 1 for each in params),
         )
 

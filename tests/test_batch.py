@@ -142,6 +142,9 @@ WRONG = [
     ({"prompt": "a cat", "seed": True}, "seed must be"),
     ({"prompt": "a cat", "id": 1.5}, "id must be text or a whole number"),
     ({"prompt": "a cat", "id": "a\nb"}, "printable"),
+    ('{"prompt": "a cat", "weight": NaN}', "JSON has no NaN: write null or a finite number"),
+    ('{"prompt": "a cat", "weight": [-Infinity]}', "JSON has no -Infinity"),
+    ('{"prompt": "a cat", "weight": 1e400}', "JSON has no '1e400'"),
     ({"id": "one", "prompt": "a dog"}, "the id one is that of row 1, too"),
 ]
 
@@ -364,6 +367,12 @@ def test_wrong_options_are_refused_before_anything_is_written(drawn, saved_model
     assert "a block has at most 4096 images" in refused(*words, "--block-size", 5000)
     assert "unknown method" in refused(*words, "--method", "eagel")
     assert "--temperature" in refused(*words, "--temperature", -1)
+    assert "no drafter folder at /nowhere" in refused(*words, "--drafter", "/nowhere")
+    assert "unknown verifier 'loose'" in refused(*words, "--verifier", "loose")
+    assert "engine 'graph' is for GPUs" in refused(*words, "--device", "cpu", "--engine", "graph")
+    (tmp_path / "out").symlink_to(tmp_path / "lost")
+    assert f"the link {tmp_path / 'out'} leads to nothing: name another folder" in refused(*words)
+    (tmp_path / "out").unlink()
     assert not (tmp_path / "out").exists()
 
 

@@ -72,7 +72,10 @@ def report(
         typer.Option("--prompts", help="Number of built-in prompts, or a file with one prompt a line (default: 12)."),
     ] = None,
     images: Annotated[
-        int | None, typer.Option("--images", "-n", min=1, help="Images of each prompt in the evaluation (default: 2).")
+        int | None,
+        typer.Option(
+            "--images", "-n", min=1, max=100_000, help="Images of each prompt in the evaluation (default: 2)."
+        ),
     ] = None,
     model: ModelOption = "bundled",
     drafter: DrafterOption = None,
@@ -104,7 +107,7 @@ def report(
     check_printable(str(out))
     command = shlex.join(["hawk", *sys.argv[1:]])
     extent = FULL if full else QUICK
-    chosen = prompt_set(prompts or str(extent.prompts), None)
+    chosen = prompt_set(str(extent.prompts) if prompts is None else prompts, None)
     pipe = load_pipeline(model, device, dtype, drafter, threads, engine)
     params = sampling_params(pipe.model, cfg_scale, temperature, top_k, top_p, OPTIONS)
     parts = pipe.model.drafting

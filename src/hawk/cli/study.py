@@ -36,7 +36,8 @@ def study(
     name: Annotated[str, typer.Argument(help="A study, all, or list, which says what each study shows.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for NAME.json and NAME.png.")] = Path("studies"),
     images: Annotated[
-        int | None, typer.Option("--images", "-n", min=1, help="Images of a study (default: 8; settings: 4 a point).")
+        int | None,
+        typer.Option("--images", "-n", min=1, max=100_000, help="Images of a study (default: 8; settings: 4 a point)."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the first image; the others follow it.")] = 0,
     method: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import time
@@ -143,8 +144,6 @@ def report(
 
 def mark_of(job: EvalJob, extent: Extent) -> dict[str, Any]:
     """What a kept part must have been measured with, as JSON values."""
-    import json
-
     from hawk import __version__
 
     mark: dict[str, Any] = json.loads(json.dumps({"hawk": __version__, **job.identity(), "extent": asdict(extent)}))
@@ -152,7 +151,10 @@ def mark_of(job: EvalJob, extent: Extent) -> dict[str, Any]:
 
 
 def kept_part(out: Path, name: str, mark: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A part of the report: what a finished run kept with the same mark, or a new one, which is kept at once."""
+    """A part of the report: what a finished run kept with the same mark, or a new one, which is kept at once.
+
+    A new part that cannot be kept, as on a full disk, is printed as one line of JSON.
+    """
     from hawk.evaluation.report import only_finite
     from hawk.files import read_cache, write_json
 
@@ -164,7 +166,11 @@ def kept_part(out: Path, name: str, mark: Mapping[str, Any], make: Callable[[], 
     started = time.monotonic()
     part = only_finite(make())
     part["seconds"] = time.monotonic() - started
-    write_json(path, {"mark": mark, "part": part})
+    try:
+        write_json(path, {"mark": mark, "part": part})
+    except OSError:
+        print(json.dumps({name: part}))
+        raise
     return part
 
 

@@ -142,6 +142,9 @@ WRONG = [
     ({"prompt": "a cat", "seed": True}, "seed must be"),
     ({"prompt": "a cat", "id": 1.5}, "id must be text or a whole number"),
     ({"prompt": "a cat", "id": "a\nb"}, "printable"),
+    ('{"prompt": "a cat", "weight": NaN}', "JSON has no NaN: write null or a finite number"),
+    ('{"prompt": "a cat", "weight": [-Infinity]}', "JSON has no -Infinity"),
+    ('{"prompt": "a cat", "weight": 1e400}', "JSON has no '1e400'"),
     ({"id": "one", "prompt": "a dog"}, "the id one is that of row 1, too"),
 ]
 
@@ -266,10 +269,19 @@ def test_a_run_that_is_stopped_goes_on_with_the_next_block(drawn, saved_model, t
     assert not [*(tmp_path / "out").rglob("*.tmp")]
 
 
-def test_a_damaged_shard_is_drawn_again(drawn, saved_model, tmp_path):
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "{",
+        lambda text: text.replace('"images": 4', '"images": "four"'),
+        lambda text: text.replace('"block": 0', '"block": 1'),
+    ],
+)
+def test_a_damaged_shard_or_record_is_drawn_again(drawn, saved_model, tmp_path, change):
     shutil.copytree(drawn / "out", tmp_path / "out")
     (tmp_path / "out" / "shards" / "000001.tar").write_bytes(b"")
-    (tmp_path / "out" / "blocks" / "000000.json").write_text("{")
+    record = tmp_path / "out" / "blocks" / "000000.json"
+    record.write_text(change(record.read_text()))
     words = ("-o", tmp_path / "out", "-m", saved_model, "-k", 2, "--block-size", 2, *SMALL)
     assert summary(hawk_batch(drawn / "p.jsonl", *words))["images"] == 8
     assert hashes(tmp_path / "out") == hashes(drawn / "out")
@@ -364,6 +376,13 @@ def test_wrong_options_are_refused_before_anything_is_written(drawn, saved_model
     assert "a block has at most 4096 images" in refused(*words, "--block-size", 5000)
     assert "unknown method" in refused(*words, "--method", "eagel")
     assert "--temperature" in refused(*words, "--temperature", -1)
+    assert "--num-workers must be at most" in refused(*words, "--num-workers", 10_000)
+    assert "no drafter folder at /nowhere" in refused(*words, "--drafter", "/nowhere")
+    assert "unknown verifier 'loose'" in refused(*words, "--verifier", "loose")
+    assert "engine 'graph' is for GPUs" in refused(*words, "--device", "cpu", "--engine", "graph")
+    (tmp_path / "out").symlink_to(tmp_path / "lost")
+    assert f"the link {tmp_path / 'out'} leads to nothing: name another folder" in refused(*words)
+    (tmp_path / "out").unlink()
     assert not (tmp_path / "out").exists()
 
 

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import shutil
+import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,9 @@ from typer.testing import CliRunner
 
 from hawk import HawkPipeline, __version__
 from hawk.cli.app import app
+from hawk.cli.wanted import SETTINGS
 from hawk.drafters.methods import METHODS
+from hawk.pictures.png import FIRST_BYTES
 from hawk.pipeline import tokens_sha256
 
 runner = CliRunner()
@@ -274,6 +278,40 @@ def test_a_picture_shows_how_it_was_drawn_and_is_drawn_again(saved_model, empty_
     assert "the tokens differ" in other.stdout
     Image.new("RGB", (8, 8)).save("plain.png")
     assert "does not say how it was drawn" in refused("show", "plain.png")
+
+
+def png(width: int, height: int, **text: str) -> bytes:
+    """A PNG that says it has that size, and holds no pixels."""
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))]
+    parts += [(b"tEXt", f"{name}\0{value}".encode("latin-1")) for name, value in text.items()]
+    parts += [(b"IDAT", zlib.compress(bytes(3 * width + 1) * height if width < 9 else b"")), (b"IEND", b"")]
+    chunks = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
+    ]
+    return FIRST_BYTES + b"".join(chunks)
+
+
+STRANGE_PICTURES = {
+    "bomb": (lambda: png(60_000, 60_000), "is no PNG picture that can be read (Image size (3600000000 pixels)"),
+    "deep settings": (lambda: png(1, 1, settings="[" * 100_000), "does not say how it was drawn"),
+}
+
+
+@pytest.mark.parametrize("words", [("show",), ("generate", "--like")])
+@pytest.mark.parametrize("case", STRANGE_PICTURES)
+def test_strange_pictures_are_refused_in_one_line(empty_folder, case, words):
+    make, message = STRANGE_PICTURES[case]
+    Path("strange.png").write_bytes(make())
+    assert message in refused(*words, "strange.png")
+
+
+def test_what_a_picture_says_cannot_command_the_terminal(empty_folder):
+    settings = json.dumps(dict.fromkeys(SETTINGS, 1))
+    text = {"prompt": "a \x1b[2J cat\nseed 5", "seed": "1", "model": "m", "method": "ar", "tokens_sha256": "0"}
+    Path("escape.png").write_bytes(png(1, 1, settings=settings, **text))
+    lines = hawk_command("show", "escape.png").stdout.splitlines()
+    assert [line.split(maxsplit=1)[1] for line in lines if line.startswith("prompt ")] == [r"a \x1b[2J cat\nseed 5"]
+    assert all(line.isprintable() for line in lines)
 
 
 def test_two_processes_never_claim_one_name(tmp_path):

@@ -66,6 +66,9 @@ def test_seeds_depend_on_prompt_and_image_only():
 
 def test_plain_ar_and_the_control_are_always_drawn(pipe):
     assert eval_methods("hawk, ar,medusa,hawk", pipe.model.drafting) == ("ar", CONTROL, "hawk", "medusa")
+    for nothing in ("", " ,"):
+        with pytest.raises(HawkError, match="no method given: name some with commas between, of ar, medusa"):
+            eval_methods(nothing, pipe.model.drafting)
 
 
 def test_every_method_draws_each_image_once(pipe, tmp_path, drawings):

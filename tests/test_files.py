@@ -185,6 +185,7 @@ WRITERS = {
     "generate": ("generate cat -m {model} --seed 1 -o out/", ""),
     "compare": ("compare cat -m {model} --repeats 1 -o out", '"identical": true'),
     "bench": ("bench --methods ar --prompts 1 -m {model} --json-out out/bench.json", '"rows"'),
+    "study": ("study settings -m {model} -n 1 -o out", '"study": "settings"'),
     "info": ("info {model} --measure --json", '"reach": 63'),
 }
 

@@ -269,6 +269,9 @@ def test_unknown_names_are_refused_in_one_line():
     assert "unknown method 'eagel'" in refused("study", "entropy", "--method", "eagel")
     assert "--step" in refused("study", "entropy", "--step", 3)
     assert "--images" in refused("study", "entropy", "--images", 0)
+    for words in (("study", "entropy"), ("eval", "--methods", "ar", "-o", "out"), ("report", "-o", "out")):
+        assert "--images must be 100000 or less" in refused(*words, "--images", 10**9)
+    assert "--resamples must be 100000 or less" in refused("eval", "--methods", "ar", "-o", "out", "--resamples", 10**9)
 
 
 def test_a_model_without_drafters_is_told_so_in_one_line(saved_model, tmp_path):

@@ -25,6 +25,9 @@ from hawk.evaluation.locking import LOCK
 from hawk.files import claim_folder, read_cache, write_bytes, write_json
 from hawk.pictures.png import check_writable
 
+NUMBERS = ("images", "tokens", "nfe", "seconds")
+"""What is summed over the records of blocks."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -52,7 +55,10 @@ class Record:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Record:
         """The record of an object of JSON; KeyError or TypeError for anything else."""
-        return cls(**{**fields, "failures": tuple(Failure(**each) for each in fields["failures"])})
+        record = cls(**{**fields, "failures": tuple(Failure(**each) for each in fields["failures"])})
+        if not all(isinstance(getattr(record, name), int | float) for name in NUMBERS):
+            raise TypeError("a number of the record is none")
+        return record
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ class Folder:
         """The record of a block; None if the block is not done, or its shard is not as the record says."""
         try:
             record = Record.from_json(read_cache(self.record(block)))
-            return record if self.shard(block).stat().st_size == record.size else None
+            return record if (record.block, record.size) == (block, self.shard(block).stat().st_size) else None
         except (OSError, KeyError, TypeError):
             return None
 
@@ -136,7 +142,7 @@ class Sums:
         """Add a block."""
         self.blocks += 1
         self.failures += record.failures
-        for name in ("images", "tokens", "nfe", "seconds"):
+        for name in NUMBERS:
             setattr(self, name, getattr(self, name) + getattr(record, name))
 
     @property
@@ -147,6 +153,6 @@ class Sums:
     def write(self, folder: Folder) -> None:
         """Write failures.jsonl and stats.json."""
         folder.write_failures(self.failures)
-        sums = {name: getattr(self, name) for name in ("blocks", "images", "tokens", "nfe", "seconds")}
+        sums = {name: getattr(self, name) for name in ("blocks", *NUMBERS)}
         document = {**sums, "failed": len(self.failures), "accept_length": self.accept_length}
         write_json(folder.path / "stats.json", document)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hawk.batch.rows import Failure, Row, read_rows
+from hawk.decoding.request import check_verifier
 from hawk.decoding.sampling import SamplingParams
 from hawk.drafters.methods import lacking, method_named
 from hawk.drafters.parts import drafters_mark
@@ -21,7 +22,7 @@ from hawk.errors import HawkError
 from hawk.evaluation.run import seed_of
 from hawk.files import read_cache
 from hawk.models.arguments import OPTIONS, check_negatives, grid_of, sampling_params
-from hawk.models.loading import dtype_named, is_large, load_outline, model_folder
+from hawk.models.loading import drafter_folder, dtype_named, engine_named, is_large, load_outline, model_folder
 from hawk.models.moving import Origin
 
 if TYPE_CHECKING:
@@ -172,12 +173,16 @@ def plan(settings: Settings, path: Path, device: torch.device) -> Job:
         HawkError: a setting is wrong, or the model or the file of prompts cannot be read.
     """
     check_sizes(settings)
+    engine_named(settings.engine, device)
+    if settings.drafter is not None:
+        drafter_folder(settings.drafter)
     folder = model_folder(settings.model)
     model = load_outline(folder)
     dtype = dtype_named(settings.dtype, device, large=is_large(folder))
     origin = Origin.of(settings.model, settings.drafter)
     settings = replace(settings, model=origin.model, drafter=origin.drafter, device=str(device), dtype=dtype)
     params = params_of(model, settings)
+    check_verifier(settings.verified)
     prompts = survey(path, settings.images)
     identity = {
         **marks_of(model, settings),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -187,7 +188,7 @@ def _read_jsonl(path: Path) -> Iterator[Raw | Failure]:
             if not content.strip():
                 continue
             try:
-                found = json.loads(content.decode())
+                found = json.loads(content.decode(), parse_constant=_no_number, parse_float=_finite)
                 if not isinstance(found, dict):
                     raise ValueError("it is no JSON object")
             except (ValueError, RecursionError) as error:
@@ -195,6 +196,17 @@ def _read_jsonl(path: Path) -> Iterator[Raw | Failure]:
                 yield Failure(number, f"the line is malformed ({one_line(error)})", {"text": text})
                 continue
             yield Raw(number, found)
+
+
+def _no_number(text: str) -> float:
+    """Raise ValueError for NaN and Infinity, which Python reads and JSON lacks."""
+    raise ValueError(f"JSON has no {text}: write null or a finite number")
+
+
+def _finite(text: str) -> float:
+    """A number of JSON; ValueError where no float is as large."""
+    number = float(text)
+    return number if math.isfinite(number) else _no_number(shown(text))
 
 
 def _read_csv(path: Path) -> Iterator[Raw | Failure]:
@@ -246,10 +258,10 @@ def parquet_package() -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON holds it: text in place of bytes, dates and what else JSON lacks."""
+    """A value as JSON holds it: text in place of bytes, dates, NaN and what else JSON lacks."""
     if isinstance(value, str):
         return value.encode(errors="replace").decode()
-    return json.loads(json.dumps(value, default=str))
+    return json.loads(json.dumps(value, default=str), parse_constant=str)
 
 
 def _check_columns(path: Path, names: list[str]) -> None:

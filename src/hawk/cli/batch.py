@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,7 @@ from hawk.cli.options import (
     check_printable,
     image_bar,
 )
+from hawk.errors import HawkError
 
 if TYPE_CHECKING:
     from hawk.batch.job import Job, Settings
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 SOME_FAILED = 1
 """The exit code of a job that is complete but for rows in failures.jsonl."""
+PROCESSES_OF_A_CPU = 4
+"""The most processes for each CPU of this machine: thousands of them, each with a model, would fill its memory."""
 
 
 def batch(
@@ -142,6 +146,9 @@ def drawn_locally(settings: Settings, prompts: Path, workers: int) -> Summary:
     from hawk.batch.local import drawn_by_processes, drawn_here
     from hawk.models.loading import device_named
 
+    most = PROCESSES_OF_A_CPU * (os.cpu_count() or 1)
+    if workers > most:
+        raise HawkError(f"--num-workers must be at most {most} on this machine, not {workers}: each loads the model")
     settings = kept_places(settings)
     job = plan(settings, prompts, device_named(settings.device))
     if workers == 1:

@@ -55,7 +55,7 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Draw only the first so many prompts of the set.")
     ] = None,
-    images: Annotated[int, typer.Option("--images", "-n", min=1, help="Images of each prompt.")] = 4,
+    images: Annotated[int, typer.Option("--images", "-n", min=1, max=100_000, help="Images of each prompt.")] = 4,
     metrics: Annotated[
         str | None,
         typer.Option(
@@ -85,7 +85,7 @@ def evaluate(
         ),
     ] = None,
     resamples: Annotated[
-        int, typer.Option("--resamples", min=10, help="Bootstrap resamples of each confidence interval.")
+        int, typer.Option("--resamples", min=10, max=100_000, help="Bootstrap resamples of each confidence interval.")
     ] = 200,
     score_only: Annotated[
         bool,

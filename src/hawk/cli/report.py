@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import time
@@ -72,7 +73,10 @@ def report(
         typer.Option("--prompts", help="Number of built-in prompts, or a file with one prompt a line (default: 12)."),
     ] = None,
     images: Annotated[
-        int | None, typer.Option("--images", "-n", min=1, help="Images of each prompt in the evaluation (default: 2).")
+        int | None,
+        typer.Option(
+            "--images", "-n", min=1, max=100_000, help="Images of each prompt in the evaluation (default: 2)."
+        ),
     ] = None,
     model: ModelOption = "bundled",
     drafter: DrafterOption = None,
@@ -104,7 +108,7 @@ def report(
     check_printable(str(out))
     command = shlex.join(["hawk", *sys.argv[1:]])
     extent = FULL if full else QUICK
-    chosen = prompt_set(prompts or str(extent.prompts), None)
+    chosen = prompt_set(str(extent.prompts) if prompts is None else prompts, None)
     pipe = load_pipeline(model, device, dtype, drafter, threads, engine)
     params = sampling_params(pipe.model, cfg_scale, temperature, top_k, top_p, OPTIONS)
     parts = pipe.model.drafting
@@ -140,8 +144,6 @@ def report(
 
 def mark_of(job: EvalJob, extent: Extent) -> dict[str, Any]:
     """What a kept part must have been measured with, as JSON values."""
-    import json
-
     from hawk import __version__
 
     mark: dict[str, Any] = json.loads(json.dumps({"hawk": __version__, **job.identity(), "extent": asdict(extent)}))
@@ -149,7 +151,10 @@ def mark_of(job: EvalJob, extent: Extent) -> dict[str, Any]:
 
 
 def kept_part(out: Path, name: str, mark: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A part of the report: what a finished run kept with the same mark, or a new one, which is kept at once."""
+    """A part of the report: what a finished run kept with the same mark, or a new one, which is kept at once.
+
+    A new part that cannot be kept, as on a full disk, is printed as one line of JSON.
+    """
     from hawk.evaluation.report import only_finite
     from hawk.files import read_cache, write_json
 
@@ -161,7 +166,11 @@ def kept_part(out: Path, name: str, mark: Mapping[str, Any], make: Callable[[], 
     started = time.monotonic()
     part = only_finite(make())
     part["seconds"] = time.monotonic() - started
-    write_json(path, {"mark": mark, "part": part})
+    try:
+        write_json(path, {"mark": mark, "part": part})
+    except OSError:
+        print(json.dumps({name: part}))
+        raise
     return part
 
 

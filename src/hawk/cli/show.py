@@ -28,4 +28,9 @@ def show(
     rows = {**text, **settings}
     width = max(map(len, rows))
     for name, value in rows.items():
-        print(f"{name:<{width}}  {value}")
+        print(f"{_printable(name):<{width}}  {_printable(str(value))}")
+
+
+def _printable(text: str) -> str:
+    """Text of a picture that anybody may have written, in one line and without commands to the terminal."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)

@@ -36,7 +36,8 @@ def study(
     name: Annotated[str, typer.Argument(help="A study, all, or list, which says what each study shows.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for NAME.json and NAME.png.")] = Path("studies"),
     images: Annotated[
-        int | None, typer.Option("--images", "-n", min=1, help="Images of a study (default: 8; settings: 4 a point).")
+        int | None,
+        typer.Option("--images", "-n", min=1, max=100_000, help="Images of a study (default: 8; settings: 4 a point)."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the first image; the others follow it.")] = 0,
     method: Annotated[
@@ -96,7 +97,11 @@ def study(
             task = bar.add_task(each.name, total=each.draws(pipe, album.setting))
             album.on_image = partial(bar.update, task, advance=1, refresh=True)
             try:
-                documents.append(run_study(each, album, out, command))
+                run_study(each, album, out, command, documents.append)
+            except OSError:
+                if documents:
+                    print_documents(name, documents)
+                raise
             except HawkError as error:
                 if len(chosen) == 1:
                     raise
@@ -105,4 +110,9 @@ def study(
         print(f"{each.name}: wrote {out / each.name}.json and .png in {documents[-1]['seconds']:.0f} s")
     if not documents:
         raise HawkError("no study could be made of this model")
+    print_documents(name, documents)
+
+
+def print_documents(name: str, documents: list[dict[str, Any]]) -> None:
+    """Print the line of JSON of what `name` stands for: one study, or all of them by their names."""
     print(json.dumps(documents[0] if name != "all" else {each["study"]: each for each in documents}))

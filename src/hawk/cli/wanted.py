@@ -119,5 +119,5 @@ def recipe_of(text: dict[str, str], path: Path) -> Recipe:
         settings = {name: settings[name] for name in SETTINGS}
         negative, seed = text.get("negative_prompt"), int(text["seed"])
         return Recipe(text["prompt"], seed, negative, text["model"], text["method"], text["tokens_sha256"], settings)
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise HawkError(f"{path} does not say how it was drawn: give a PNG that `hawk generate` wrote") from error

@@ -68,9 +68,11 @@ def eval_methods(names: str, parts: DraftParts | None) -> tuple[str, ...]:
     """The methods to draw with, from names with commas between them: `ar` and the control come first, always.
 
     Raises:
-        HawkError: a name is unknown, or the model lacks the drafter that a method needs.
+        HawkError: there is no name, a name is unknown, or the model lacks the drafter that a method needs.
     """
     given = [name.strip() for name in names.split(",") if name.strip()]
+    if not given:
+        raise HawkError(f"no method given: name some with commas between, of {', '.join(METHODS)}")
     chosen = tuple(dict.fromkeys(("ar", CONTROL, *given)))
     for name in chosen:
         kind = lacking(method_of(name), parts)

@@ -50,7 +50,9 @@ def picture_path(out: Path | None, prompt: str, seed: int, images: int, as_folde
 
 def check_writable(folder: Path) -> None:
     """Raise `HawkError` if a folder cannot be written to or cannot be created; nothing is created."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+    if not existing.exists():
+        raise HawkError(f"cannot write into {folder}: the link {existing} leads to nothing: name another folder")
     if not existing.is_dir():
         raise HawkError(f"cannot write into {folder}: {existing} is a file")
     if not os.access(existing, os.W_OK | os.X_OK):
@@ -85,7 +87,7 @@ def picture_text(path: Path) -> dict[str, str]:
         with Image.open(path, formats=["PNG"]) as image:
             image.load()  # text may follow the pixels
             return dict(getattr(image, "text", {}))
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise HawkError(f"{path} is no PNG picture that can be read ({one_line(error)})") from error
 
 

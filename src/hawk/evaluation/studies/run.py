@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,13 @@ def studies_named(name: str) -> list[Study]:
     return [STUDIES[name_of("study", name, (*STUDIES, "all", "list"))]]
 
 
-def run_study(study: Study, album: Album, out: Path, command: str) -> dict[str, Any]:
+def run_study(
+    study: Study, album: Album, out: Path, command: str, on_document: Callable[[dict[str, Any]], None] | None = None
+) -> dict[str, Any]:
     """Run one study on an album; write `out/NAME.json` and `out/NAME.png`, and return the JSON document.
+
+    Args:
+        on_document: is called with the document before anything is written, so that a full disk does not lose it.
 
     What `hawk` learnt about its drafts in earlier images is put aside, so that a study depends on its setting alone.
 
@@ -52,6 +58,8 @@ def run_study(study: Study, album: Album, out: Path, command: str) -> dict[str, 
     with pipe.timed(), knowing(pipe, setting.params, 0.0):
         found = study.measure(album)
     document = document_of(study, pipe, setting, command, time.perf_counter() - started, found)
+    if on_document is not None:
+        on_document(document)
     study.plot(figure, found)
     figure.suptitle(caption(pipe, setting), fontsize=9)
     save_figure(figure, out / f"{study.name}.png", dpi=100, colours=COLOURS)

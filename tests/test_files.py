@@ -293,6 +293,7 @@ def test_state_of_a_training_run_that_does_not_fit_is_an_error_of_the_disk(tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
 
 
+@pytest.mark.proofs
 def test_plots_that_do_not_fit_leave_no_half_picture(tmp_path):
     costs = [scaling.Cost(axis, "hawk", at, 1.0, "step") for axis in AXES for at in (1, 2)]
     result = scaling.ScalingResult(costs, [], {}, {"processor": "any", "threads": 1})

@@ -99,6 +99,7 @@ def test_captions_do_not_wait_for_their_pictures():
     assert prompts.fingerprint == SceneCaptions().fingerprint
 
 
+@pytest.mark.proofs
 def test_training_runs_and_goes_on(tmp_path):
     small = FitConfig(steps=2, batch_size=2, warmup=1, dtype="float32", save_every=1, evaluate_every=2)
     pictures = ScenePictures(side=64)

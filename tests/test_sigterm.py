@@ -245,7 +245,7 @@ def test_two_processes_stop_together_and_end_as_unbroken(place: Workplace, tmp_p
     assert states(broken) == states(whole)
 
 
-@pytest.mark.slow  # not among the proofs: a restart hangs at times in init_process_group (docs/scaling.md)
+@pytest.mark.proofs
 def test_torchrun_restarts_all_after_one_was_killed_and_another_number_goes_on(
     place: Workplace, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from hawk.errors import HawkError, TerminatedError, one_line
 
 PATIENCE = timedelta(days=2)
-"""How long a process waits for the others, which may still be drawing grids."""
+"""How long a process of a group waits for the others, which may still be drawing grids."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,19 @@ class World:
 
     @classmethod
     def join(cls, device: str) -> World:
-        """Join the processes that torchrun started: through NCCL on GPUs (one per process), else through gloo."""
+        """Join the processes that torchrun started: through NCCL on GPUs (one per process), else through gloo.
+
+        Raises `HawkError` where they do not find each other within minutes.
+        """
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
         on_gpu = torch.device(device).type == "cuda"
         if on_gpu:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
+            from hawk.training.forming import form_group  # not every build of PyTorch has what this module imports
+
+            form_group("nccl" if on_gpu else "gloo", PATIENCE)
         return cls(dist.get_rank(), dist.get_world_size())
 
     @property

@@ -41,7 +41,7 @@ from hawk.measure.prompts import BENCH_PROMPTS
 from hawk.measure.published import janus_pro
 from hawk.measure.scaling import SHAPES, image_costs, made_up_target
 from hawk.measure.steps import copy_bandwidth, costs_by_reach, made_up_request
-from hawk.proofs.suite import prove_on_model
+from hawk.proofs.suite import prove_on_model, window_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("verify", "tests", "draw", "lanes", "steps", "beside", "profile")
@@ -112,14 +112,16 @@ def draw(settings: Settings, engine: Engine, batch: int) -> Iterator[Row]:
 
 
 def lanes(settings: Settings, dtype: str) -> Iterator[Row]:
-    """Images of a queue by `hawk`: all there at the start, and arriving one by one; and which ones are as if alone."""
+    """Images of a queue by `hawk`, or by `scd` if `hawk` drafts trees, which share no lane.
+
+    All are there at the start, or arrive one by one; and the rows say how many are as if drawn alone.
+    """
     pipe, images, together = settings.pipe(dtype, settings.engines[0]), *((4, 2) if settings.tiny else (64, 16))
-    target, recorded, window = (
-        pipe.model.target,
-        pipe.recordings,
-        pipe.drafter_for(METHODS["hawk"], TreeLimits(), "coupled"),
-    )
-    prompts = [BENCH_PROMPTS[number % len(BENCH_PROMPTS)] for number in range(images)]
+    target, recorded = pipe.model.target, pipe.recordings
+    drafter = pipe.drafter_for(METHODS["hawk"], TreeLimits(), "coupled")
+    window = drafter if isinstance(drafter, Window) else window_of(pipe)[1]
+    texts = BENCH_PROMPTS[: 1 if settings.tiny else None]
+    prompts = [texts[number % len(texts)] for number in range(images)]
     requests = [
         Request(pipe.condition([prompt]), pipe.model.grid, pipe.defaults, [i]) for i, prompt in enumerate(prompts)
     ]

@@ -19,7 +19,7 @@ import torch
 from hawk.decoding.canvas import Canvas
 from hawk.decoding.forward import Target
 from hawk.decoding.generate import SMALLER, generate
-from hawk.decoding.lane import Lane, Left, Progress
+from hawk.decoding.lane import AnyLane, Lane, Left, Progress
 from hawk.decoding.memory import refused_where_memory_ends
 from hawk.decoding.recorded_lane import RecordedLane, formulas_of
 from hawk.decoding.recording import Recordings
@@ -64,7 +64,7 @@ class Asked(Generic[K]):
 class SharedLane(Generic[K]):
     """A lane, and the seconds that each of its images has used."""
 
-    lane: Lane[K] | RecordedLane[K]
+    lane: AnyLane[K]
     seconds: dict[K, float] = field(default_factory=dict)
 
 
@@ -144,14 +144,14 @@ class DrawingEngine(Generic[K]):
 
     def _lane_for(self, request: Request, window: Window) -> Hashable:
         """The key of the lane for a request, which is made where there is none."""
-        if self.recordings is None:
-            at: Hashable = (request.grid, window)
-            if at not in self.lanes:
-                self.lanes[at] = SharedLane(Lane(self.target, request.grid, window, self.places))
-            return at
-        at = (request.grid, window, formulas_of(self.target, request))
+        grid, recordings = request.grid, self.recordings
+        at = (grid, window, None if recordings is None else formulas_of(self.target, request))
         if at not in self.lanes:
-            made: RecordedLane[K] = RecordedLane(self.target, request.grid, window, self.places, self.recordings)
+            made: AnyLane[K] = (
+                Lane(self.target, grid, window, self.places)
+                if recordings is None
+                else RecordedLane(self.target, grid, window, self.places, recordings)
+            )
             self.lanes[at] = SharedLane(made)
         return at
 
@@ -206,8 +206,7 @@ class DrawingEngine(Generic[K]):
         lane = self.lanes[at].lane
         if not lane.keys:
             del self.lanes[at]
-            if isinstance(lane, RecordedLane):
-                lane.close()
+            lane.close()
 
     def _draw_group(self, asked: Asked[K], told: CallersFunction | None) -> list[Ended[K]]:
         """Draw images that begin and end together."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hawk.cli.options import (
+    MOST_OF_A_PROMPT,
     CfgScaleOption,
     DeviceOption,
     DrafterOption,
@@ -55,7 +56,9 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Draw only the first so many prompts of the set.")
     ] = None,
-    images: Annotated[int, typer.Option("--images", "-n", min=1, max=100_000, help="Images of each prompt.")] = 4,
+    images: Annotated[
+        int, typer.Option("--images", "-n", min=1, max=MOST_OF_A_PROMPT, help="Images of each prompt.")
+    ] = 4,
     metrics: Annotated[
         str | None,
         typer.Option(

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from hawk.cli.options import (
+    MOST_OF_A_PROMPT,
     CfgScaleOption,
     Context,
     DeviceOption,
@@ -121,7 +122,10 @@ def bench(
         str, typer.Option("--prompts", help="Number of built-in prompts, or a file with one prompt a line.")
     ] = "4",
     seeds: Annotated[
-        int, typer.Option("--seeds", min=1, max=100_000, help="Number of images of each prompt, with seeds 0, 1, ...")
+        int,
+        typer.Option(
+            "--seeds", min=1, max=MOST_OF_A_PROMPT, help="Number of images of each prompt, with seeds 0, 1, ..."
+        ),
     ] = 1,
     batch: Annotated[
         str | None,

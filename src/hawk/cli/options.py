@@ -29,6 +29,8 @@ else:
 
 WIDE = 140
 """Columns of a wide table that is written to a file or a pipe."""
+MOST_OF_A_PROMPT = 100_000
+"""The most images of one prompt that a command draws to measure something."""
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="bundled, a model folder, or a hub id owner/name.")]
 DrafterOption = Annotated[

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hawk.cli.options import (
+    MOST_OF_A_PROMPT,
     CfgScaleOption,
     DeviceOption,
     DrafterOption,
@@ -75,7 +76,7 @@ def report(
     images: Annotated[
         int | None,
         typer.Option(
-            "--images", "-n", min=1, max=100_000, help="Images of each prompt in the evaluation (default: 2)."
+            "--images", "-n", min=1, max=MOST_OF_A_PROMPT, help="Images of each prompt in the evaluation (default: 2)."
         ),
     ] = None,
     model: ModelOption = "bundled",

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from hawk.cli.options import (
+    MOST_OF_A_PROMPT,
     CfgScaleOption,
     DeviceOption,
     DrafterOption,
@@ -37,7 +38,9 @@ def study(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for NAME.json and NAME.png.")] = Path("studies"),
     images: Annotated[
         int | None,
-        typer.Option("--images", "-n", min=1, max=100_000, help="Images of a study (default: 8; settings: 4 a point)."),
+        typer.Option(
+            "--images", "-n", min=1, max=MOST_OF_A_PROMPT, help="Images of a study (default: 8; settings: 4 a point)."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the first image; the others follow it.")] = 0,
     method: Annotated[

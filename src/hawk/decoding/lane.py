@@ -7,10 +7,11 @@ places of tensors that grow with their number, so that a step reads no place wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from jaxtyping import Int
@@ -35,17 +36,23 @@ PLACED = ("tokens", "origins", "committed", "history", "steps", "broken")
 """The tensors of a state that have one entry for each image."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Seat(Generic[K]):
-    """An image in a lane: its key, its sampling parameters, the target's rows that are its, and its steps' reaches.
+    """An image in a lane: its key, and the reaches of its steps."""
+
+    key: K
+    reaches: list[int] = field(default_factory=list, kw_only=True)
+
+
+@dataclass(eq=False)
+class SeatOfRows(Seat[K]):
+    """An image with its sampling parameters and the target's rows that are its.
 
     `rows` is (conditional row, unconditional row), which are one row for an image without guidance.
     """
 
-    key: K
     params: SamplingParams
     rows: list[int]
-    reaches: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -70,33 +77,20 @@ class Progress(Generic[K]):
     steps: int
 
 
-class HasPlaces(Protocol):
-    """What a lane says about its places: their number, how many of them are free, and the grid of their images."""
+class AnyLane(ABC, Generic[K]):
+    """A batch of one grid and window whose images may change between steps. `places` is the largest number of images.
 
-    @property
-    def grid(self) -> Grid: ...
-
-    @property
-    def places(self) -> int: ...
-
-    @property
-    def free(self) -> int: ...
-
-
-class Lane(Generic[K]):
-    """A batch whose images may change between steps. `places` is the largest number of images.
-
-    The steps reach as far as the window's ladder and the number of images make best (`pacing.Pace`).
+    `steps` counts the steps of the lane.
     """
 
     def __init__(self, target: Target, grid: Grid, window: Window, places: int) -> None:
         self.target, self.grid, self.window, self.places = target, grid, window, places
-        self.seats: list[Seat[K]] = []
         self.steps = 0
-        self._store: WindowState | None = None  # room for some images, at most `places`
-        self._live: WindowState | None = None  # a view of the images that are there; None after they changed
-        self._lengths: list[int] = []  # committed entries of each of the target's rows in the cache
-        self._pace: Pace | None = None
+
+    @property
+    @abstractmethod
+    def seats(self) -> Sequence[Seat[K]]:
+        """The images in the order of their places."""
 
     @property
     def free(self) -> int:
@@ -105,20 +99,69 @@ class Lane(Generic[K]):
 
     @property
     def keys(self) -> list[K]:
-        """The images in the order of their places."""
+        """The keys of the images in the order of their places."""
         return [seat.key for seat in self.seats]
 
-    # --- joining and leaving ----------------------------------------------------------------------------------
-
+    @abstractmethod
     def join(self, key: K, request: Request) -> list[Left[K]]:
         """Read the prompt of one image and draw its first token; the image takes part in the next step.
 
         An image of a single token is finished by that and leaves at once: it is returned.
 
-        Raises `HawkError` where the lane is full, the request has another grid than the lane or several images, or
-        the target gives the first token no distribution.
+        Raises `HawkError` where the lane is full, the request has another grid than the lane or several images, the
+        target gives the first token no distribution, or the steps cannot be recorded.
         """
-        check_fits(self, request)
+
+    @abstractmethod
+    def leave(self, key: K) -> None:
+        """Remove an image, finished or not."""
+
+    @abstractmethod
+    def step(self, on_step: Callable[[Progress[K]], None] | None = None) -> list[Left[K]]:
+        """One target forward for all images; images that are finished, or that broke, leave after `on_step`."""
+
+    def close(self) -> None:
+        """Give back what the lane, which has no images any more, was lent."""
+
+    def check_fits(self, request: Request) -> None:
+        """Raise `HawkError` where the lane is full, or a request has another grid or several images."""
+        if not self.free or request.images != 1 or request.grid != self.grid:
+            raise HawkError(
+                f"a lane of {self.places} images of {self.grid.height}x{self.grid.width} tokens takes one such image "
+                f"at a time, and has room for {self.free}"
+            )
+
+    def progress_to(self, committed: list[int], canvas: Canvas) -> Progress[K]:
+        """The progress of the images that are there, with so many committed tokens each."""
+        forwards, images = sum(1 + len(seat.reaches) for seat in self.seats), len(self.seats)
+        stats = Stats(images=images, nfe=round(forwards / images), committed=sum(committed))
+        return Progress(tuple(self.keys), canvas, stats, 1 + self.steps)
+
+
+class Lane(AnyLane[K]):
+    """A lane whose steps the host runs.
+
+    The steps reach as far as the window's ladder and the number of images make best (`pacing.Pace`).
+    """
+
+    def __init__(self, target: Target, grid: Grid, window: Window, places: int) -> None:
+        super().__init__(target, grid, window, places)
+        self._seats: list[SeatOfRows[K]] = []
+        self._store: WindowState | None = None  # room for some images, at most `places`
+        self._live: WindowState | None = None  # a view of the images that are there; None after they changed
+        self._lengths: list[int] = []  # committed entries of each of the target's rows in the cache
+        self._pace: Pace | None = None
+
+    @property
+    def seats(self) -> list[SeatOfRows[K]]:
+        """The images in the order of their places."""
+        return self._seats
+
+    # --- joining and leaving ----------------------------------------------------------------------------------
+
+    def join(self, key: K, request: Request) -> list[Left[K]]:
+        """Let an image join (`AnyLane.join`); the store grows where it has no place."""
+        self.check_fits(request)
         with torch.inference_mode():
             alone = first_window(self.target, request, self.window)
             if bool(alone.broken.any()):
@@ -131,7 +174,7 @@ class Lane(Generic[K]):
             for name in PLACED:
                 getattr(store, name)[place] = getattr(alone, name)[0]
             store.noise.replace(place, request.seeds[0])
-        self.seats.append(Seat(key, request.params, rows))
+        self.seats.append(SeatOfRows(key, request.params, rows))
         self._changed()
         if self.grid.size > 1:
             return []
@@ -241,10 +284,8 @@ class Lane(Generic[K]):
 
     def progress(self) -> Progress[K]:
         """What is committed of the images that are there."""
-        committed, images = self.state.committed.tolist(), len(self.seats)
-        forwards = sum(1 + len(seat.reaches) for seat in self.seats)
-        stats = Stats(images=images, nfe=round(forwards / images), committed=sum(committed))
-        return Progress(tuple(self.keys), shown(self.state, committed), stats, 1 + self.steps)
+        committed = self.state.committed.tolist()
+        return self.progress_to(committed, shown(self.state, committed))
 
     def _finished(self, place: int) -> Generation:
         """The generation of an image whose tokens are all committed."""
@@ -252,15 +293,6 @@ class Lane(Generic[K]):
         assert self._pace is not None
         drawn.stats.skill = self._pace.image.skill if self.window.ladder else None
         return drawn
-
-
-def check_fits(lane: HasPlaces, request: Request) -> None:
-    """Raise `HawkError` where a lane is full, or a request has another grid than the lane or several images."""
-    if not lane.free or request.images != 1 or request.grid != lane.grid:
-        raise HawkError(
-            f"a lane of {lane.places} images of {lane.grid.height}x{lane.grid.width} tokens takes one such image at a "
-            f"time, and has room for {lane.free}"
-        )
 
 
 def generation_at(state: WindowState, place: int, reaches: list[int]) -> Generation:

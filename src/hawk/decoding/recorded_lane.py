@@ -11,80 +11,62 @@ another recording, whose window may be another one, the host waits until it has 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 
 from hawk.decoding.cache import FixedCache
 from hawk.decoding.forward import Target, not_finite
 from hawk.decoding.grid import Grid
-from hawk.decoding.lane import PLACED, Left, Progress, check_fits, empty_store, generation_at
+from hawk.decoding.lane import PLACED, AnyLane, Left, Progress, Seat, empty_store, generation_at
 from hawk.decoding.recording import Recording, Recordings, Sent
 from hawk.decoding.request import Request
 from hawk.decoding.sampling import BatchParams, SamplingParams
-from hawk.decoding.stats import Generation, Stats
+from hawk.decoding.stats import Generation
 from hawk.decoding.tree import Window
 from hawk.decoding.window import LAG, WindowState, enter, first_window, hold, shown
 
-K = TypeVar("K")
+K = TypeVar("K", bound=Hashable)
 
 OWN = ("temperature", "top_k", "top_p", "cfg_scale", "is_greedy")
 """The tensors of the sampling parameters that have one entry for each image."""
 
 
 @dataclass(eq=False)
-class Guest(Generic[K]):
-    """An image in a lane: its key, what the host knows of its committed tokens, and the reaches of its steps."""
+class Guest(Seat[K]):
+    """An image, and what the host knows of its committed tokens."""
 
-    key: K
     committed: int = 1
     broken: bool = False
-    reaches: list[int] = field(default_factory=list)
 
 
-class RecordedLane(Generic[K]):
-    """Up to `places` images of one grid and window that need the same formulas (`formulas_of`), guidance among them.
+class RecordedLane(AnyLane[K]):
+    """A lane whose images need the same formulas (`formulas_of`), guidance among them.
 
     An image joins a recording of the smallest power of two of places that holds all images, or of all `places` where
     the engine compiles its steps, which takes minutes for each number of places.
     """
 
     def __init__(self, target: Target, grid: Grid, window: Window, places: int, recordings: Recordings) -> None:
-        self.target, self.grid, self.window, self.places, self.recordings = target, grid, window, places, recordings
-        self.steps = 0
+        super().__init__(target, grid, window, places)
+        self.recordings = recordings
         self._guests: list[Guest[K] | None] = []  # by place
         self._recording: Recording | None = None
         self._sent = Sent()
         self._served: deque[list[Guest[K] | None]] = deque()  # the images of each step that the host has not heard of
 
     @property
-    def guests(self) -> list[Guest[K]]:
+    def seats(self) -> list[Guest[K]]:
         """The images in the order of their places."""
         return [guest for guest in self._guests if guest is not None]
-
-    @property
-    def free(self) -> int:
-        """How many more images may join."""
-        return self.places - len(self.guests)
-
-    @property
-    def keys(self) -> list[K]:
-        """The keys of the images in the order of their places."""
-        return [guest.key for guest in self.guests]
 
     # --- joining and leaving ----------------------------------------------------------------------------------
 
     def join(self, key: K, request: Request) -> list[Left[K]]:
-        """Read the prompt of one image and draw its first token; the image takes part in the next step.
-
-        An image of a single token is finished by that and leaves at once: it is returned.
-
-        Raises `HawkError` where the lane is full, the request has another grid than the lane or several images, the
-        target gives the first token no distribution, or the steps cannot be recorded.
-        """
-        check_fits(self, request)
+        """Let an image join (`AnyLane.join`); the images move to another recording where this one has no place."""
+        self.check_fits(request)
         with torch.inference_mode():
             room = self._room_with_one_more()
             alone = first_window(self.target, request, self.window.for_images(room))
@@ -121,14 +103,14 @@ class RecordedLane(Generic[K]):
 
     def _room_with_one_more(self) -> int:
         """The places of the recording that the next image joins; a recording of four times too many is left."""
-        images, room = len(self.guests) + 1, len(self._guests)
+        images, room = len(self.seats) + 1, len(self._guests)
         if self.recordings.engine == "compiled":
             return self.places
         return room if images <= room < 4 * images else min(self.places, 1 << (images - 1).bit_length())
 
     def _move_to(self, room: int, alone: WindowState, params: SamplingParams) -> None:
         """Move all images to a recording of so many places, for images like that of `alone`."""
-        left, guests = self._recording, self.guests
+        left, guests = self._recording, self.seats
         while self._served:  # the new steps may be narrower: the noise that they hold is counted from the last token
             self._hear(0)
         capacity = max(alone.cache.capacity, 0 if left is None else left.state.cache.capacity)
@@ -161,17 +143,17 @@ class RecordedLane(Generic[K]):
             self._hold()
             self._recording.step()
             self.steps += 1
-            for guest in self.guests:
+            for guest in self.seats:
                 guest.reaches.append(state.window.reach)
             self._sent.send(state.progress)
             self._served.append(list(self._guests))
             self._hear(LAG)
             ended = [
                 Left(guest.key, not_finite(state.cache.keys.dtype) if guest.broken else self._drawn(guest))
-                for guest in self.guests
+                for guest in self.seats
                 if guest.broken or guest.committed == size
             ]
-            if on_step is not None and self.guests and not any(guest.broken for guest in self.guests):
+            if on_step is not None and self.seats and not any(guest.broken for guest in self.seats):
                 on_step(self.progress())
         for each in ended:
             self.leave(each.key)
@@ -192,12 +174,9 @@ class RecordedLane(Generic[K]):
 
     def progress(self) -> Progress[K]:
         """What the host knows to be committed of the images that are there."""
-        guests = self.guests
-        committed = [guest.committed for guest in guests]
-        forwards = sum(1 + len(guest.reaches) for guest in guests)
-        stats = Stats(images=len(guests), nfe=round(forwards / len(guests)), committed=sum(committed))
-        canvas = shown(self._state, committed, [self._guests.index(guest) for guest in guests])
-        return Progress(tuple(guest.key for guest in guests), canvas, stats, 1 + self.steps)
+        committed = [guest.committed for guest in self.seats]
+        places = [self._guests.index(guest) for guest in self.seats]
+        return self.progress_to(committed, shown(self._state, committed, places))
 
 
 def formulas_of(target: Target, request: Request) -> tuple[bool, str, int, bool]:

@@ -153,8 +153,7 @@ class Recordings:
     def take_back(self, recording: Recording) -> None:
         """Keep a recording that was lent for further images of its shape."""
         self.kept.pop(recording.key, None)
-        while len(self.kept) >= self.most:
-            del self.kept[next(iter(self.kept))]
+        self._make_room()
         self.kept[recording.key] = recording
 
     def _lent(self, target: Target, state: WindowState) -> Recording:
@@ -162,12 +161,16 @@ class Recordings:
         key = (id(target), state.tokens.device, state.grid, state.params.formulas, state.window, shapes)
         found = self.kept.pop(key, None)
         if found is None:
-            while len(self.kept) >= self.most:
-                del self.kept[next(iter(self.kept))]
+            self._make_room()
             made = record(target, state, self.engine, self.shared_pool(state.tokens.device))
             found = replace(made, key=key)
         found.state.load(state)
         return found
+
+    def _make_room(self) -> None:
+        """Drop the recordings that were used longest ago, until there is room for one more."""
+        while len(self.kept) >= self.most:
+            del self.kept[next(iter(self.kept))]
 
     def shared_pool(self, device: torch.device) -> Any:
         """The pool that all recordings allocate from; None on a CPU."""

@@ -14,13 +14,11 @@ from hawk.drafters.parts import drafters_mark
 from hawk.errors import HawkError
 from hawk.evaluation.run import EvalJob, kept_batch
 from hawk.files import read_json
-from hawk.models.loading import DTYPES, drafter_folder, drafters_on, model_folder
+from hawk.models.loading import DEVICES, DTYPES, drafter_folder, drafters_on, model_folder
 from hawk.nn.layers import same_bits_in_windows
 from hawk.nn.packed import products_in
 from hawk.pipeline import HawkPipeline
 from hawk.proofs.suite import promises_same_tokens
-
-DEVICES = ("cpu", "cuda", "mps")
 
 
 @dataclass(frozen=True)

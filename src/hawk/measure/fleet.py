@@ -143,42 +143,33 @@ def shapes_of(document: Mapping[str, Any]) -> list[Shape]:
     if "costs" in document:
         rows = [
             (
-                cost["target"],
-                tuple(cost["grid"]),
-                cost["images"],
-                cost["nodes"],
-                cost["step"] + cost["noise"],
+                (cost["target"], *cost["grid"]),
                 cost["floor"],
+                MeasuredStep(cost["nodes"], cost["images"], cost["step"] + cost["noise"]),
             )
             for cost in document["costs"]
         ]
     elif "steps" in document:
         rows = [
             (
-                row["target"],
-                tuple(map(int, row["grid"].split("x"))),
-                row["images"],
-                row["nodes"],
-                row["step_ms"] / 1e3,
+                (row["target"], *map(int, row["grid"].split("x"))),
                 row["floor_ms"] / 1e3,
+                MeasuredStep(row["nodes"], row["images"], row["step_ms"] / 1e3),
             )
             for row in document["steps"]["rows"]
             if row["engine"] == "graph"
         ]
     else:
         raise HawkError("no measured steps: give the file that hawk bench --suite steps --json-out wrote")
-    found: dict[tuple[str, tuple[int, ...]], list[tuple[Any, ...]]] = {}
-    for row in rows:
-        found.setdefault(row[:2], []).append(row[2:])
+    reads: dict[tuple[Any, ...], float] = {}
+    steps: dict[tuple[Any, ...], list[MeasuredStep]] = {}
+    for shape, read, step in rows:
+        reads.setdefault(shape, read)
+        steps.setdefault(shape, []).append(step)
     return [
-        Shape(
-            f"{name}, {grid[0]}x{grid[1]}",
-            grid[0] * grid[1],
-            steps[0][3],
-            tuple(MeasuredStep(nodes, images, seconds) for images, nodes, seconds, _ in steps),
-        )
-        for (name, grid), steps in found.items()
-        if len(steps) > len(TERMS) + 1
+        Shape(f"{name}, {height}x{width}", height * width, reads[name, height, width], tuple(measured))
+        for (name, height, width), measured in steps.items()
+        if len(measured) > len(TERMS) + 1
     ]
 
 

@@ -32,6 +32,9 @@ LARGE = 200_000_000
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
+DEVICES = ("cpu", "cuda", "mps")
+"""The types of devices that a model can be on."""
+
 
 # --- loading -------------------------------------------------------------------------------------------------
 
@@ -71,10 +74,10 @@ def load_spread(folder: Path, device: torch.device, dtype: str, spread: Callable
     All weights are read to the memory of the host. `spread` is called with the target's blocks and moves them; then the
     others are moved to `device`. Raises `HawkError` as `load_on` does.
     """
-    read_as = torch.float32 if mixed_precision(device, dtype) else DTYPES[dtype]
     with refused_where_memory_ends("load the model in bfloat16, or use more processes"):
         if is_checkpoint(folder):
             return _load_checkpoint(folder, device, dtype, None, pack=False, spread=spread)
+        read_as = dtype_read(folder, device, dtype, pack=False)
         model = load_model(folder, read_as, None, with_heads=False, text_device=device)
         spread(model.target.blocks)
         for module in model.modules:
@@ -205,7 +208,7 @@ def device_named(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise HawkError(f"unknown device {shown(name)}: choose auto, cpu, cuda or mps") from error
-    if device.type not in ("cpu", "cuda", "mps"):
+    if device.type not in DEVICES:
         raise HawkError(f"device {name!r} is not supported: choose auto, cpu, cuda or mps")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise HawkError(f"device {name!r} is not there: this PyTorch sees no Apple GPU")

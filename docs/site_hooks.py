@@ -40,10 +40,10 @@ OUTSIDE = re.compile(
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that lie outside docs/, the pictures and JSON files of benchmarks/, and the executed notebook."""
+    """Add the pages that lie outside docs/, what benchmarks/ shows and measured, and the executed notebook."""
     for path, page in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / path)))
-    for path in sorted(each for kind in ("*.png", "*.json") for each in (ROOT / "benchmarks").rglob(kind)):
+    for path in sorted(each for kind in ("*.png", "*.json", "*.html") for each in (ROOT / "benchmarks").rglob(kind)):
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     page, pictures = executed(Path(config.docs_dir) / NOTEBOOK)
     files.append(File.generated(config, Path(NOTEBOOK).with_suffix(".md").name, content=page))

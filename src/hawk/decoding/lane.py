@@ -46,7 +46,7 @@ class Seat(Generic[K]):
 
 @dataclass(eq=False)
 class SeatOfRows(Seat[K]):
-    """An image with its sampling parameters and the target's rows that are its.
+    """An image with its sampling parameters and the target's rows that belong to it.
 
     `rows` is (conditional row, unconditional row), which are one row for an image without guidance.
     """

@@ -3,9 +3,9 @@
 The shapes of a recording never change, so a recording has a number of places, and a place without an image holds a
 finished one, which commits nothing. As more images join, recordings of 1, 2, 4, 8, ... places take turns.
 
-The host follows the device by `LAG` steps: it hears of a finished image two steps late, in which the image's place
-commits nothing, and it never waits for the device in a step in which no image joins or ends. Before images move to
-another recording, whose window may be another one, the host waits until it has heard of all steps.
+The host follows the device by `LAG` steps: it hears of a finished image two steps late, and during these two steps the
+image's place commits nothing. It never waits for the device in a step in which no image joins or ends. Before images
+move to another recording, whose window may be another one, the host waits until it has heard of all steps.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class RecordedLane(AnyLane[K]):
         return self._recording.state
 
     def _room_with_one_more(self) -> int:
-        """The places of the recording that the next image joins; a recording of four times too many is left."""
+        """The places of the recording that the next image joins; one with four times as many as needed is given up."""
         images, room = len(self.seats) + 1, len(self._guests)
         if self.recordings.engine == "compiled":
             return self.places

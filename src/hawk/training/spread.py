@@ -66,7 +66,10 @@ class Spread:
             layer.reshard()
 
     def _announce(self, module: nn.Module, arguments: Any) -> None:
-        """Tell the processes that rest of a forward that begins here; in the others it meets their own forwards."""
+        """Tell the processes that rest of a forward that begins here.
+
+        A process that begins a forward at the same time makes the same call.
+        """
         self._forwards(mine=True)
 
     def _forwards(self, mine: bool) -> int:

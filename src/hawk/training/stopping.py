@@ -16,7 +16,7 @@ Unsafe = Callable[[FrameType | None], bool]
 class Terminations:
     """A handler of SIGTERM: it raises `TerminatedError` at once, but inside the body of `saved_first` it only notes it.
 
-    A second SIGTERM changes nothing. Where `unsafe` says so of the interrupted frame, it is only noted as well.
+    A second SIGTERM changes nothing. If `unsafe` is true of the interrupted frame, the signal is also only noted.
     """
 
     def __init__(self, unsafe: Unsafe) -> None:

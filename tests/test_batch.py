@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from hawk import HawkPipeline
 from hawk.batch import shards
 from hawk.batch.job import Block, seeds_of
+from hawk.batch.on_ray import first_resources
 from hawk.batch.rows import Failure, Row, derived_id, read_rows
 from hawk.batch.worker import Worker
 from hawk.cli.app import app
@@ -391,3 +392,16 @@ def test_several_processes_draw_the_same_images(drawn, saved_model, tmp_path):
     words = ("-o", tmp_path / "out", "-m", saved_model, "-k", 2, "--block-size", 1, "--num-workers", 2, *SMALL)
     assert summary(hawk_batch(drawn / "p.jsonl", *words))["images"] == 8
     assert hashes(tmp_path / "out") == hashes(drawn / "out")
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ([{"CPU": 2.0}], {"CPU": 2.0}),
+        ([{}, {"memory": 1.0}, {"GPU": 1.0}, {"CPU": 1.0}], {"GPU": 1.0}),
+        ([{"CPU": 0.0}] * 1000, {"CPU": 0.0}),
+    ],
+)
+def test_a_cluster_is_given_time_until_its_first_node_joins(answers, expected):
+    coming = iter(answers)
+    assert first_resources(lambda: next(coming), patience=0.05, rest=0.001) == expected

@@ -17,7 +17,7 @@ from hawk.decoding.trees import NoDrafter
 from hawk.errors import HawkError
 from hawk.models.llamagen.target import CaptionPrompt, LlamaGen, LlamaGenConfig
 from hawk.nn.layers import rotate
-from hawk.nn.packed import has_matrix_units
+from hawk.nn.packed import multiplies_bfloat16
 
 TINY = LlamaGenConfig(dim=32, n_layer=2, n_head=2, multiple_of=16, vocab_size=12, caption_dim=10, caption_tokens=5)
 GROUPED = LlamaGenConfig(
@@ -263,7 +263,7 @@ def test_packing_changes_rounding_only(config: LlamaGenConfig, dtype: torch.dtyp
     assert (logits - plain).abs().mean() < near * plain.std()
 
 
-@pytest.mark.skipif(not has_matrix_units(), reason="bfloat16 is not what this CPU decodes in")
+@pytest.mark.skipif(not multiplies_bfloat16(), reason="bfloat16 is not what this CPU decodes in")
 def test_in_bfloat16_a_state_has_the_same_bits_however_many_nodes_are_verified_with_it() -> None:
     target = lively(WIDE, torch.float32)
     target.pack(torch.bfloat16)

@@ -28,7 +28,7 @@ from hawk.proofs.tiny import tiny_target
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 DTYPES = [
     pytest.param(F32, marks=pytest.mark.skipif(not (can_pack() or has_onednn()), reason="no packed product here")),
-    pytest.param(BF16, marks=pytest.mark.skipif(not packed.has_matrix_units(), reason="no bfloat16 matrix units here")),
+    pytest.param(BF16, marks=pytest.mark.skipif(not packed.multiplies_bfloat16(), reason="no bfloat16 products here")),
     pytest.param(F16, marks=pytest.mark.skipif(not can_pack_float16(), reason="no product with float16 weights here")),
 ]
 
@@ -129,7 +129,7 @@ def test_packed_weights_are_held_once(intel: bool, monkeypatch: pytest.MonkeyPat
 
 
 def test_what_this_machine_can_pack_is_known() -> None:
-    assert can_pack_bfloat16() or not packed.has_matrix_units()
+    assert can_pack_bfloat16() or not packed.multiplies_bfloat16()
 
 
 @pytest.mark.parametrize("intel", [True, False])

@@ -416,7 +416,7 @@ def test_half_precision_draws(saved_model, dtype):
     [(True, True, "bfloat16"), (False, True, "float16"), (False, False, "float32")],
 )
 def test_auto_is_the_dtype_in_which_the_cpu_decodes_fastest(saved_model, monkeypatch, units, packs, dtype):
-    monkeypatch.setattr("hawk.nn.packed.has_matrix_units", lambda: units)
+    monkeypatch.setattr("hawk.nn.packed.multiplies_bfloat16", lambda: units)
     monkeypatch.setattr("hawk.models.loading.can_pack_float16", lambda: packs)
     pipe = HawkPipeline.from_pretrained(saved_model, "cpu")
     assert pipe.dtype == dtype

@@ -112,7 +112,7 @@ class HawkPipeline:
             device: "auto" (a CUDA GPU where there is one), "cpu", "cuda", "cuda:1", or "mps" (an Apple GPU).
             dtype: of the target and its drafter: float32, bfloat16, float16 or float64, as a name or as torch's. On a
                 CPU, bfloat16 applies to matrix products and their weights only, float16 to the weights only, and
-                everything else is float32. "auto", as None, is bfloat16 on a CPU with matrix units (AMX), float16 on
+                everything else is float32. "auto", as None, is bfloat16 on a CPU with AMX or AVX512_BF16, float16 on
                 other CPUs of the x86 family, bfloat16 on a GPU for a model of more than 200 million parameters, and
                 float32 elsewhere.
             drafter: a drafter's folder or hub id, to use in place of the model's own.

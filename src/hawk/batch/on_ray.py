@@ -12,8 +12,9 @@ import json
 import logging
 import os
 import socket
+import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -30,6 +31,8 @@ from hawk.processes import without_stderr
 
 PATIENCE = 5.0
 """Seconds that a machine has to answer at the cluster's address."""
+FIRST_NODE = 20.0
+"""Seconds that a cluster's first node with a CPU or a GPU has to join."""
 LOCAL = "local"
 """The address of a cluster that is started on this machine for one command."""
 
@@ -100,11 +103,24 @@ def cluster_at(address: str) -> Iterator[Cluster]:
             "asks for a token needs RAY_AUTH_MODE=token here, too"
         ) from error
     try:
-        found = ray.cluster_resources()
+        found = first_resources(ray.cluster_resources)
         yield Cluster(address, int(found.get("CPU", 0)), int(found.get("GPU", 0)))
     finally:
         with without_stderr():
             ray.shutdown()
+
+
+def first_resources(
+    found: Callable[[], Mapping[str, float]], patience: float = FIRST_NODE, rest: float = 0.2
+) -> Mapping[str, float]:
+    """The cluster's resources, once a node with a CPU or a GPU has joined; what there is after `patience` seconds.
+
+    A head alone may have neither, and the nodes of a cluster that has just been started join seconds later.
+    """
+    ends = time.monotonic() + patience
+    while not (there := found()).get("CPU") and not there.get("GPU") and time.monotonic() < ends:
+        time.sleep(rest)
+    return there
 
 
 def device_on_ray(name: str, found: Callable[[], Cluster]) -> torch.device:

@@ -183,7 +183,9 @@ def drawn(job: Job, runner: Runner) -> Summary:
 
 def print_summary(summary: Summary, out: Path) -> None:
     """Print what was drawn, where it lies, and the line of JSON."""
-    if not summary.images:
+    if not summary.images and not summary.skipped and summary.failed:
+        print("no image was drawn")
+    elif not summary.images:
         print(f"{out} is complete: {summary.skipped} images are there, nothing is drawn")
     else:
         print(f"drew {summary.images} images into {out}" + (f", {summary.skipped} were there" * bool(summary.skipped)))

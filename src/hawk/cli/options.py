@@ -43,8 +43,8 @@ DtypeOption = Annotated[
     str,
     typer.Option(
         "--dtype",
-        help="auto, float32, bfloat16 or float16. auto is bfloat16 on a CPU with AMX and for a large model on a GPU, "
-        "and float16 (weights only) on other x86 CPUs.",
+        help="auto, float32, bfloat16 or float16. auto is bfloat16 on a CPU with AMX or AVX512_BF16 and for a large "
+        "model on a GPU, and float16 (weights only) on other x86 CPUs.",
     ),
 ]
 EngineOption = Annotated[

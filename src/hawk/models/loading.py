@@ -184,7 +184,8 @@ def _without_transformers(folder: Path, error: ModuleNotFoundError) -> Exception
 def dtype_named(dtype: str, device: torch.device, large: bool = False) -> str:
     """A name in `DTYPES`; "auto" becomes the dtype in which the device decodes fastest.
 
-    On a CPU that is bfloat16 where it has matrix units (AMX), else float16 where layers can be packed so, else float32.
+    On a CPU that is bfloat16 where it has instructions for it (AMX, AVX512_BF16), else float16 where layers can be
+    packed so, else float32.
     On a GPU it is bfloat16 for a `large` model (`is_large`), else float32. Raises `HawkError` for an unknown name, and
     for float64 where the device does not have it.
     """

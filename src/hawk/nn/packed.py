@@ -137,15 +137,18 @@ def products_in(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
 
-def has_matrix_units() -> bool:
-    """Whether the CPU multiplies bfloat16 matrices in hardware (AMX), which makes bfloat16 its fastest dtype."""
-    asked = getattr(torch.cpu, "_is_amx_tile_supported", None)  # some supported PyTorch versions lack it
-    return can_pack_bfloat16() and asked is not None and bool(asked())
+def multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions for bfloat16 products (AMX or AVX512_BF16): bfloat16 is then its fastest dtype.
+
+    On an AMD EPYC with AVX512_BF16, 32 rows take 0.55 of the time that they take with float16 weights, 2 rows 0.8.
+    """
+    asked = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("amx_tile", "avx512_bf16"))
+    return can_pack_bfloat16() and any(ask is not None and ask() for ask in asked)  # some PyTorch versions lack one
 
 
 def fast_dtype() -> torch.dtype:
     """The dtype of matrix products in which this CPU decodes fastest."""
-    return torch.bfloat16 if has_matrix_units() else torch.float32
+    return torch.bfloat16 if multiplies_bfloat16() else torch.float32
 
 
 class FrozenLinear(nn.Module):

@@ -114,6 +114,6 @@ def draft_log_q(target: ImageTarget, states: Float[Tensor, "*b d"], params: Samp
 
 
 def teacher_autocast(target: ImageTarget) -> torch.autocast:
-    """The precision of a teacher's forward: bfloat16 for a float32 target on a CPU with matrix units, else its own."""
+    """The precision of a teacher's forward: bfloat16 for a float32 target on a CPU that multiplies it, else its own."""
     half = target.device.type == "cpu" and target.dtype == torch.float32 and fast_dtype() == torch.bfloat16
     return torch.autocast(target.device.type, torch.bfloat16, enabled=half)

@@ -134,6 +134,7 @@ def test_an_id_that_is_not_given_depends_on_the_prompt_alone(tmp_path):
 
 WRONG = [
     ("not json", "the line is malformed"),
+    ('{"prompt": "cut"', "line 1 column 17"),
     ('["a cat"]', "it is no JSON object"),
     ({"id": "x"}, "there is no prompt"),
     ({"prompt": " \t"}, "the prompt is empty"),

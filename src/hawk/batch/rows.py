@@ -188,7 +188,7 @@ def _read_jsonl(path: Path) -> Iterator[Raw | Failure]:
             if not content.strip():
                 continue
             try:
-                found = json.loads(content.decode(), parse_constant=_no_number, parse_float=_finite)
+                found = json.loads(content.decode().rstrip("\r\n"), parse_constant=_no_number, parse_float=_finite)
                 if not isinstance(found, dict):
                     raise ValueError("it is no JSON object")
             except (ValueError, RecursionError) as error:

@@ -79,6 +79,7 @@ def train_tokenizer_command(
     shape = shape if given is None else replace(shape, levels=given)
     options.check_side(CELL if source is None else source.downsample)
     world = World.join(config.device)
+    world.check_shared(out, config.device)
     pictures = options.pictures(world)
     tokenizer, fitted = fit_tokenizer(
         pictures, out, config, shape, source, decoder_only, options.pause, options.workers, whole
@@ -144,6 +145,7 @@ def train_target_command(
     begun = None if start is None else load_model(start, with_heads=False).target.state_dict()
     world = World.join(config.device)
     world.own(config.batch_size)  # raises HawkError early for a batch that does not split among the processes
+    world.check_shared(out, config.device)
     pictures = options.pictures(world)
     text = text_encoder_of(out / TEXT_FOLDER, pictures, world)
     shape = target_shape(codes, text, dim, layers, options.side)
@@ -260,6 +262,7 @@ def train_drafter_command(
     world = World.join(options.on)
     for how in kinds.values():
         world.own(how.fit.batch_size)  # raises HawkError early for a batch that does not split among the processes
+    world.check_shared(out, options.on)
     texts: Texts | None = None if prompts is None else PromptFile.read(prompts)
     here = target == "bundled" or Path(target).is_dir()  # a hub id is not fetched to look into it
     if texts is None and not (here and knows_scenes(model_folder(target))):

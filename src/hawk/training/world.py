@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -63,6 +65,34 @@ class World:
         if self.size > 1:
             with named_where_one_is_gone():
                 dist.barrier()
+
+    def check_shared(self, folder: Path, device: str | torch.device) -> None:
+        """Make `folder`, and raise `HawkError` in all processes unless each of them sees it as rank 0 does.
+
+        A process with a folder of its own would resume at another step than the others, or wait for shards that never
+        come.
+        """
+        if self.size == 1:
+            return
+        # The mark's name is new: a mark that a killed run left in another folder is no sign of this one.
+        name = torch.zeros(16, device=device, dtype=torch.int64)
+        if self.first:
+            name = torch.tensor([*uuid4().bytes], device=device)
+        mark = folder / f".shared-{bytes(self.total(name).tolist()).hex()}"
+        if self.first:
+            folder.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+        try:
+            self.wait()
+            blind = int(self.total(torch.tensor(int(not mark.is_file()), device=device)))
+        finally:
+            if self.first:
+                mark.unlink(missing_ok=True)
+        if blind:
+            raise HawkError(
+                f"{blind} of {self.size} processes do not see the folder {folder} of rank 0: name a folder for --out "
+                "that all machines share, by its whole path"
+            )
 
     def total(self, tensor: Tensor) -> Tensor:
         """Sum over the processes, in place. Raises `HawkError` if one of them is gone."""

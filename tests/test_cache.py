@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hawk.decoding.cache import FixedCache, KVCache, visibility
+from hawk.decoding.cache import FixedCache, KVCache, visibility, whole_key_blocks
+from hawk.nn.layers import attend
 
 LAYERS, KV_HEADS, DIM = 2, 2, 3
 
@@ -167,3 +168,26 @@ def test_visibility_follows_its_definition(rows, n, data):
                 new = length <= slot < length + n
                 sees = bool(ancestors[row, node, slot - length]) if new else pad <= slot < length
                 assert (mask[row, 0, node, slot] == 0) == sees
+
+
+def test_keys_are_read_in_whole_blocks_without_the_numbers_that_the_kernel_halves():
+    rounded = {
+        entries: whole_key_blocks(entries) for entries in (1, 64, 65, 192, 193, 320, 384, 385, 512, 704, 705, 900)
+    }
+    assert list(rounded.values()) == [64, 64, 128, 192, 384, 384, 384, 448, 512, 704, 896, 960]
+
+
+@pytest.mark.parametrize("queries", [4, 36])
+def test_attention_has_the_same_bits_over_any_number_of_keys_that_is_read(queries):
+    torch.manual_seed(0)
+    counts = sorted({whole_key_blocks(entries) for entries in range(1, 1300)})
+    q, keys, values = (torch.randn(1, 2, n, 64) for n in (queries, counts[-1], counts[-1]))
+    for i, fewest in enumerate(counts):
+        seen = fewest - 3
+
+        def over(count, seen=seen):
+            mask = torch.zeros(1, 1, queries, count)
+            mask[..., seen:] = -torch.inf
+            return attend(q, keys[:, :, :count], values[:, :, :count], mask)
+
+        assert all(torch.equal(over(fewest), over(more)) for more in counts[i + 1 :]), fewest

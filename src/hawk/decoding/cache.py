@@ -14,6 +14,10 @@ from hawk.nn.layers import additive_mask
 KEY_BLOCK = 64
 """Attention reads keys in whole blocks of so many."""
 
+SPLIT, WHOLE, HALVED_BELOW = 512, 192, 384
+"""The CPU's kernel takes keys in splits of 512. MKL adds the products of a split in parts of 192 keys, but halves a
+split of more than 192 and fewer than 384 keys (seen with float32 on an AMD EPYC with AVX-512, torch 2.13)."""
+
 PROMPT_BLOCK = 128
 """A cache has room for whole blocks of so many entries of prompts, so that most prompts need a cache of one shape.
 
@@ -48,8 +52,8 @@ class KVCache:
     def reach(self, n: int) -> int:
         """How many entries of a row a forward of `n` new entries reads: whole blocks; the mask hides the excess.
 
-        The CPU's kernel sums an incomplete last block in another order. Over whole blocks, the state of a node does not
-        depend on the number of drafts beside it.
+        The CPU's kernel sums an incomplete last block, and some numbers of blocks, in another order. Over the numbers
+        of `whole_key_blocks` the state of a node does not depend on the number of drafts beside it.
         """
         return min(self.capacity, whole_key_blocks(max(self.lengths) + n))
 
@@ -112,8 +116,10 @@ class KVCache:
 
 
 def whole_key_blocks(entries: int) -> int:
-    """A number of entries, rounded up to whole blocks of keys."""
-    return rounded_up(entries, KEY_BLOCK)
+    """A number of entries, rounded up to whole blocks of keys, which the CPU's kernel all sums in the same order."""
+    keys = rounded_up(entries, KEY_BLOCK)
+    last = keys % SPLIT
+    return keys - last + HALVED_BELOW if WHOLE < last < HALVED_BELOW else keys
 
 
 def cache_room(prompt: int, image: int) -> int:

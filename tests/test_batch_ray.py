@@ -222,4 +222,5 @@ def test_what_cannot_be_reached_is_refused_in_one_line(saved_model, tmp_path):
     port = free_port()
     assert f"no Ray cluster can be reached at 127.0.0.1:{port}" in refused(*words, "--ray", f"127.0.0.1:{port}")
     assert "not 'cuda:1': each worker has a GPU" in refused(*words[:5], "--device", "cuda:1", "--ray", "auto")
-    assert "--ray takes HOST:PORT, auto or local, not 'nowhere'" in refused(*words, "--ray", "nowhere")
+    for wrong in ("nowhere", "here:99999", "here:" + "9" * 5000):
+        assert f"--ray takes HOST:PORT, auto or local, not '{wrong[:20]}" in refused(*words, "--ray", wrong)

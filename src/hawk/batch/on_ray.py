@@ -26,11 +26,13 @@ from hawk import __version__
 from hawk.batch.folder import Record
 from hawk.batch.job import Block, Settings
 from hawk.batch.worker import Worker
+from hawk.decoding.arguments import shown
 from hawk.errors import HawkError, install, one_line, os_line
 from hawk.processes import without_stderr
 
 PATIENCE = 5.0
 """Seconds that a machine has to answer at the cluster's address."""
+LAST_PORT = 65535
 FIRST_NODE = 20.0
 """Seconds that a cluster's first node with a CPU or a GPU has to join."""
 LOCAL = "local"
@@ -138,11 +140,11 @@ def check_reachable(address: str) -> None:
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if address in (LOCAL, "auto"):
         return
-    if not colon or not port.isdecimal():
-        raise HawkError(f"--ray takes HOST:PORT, auto or local, not {address!r}")
+    if not colon or not port.isdecimal() or len(port) > len(str(LAST_PORT)) or int(port) > LAST_PORT:
+        raise HawkError(f"--ray takes HOST:PORT, auto or local, not {shown(address)}")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         raise HawkError(f"no Ray cluster can be reached at {address} ({reason}): start one with ray start") from error
 

@@ -15,6 +15,7 @@ from hawk.server.studio import served_methods
 class ModelCard:
     """Facts about the model that is served; `cell` is in pixels, `created` in seconds since 1970.
 
+    `loaded_as` is what the server was started with: "bundled", a folder or a hub id; "" for a model in memory.
     `defaults` are the model's own settings, `prompts` some that name what the model was taught.
     """
 
@@ -25,6 +26,7 @@ class ModelCard:
     methods: tuple[str, ...]
     prompts: tuple[str, ...]
     created: int
+    loaded_as: str = ""
 
     @property
     def height(self) -> int:
@@ -40,6 +42,7 @@ class ModelCard:
     def of(cls, pipe: HawkPipeline, created: int) -> ModelCard:
         """The facts about a pipeline's model."""
         model = pipe.model
-        is_bundled = pipe.origin is not None and pipe.origin.model == "bundled"
-        prompts = tuple(BENCH_PROMPTS) if is_bundled else ()
-        return cls(model.name, model.grid, model.cell, model.defaults, served_methods(pipe), prompts, created)
+        loaded_as = "" if pipe.origin is None else pipe.origin.model
+        prompts = tuple(BENCH_PROMPTS) if loaded_as == "bundled" else ()
+        methods = served_methods(pipe)
+        return cls(model.name, model.grid, model.cell, model.defaults, methods, prompts, created, loaded_as)

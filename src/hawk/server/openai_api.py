@@ -96,8 +96,8 @@ def entry_of(card: ModelCard) -> ModelEntry:
 
 
 def check_model(name: str | None, card: ModelCard) -> None:
-    """Raise `ApiError` for a name that is neither the served model's nor one that clients have built in."""
-    if name is not None and name != card.name and name not in ALIASES:
+    """Raise `ApiError` for what is neither a name of the served model nor one that clients have built in."""
+    if name is not None and name not in {card.name, card.loaded_as, *ALIASES} - {""}:
         raise ApiError(
             404, f"there is no such model; this server has {card.name}", param="model", code="model_not_found"
         )

@@ -122,9 +122,13 @@ def whole_key_blocks(entries: int) -> int:
     return keys - last + HALVED_BELOW if WHOLE < last < HALVED_BELOW else keys
 
 
-def cache_room(prompt: int, image: int) -> int:
-    """The entries of a row that a cache needs for the longest prompt of a batch and for an image, in whole blocks."""
-    return whole_key_blocks(rounded_up(prompt, PROMPT_BLOCK) + image)
+def cache_room(prompt: int, image: int, device: torch.device) -> int:
+    """The entries of a row that a cache needs for the longest prompt of a batch and for an image, in whole blocks.
+
+    On a CPU a forward may read all of them, so their number is one that the kernel sums in the order of the others.
+    """
+    entries = rounded_up(prompt, PROMPT_BLOCK) + image
+    return whole_key_blocks(entries) if device.type == "cpu" else rounded_up(entries, KEY_BLOCK)
 
 
 def rounded_up(number: int, multiple: int) -> int:

@@ -73,9 +73,9 @@ class Drawing:
 
     @property
     def capacity(self) -> int:
-        """The entries of a row of the KV cache."""
+        """The entries of a row of the KV cache on a GPU."""
         image = self.grid.size + self.nodes + self.structure.extra(self.grid, self.nodes)
-        return cache_room(self.prompt, image)
+        return cache_room(self.prompt, image, torch.device("cuda"))
 
 
 def weight_bytes(parameters: int, dtype: torch.dtype) -> int:

@@ -134,7 +134,7 @@ class TransformersTarget:
         offsets = torch.arange(longest, device=self.device) - padding[:, None]
         real = offsets >= 0
         shape, trees = self.family.shape, max(capacity - prompt.grid.size, 0)
-        room = cache_room(longest, capacity + self.family.structure.extra(prompt.grid, trees))
+        room = cache_room(longest, capacity + self.family.structure.extra(prompt.grid, trees), self.device)
         layers, heads = shape.num_hidden_layers, shape.num_key_value_heads
         width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
         like = torch.empty(0, dtype=self.dtype, device=self.device)

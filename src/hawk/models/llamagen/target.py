@@ -295,7 +295,7 @@ class LlamaGen(nn.Module):
         rows, t = real.shape
         x = self.cls_embedding(features.to(self.tok_embeddings.weight))
         real = real.to(x.device)
-        shape = (config.n_layer, rows, config.kv_heads, cache_room(t, capacity), config.head_dim)
+        shape = (config.n_layer, rows, config.kv_heads, cache_room(t, capacity, x.device), config.head_dim)
         cache = KVCache.empty(*shape, like=x.new_empty(0, dtype=self.dtype))
         none = torch.zeros(rows, dtype=torch.long, device=x.device)
         hidden = self._run(x, self._prefix_angles(t, x).unsqueeze(0), none, causal_visibility(real), cache)

@@ -1,6 +1,6 @@
 """How much a trained correction of stale guesses saves: forwards with it and without it, on images that it never saw.
 
-    python benchmarks/correction.py --out corrections                        # the bundled model, about 40 CPU minutes
+    python benchmarks/correction.py --out corrections                  # the bundled model, about 40 minutes on a core
     python benchmarks/correction.py --model PHOTOS --prompts FILE --out corrections-photos
 
 A stale guess comes from a state that the target computed while some tokens before the position were drafts. Where such
@@ -19,7 +19,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,10 @@ from tqdm import tqdm
 from hawk import HawkPipeline
 from hawk.decoding.forward import Target, guided_state
 from hawk.decoding.request import Request
-from hawk.decoding.sampling import gumbel_argmax
+from hawk.decoding.sampling import SamplingParams, gumbel_argmax
 from hawk.decoding.tree import Window
 from hawk.decoding.window import WindowState, advance, first_window, hold
-from hawk.files import save_tensors, write_json
+from hawk.files import claim_folder, save_tensors, write_json
 from hawk.machine import machine_facts
 from hawk.training.scenes.prompts import SceneCaptions
 
@@ -132,8 +133,9 @@ class WatchedTarget:
         return self.tokens[state.params.cond], guided_state(self.hidden, state.params)
 
 
-def query(state: WindowState, drafted: Tensor, states: Tensor, start: Tensor, ahead: int, vocab: int) -> Query:
-    """What the correction reads `ahead` positions past the frontier; `start` is the frontier before the step."""
+def query(state: WindowState, step: Step, ahead: int, vocab: int) -> Query:
+    """What the correction reads `ahead` positions past the frontier."""
+    drafted, states, start = step.drafted, step.states, step.start
     size, width, nodes = state.grid.size, state.grid.width, drafted.shape[1]
     position = state.committed + ahead
     node = position - start  # the node whose state predicts the position
@@ -149,19 +151,35 @@ def query(state: WindowState, drafted: Tensor, states: Tensor, start: Tensor, ah
     return Query(position, states[rows, at], states[rows, at - 1], near, old, new, wanted)
 
 
+@dataclass(frozen=True)
+class Step:
+    """A step that has just been made: the tokens that it scored, their guided states, and the frontier before it."""
+
+    drafted: Tensor
+    states: Tensor
+    start: Tensor
+
+
+def steps_of(target: WatchedTarget, state: WindowState, reach: int) -> Iterator[Step]:
+    """Draw the images of a state; after each step its caller may replace drafts."""
+    size = state.grid.size
+    while int(state.committed.min()) < size:
+        hold(state, state.committed.tolist())
+        start = state.committed.clone()
+        drafted, states = target.step(state, min(reach, size - int(start.min())))
+        yield Step(drafted, states, start)
+
+
 def traced(target: WatchedTarget, request: Request, reach: int) -> Traces:
     """Draw the images of a request and collect their queries."""
     size, vocab = request.grid.size, target.vocab_size
     state = first_window(target, request, Window(reach))
     true = torch.zeros(request.images, size, target.hidden_size, dtype=torch.float16)
     asked: list[Query] = []
-    while int(state.committed.min()) < size:
-        hold(state, state.committed.tolist())
-        start = state.committed.clone()
-        drafted, states = target.step(state, min(reach, size - int(start.min())))
-        for row, (was, now) in enumerate(zip(start.tolist(), state.committed.tolist(), strict=True)):
-            true[row, was:now] = states[row, : now - was].half()
-        asked += [query(state, drafted, states, start, ahead, vocab) for ahead in range(TRACED)]
+    for step in steps_of(target, state, reach):
+        for row, (was, now) in enumerate(zip(step.start.tolist(), state.committed.tolist(), strict=True)):
+            true[row, was:now] = step.states[row, : now - was].half()
+        asked += [query(state, step, ahead, vocab) for ahead in range(TRACED)]
     final = state.tokens[:, :size]
     parts = []
     for each in asked:
@@ -182,17 +200,14 @@ class Drawn:
     right: float
 
 
-def drawn(target: WatchedTarget, request: Request, reach: int, correction: Correction | None, depth: int) -> Drawn:
+def drawn(target: WatchedTarget, request: Request, reach: int, correction: Correction, depth: int) -> Drawn:
     """Draw the images; after each step the correction replaces the drafts of the first `depth` positions, in order."""
     size = request.grid.size
     state = first_window(target, request, Window(reach))
     drafts: list[tuple[Tensor, Tensor]] = []
-    while int(state.committed.min()) < size:
-        hold(state, state.committed.tolist())
-        start = state.committed.clone()
-        drafted, states = target.step(state, min(reach, size - int(start.min())))
-        for ahead in range(depth if correction is not None else 0):
-            asked = query(state, drafted, states, start, ahead, target.vocab_size)
+    for step in steps_of(target, state, reach):
+        for ahead in range(depth):
+            asked = query(state, step, ahead, target.vocab_size)
             corrected = correction(asked.stale.float(), asked.before.float(), asked.old, asked.new)
             noise = state.noise.at(asked.position[:, None])
             guess = gumbel_argmax(target.head(corrected)[:, None], noise)
@@ -255,7 +270,6 @@ def main() -> None:
     add("--batch-size", type=int, default=512, help="positions in a step of the fit")
     add("--json-out", type=Path)
     asked = parser.parse_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
     pipe = HawkPipeline.from_pretrained(asked.model, device="cpu")
     model, target, grid, together = pipe.model, WatchedTarget(pipe.model.target), pipe.model.grid, 8
     lines = [] if asked.prompts is None else [line for line in asked.prompts.read_text().splitlines() if line.strip()]
@@ -265,6 +279,10 @@ def main() -> None:
         texts = [lines[i % len(lines)] for i in numbers] if lines else SceneCaptions().drawn(first, count)
         return Request(model.condition(texts, [""] * count, grid), grid, model.defaults, list(numbers))
 
+    if replace(model.defaults, cfg_scale=1.0) != SamplingParams() or not target.linear_head:
+        raise SystemExit(f"{model.name}: only a model with a linear head that draws at temperature 1 without filters")
+    job = {name: str(value) for name, value in vars(asked).items() if name not in ("out", "json_out", "held_out")}
+    claim_folder(asked.out, {**job, "fingerprint": model.fingerprint}, "corrections")
     with torch.no_grad():
         head = target.head(torch.eye(target.hidden_size))  # [d, vocab]: the head is linear
         embeddings = target.embed(torch.arange(target.vocab_size)).float()
@@ -279,7 +297,7 @@ def main() -> None:
     with torch.inference_mode():
         unseen = request(HELD_OUT, asked.held_out)
         for reach in (15, 31, 63):
-            plain = drawn(target, unseen, reach, None, 0)
+            plain = drawn(target, unseen, reach, correction, 0)
             for depth in (0, 1, 2, 4):
                 found = drawn(target, unseen, reach, correction, depth) if depth else plain
                 if not torch.equal(found.tokens, plain.tokens):

@@ -171,16 +171,17 @@ def test_visibility_follows_its_definition(rows, n, data):
 
 
 def test_keys_are_read_in_whole_blocks_without_the_numbers_that_the_kernel_halves():
-    rounded = {
-        entries: whole_key_blocks(entries) for entries in (1, 64, 65, 192, 193, 320, 384, 385, 512, 704, 705, 900)
-    }
-    assert list(rounded.values()) == [64, 64, 128, 192, 384, 384, 384, 448, 512, 704, 896, 960]
+    entries = (1, 64, 65, 192, 193, 320, 384, 385, 512, 704, 705, 900)
+    on_cpu = [64, 64, 128, 192, 384, 384, 384, 448, 512, 704, 896, 960]
+    assert [whole_key_blocks(number, torch.device("cpu")) for number in entries] == on_cpu
+    on_gpu = [64, 64, 128, 192, 256, 320, 384, 448, 512, 704, 768, 960]
+    assert [whole_key_blocks(number, torch.device("cuda")) for number in entries] == on_gpu
 
 
 @pytest.mark.parametrize("queries", [4, 36])
 def test_attention_has_the_same_bits_over_any_number_of_keys_that_is_read(queries):
     torch.manual_seed(0)
-    counts = sorted({whole_key_blocks(entries) for entries in range(1, 1300)})
+    counts = sorted({whole_key_blocks(entries, torch.device("cpu")) for entries in range(1, 1300)})
     q, keys, values = (torch.randn(1, 2, n, 64) for n in (queries, counts[-1], counts[-1]))
     for i, fewest in enumerate(counts):
         seen = fewest - 3

@@ -33,6 +33,7 @@ from hawk.processes import without_stderr
 PATIENCE = 5.0
 """Seconds that a machine has to answer at the cluster's address."""
 LAST_PORT = 65535
+"""The largest port number."""
 FIRST_NODE = 20.0
 """Seconds that a cluster's first node with a CPU or a GPU has to join."""
 LOCAL = "local"

@@ -55,7 +55,7 @@ class KVCache:
         The CPU's kernel sums an incomplete last block, and some numbers of blocks, in another order. Over the numbers
         of `whole_key_blocks` the state of a node does not depend on the number of drafts beside it.
         """
-        return min(self.capacity, whole_key_blocks(max(self.lengths) + n))
+        return min(self.capacity, whole_key_blocks(max(self.lengths) + n, self.keys.device))
 
     def append(
         self, layer: int, k: Float[Tensor, "rows kv_heads n d"], v: Float[Tensor, "rows kv_heads n d"]
@@ -115,20 +115,20 @@ class KVCache:
         self.lengths = list(lengths)
 
 
-def whole_key_blocks(entries: int) -> int:
-    """A number of entries, rounded up to whole blocks of keys, which the CPU's kernel all sums in the same order."""
+def whole_key_blocks(entries: int, device: torch.device) -> int:
+    """A number of entries, rounded up to whole blocks of keys; on a CPU to a number that the kernel sums in one order.
+
+    The sum over fewer keys then has the bits of the sum over more keys of which the mask hides the rest.
+    """
     keys = rounded_up(entries, KEY_BLOCK)
     last = keys % SPLIT
-    return keys - last + HALVED_BELOW if WHOLE < last < HALVED_BELOW else keys
+    halved = device.type == "cpu" and WHOLE < last < HALVED_BELOW
+    return keys - last + HALVED_BELOW if halved else keys
 
 
 def cache_room(prompt: int, image: int, device: torch.device) -> int:
-    """The entries of a row that a cache needs for the longest prompt of a batch and for an image, in whole blocks.
-
-    On a CPU a forward may read all of them, so their number is one that the kernel sums in the order of the others.
-    """
-    entries = rounded_up(prompt, PROMPT_BLOCK) + image
-    return whole_key_blocks(entries) if device.type == "cpu" else rounded_up(entries, KEY_BLOCK)
+    """The entries of a row that a cache needs for the longest prompt of a batch and for an image, in whole blocks."""
+    return whole_key_blocks(rounded_up(prompt, PROMPT_BLOCK) + image, device)
 
 
 def rounded_up(number: int, multiple: int) -> int:
